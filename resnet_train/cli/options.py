@@ -1,0 +1,102 @@
+"""Turns the config class into Typer options, and merges defaults < YAML < flags."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from resnet_train.config import TrainConfig, make_config, option_metadata
+from resnet_train.recipes import find_recipe, read_yaml
+
+
+def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: gives `command(settings, **own)` one option for every setting of the config.
+
+    `settings` holds only what the user gave on the command line; what was not given is absent, so that a YAML file
+    can decide it.
+    """
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
+
+    def wrapper(**given: Any) -> None:
+        own_values = {p.name: given.pop(p.name) for p in own}
+        settings = {name: value for name, value in given.items() if value is not None}
+        command(settings=settings, **own_values)
+
+    generated = [_option_for(name) for name in TrainConfig.model_fields]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *generated]]
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    wrapper.__doc__ = command.__doc__
+    return wrapper
+
+
+def gather_settings(config: str | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """What the user asked for, flags over the YAML file; defaults are not part of it.
+
+    Raises:
+        ValueError: one line that names the file or flag and what is wrong with it.
+    """
+    from_file: dict[str, Any] = {}
+    if config is not None:
+        path = find_recipe(config)
+        from_file = read_yaml(path)
+        make_config(from_file, source=str(path))
+    return {**from_file, **flags}
+
+
+def _option_for(name: str) -> inspect.Parameter:
+    """The Typer option of one setting: not given by default, the config's default shown."""
+    field = TrainConfig.model_fields[name]
+    metadata = option_metadata(name)
+    flag = "--" + name.replace("_", "-")
+    kind = _flag_type(field.annotation)
+    if kind is bool:
+        flag += f"/--no-{flag[2:]}"
+    option = typer.Option(
+        *([flag, metadata["short"]] if metadata["short"] else [flag]),
+        help=_help_text(field),
+        show_default=False,  # Typer's own would be "not given"
+        rich_help_panel=metadata["panel"],
+        metavar=None if kind is bool else _metavar(field.annotation),
+    )
+    annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _without_none(annotation: Any) -> Any:
+    """`X` of `X | None`."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        (annotation,) = [part for part in get_args(annotation) if part is not type(None)]
+    return annotation
+
+
+def _flag_type(annotation: Any) -> type:
+    """bool for a switch; everything else is taken as text, which the config reads and judges in one place."""
+    return bool if _without_none(annotation) is bool else str
+
+
+def _metavar(annotation: Any) -> str:
+    annotation = _without_none(annotation)
+    if get_origin(annotation) is tuple:
+        return "EPOCHS"
+    if get_origin(annotation) is Literal:
+        return "NAME"
+    return {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(annotation, "TEXT")
+
+
+def _help_text(field: FieldInfo) -> str:
+    """The field's docstring, its choices and its default, without the backticks, which a terminal would show."""
+    text = " ".join((field.description or "").replace("`", "").split())
+    annotation = _without_none(field.annotation)
+    if get_origin(annotation) is Literal:
+        text += f" One of: {', '.join(get_args(annotation))}."
+    if field.default is not None:
+        shown = ("on" if field.default else "off") if isinstance(field.default, bool) else field.default
+        text += f" Default: {shown}."
+    return text

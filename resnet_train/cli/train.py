@@ -1,0 +1,100 @@
+"""resnet-train: one run, from nothing or from where it stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from resnet_train.cli.entry import Debug, Version, log_to_stderr, new_app, run_app
+from resnet_train.cli.options import gather_settings, with_config_options
+from resnet_train.config import make_config, to_plain
+from resnet_train.recipes import to_yaml
+
+app = new_app()
+
+
+@app.command()
+@with_config_options
+def train(
+    settings: dict[str, Any],
+    config: Annotated[
+        str | None,
+        typer.Option("--config", "-c", metavar="RECIPE|PATH", help="A recipe's name or a YAML file."),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|PATH",
+            help="Continue a run: the newest of this name (or start it), or the one at this path.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Try one of everything, estimate time and memory.")
+    ] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as YAML and exit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    debug: Debug = False,
+    version: Version = False,
+) -> None:
+    """Train a ResNet.
+
+    Settings come from the defaults, then --config, then flags. Everything of a run is in runs/<name>/.
+    """
+    given = gather_settings(config, settings)
+    resolved = make_config(given)
+    log_to_stderr()
+    from resnet_train import run  # torch takes 2 s to import
+
+    run.check_names(resolved)
+    if print_config:
+        typer.echo(to_yaml(to_plain(resolved)), nl=False)
+    elif dry_run:
+        estimate = run.dry_run(resolved)
+        typer.echo(json.dumps(estimate) if as_json else _describe_estimate(estimate))
+    else:
+        result = run.train(resolved, given, resume)
+        typer.echo(json.dumps(asdict(result)) if as_json else _describe_result(result))
+
+
+def _describe_estimate(estimate: dict[str, Any]) -> str:
+    from resnet_train.loggers.progress import duration
+
+    memory, step_ms = estimate["peak_memory_bytes"], estimate["step_seconds"] * 1000
+    return "\n".join(
+        [
+            f"{estimate['arch']} ({estimate['params']:,} parameters) on {estimate['title']}, {estimate['device']}",
+            f"training    {estimate['images_per_second']:,.0f} images/s ({step_ms:.0f} ms a step)",
+            f"evaluation  {estimate['eval_images_per_second']:,.0f} images/s",
+            f"whole run   about {duration(estimate['total_seconds'])}",
+            f"memory      {memory / 2**20:,.0f} MiB at its peak" if memory else "memory      not known here",
+            f"checkpoint  {estimate['checkpoint_bytes'] / 2**20:,.1f} MiB, saved and read back",
+        ]
+    )
+
+
+def _describe_result(result: Any) -> str:
+    """The final epoch's accuracy comes last: the best one was chosen by looking, so it is no result."""
+    final = result.final
+    split = "test" if final.test_accuracy is not None else "val"
+    accuracy, loss = getattr(final, f"{split}_accuracy"), getattr(final, f"{split}_loss")
+    return "\n".join(
+        [
+            f"run         {result.folder}",
+            f"best epoch  {result.best_epoch}, {result.best_split} accuracy {result.best_accuracy:.2%}"
+            f" (chosen on the {'validation' if result.best_split == 'val' else 'test'} images)",
+            f"final {split} accuracy {accuracy:.2%}, loss {loss:.4f}: {result.arch} on {result.title}, "
+            f"epoch {final.epoch}, seed {result.seed}",
+        ]
+    )
+
+
+def main() -> None:
+    """Console script."""
+    run_app(app, "resnet-train")
+
+
+if __name__ == "__main__":
+    main()

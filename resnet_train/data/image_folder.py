@@ -1,0 +1,126 @@
+"""Any folder of pictures as one array of small square images."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+MAX_PIXELS = 1 << 25  # 4 bytes each: 128 MiB while one picture is decoded
+MAX_SKIPPED_SHARE = 0.05
+
+
+class SourceFile(NamedTuple):
+    """A picture, the number of its class, and what tells whether it has changed."""
+
+    path: Path
+    label: int
+    size: int
+    time: int
+
+
+def find_images(data_dir: Path, split: str) -> tuple[list[SourceFile], tuple[str, ...]]:
+    """All pictures of a split, sorted, and the class names: the folders of train/, or of test/ if that is all there is.
+
+    Returns:
+        An empty list if the split is "test" and there is no such folder.
+
+    Raises:
+        ValueError: the layout is another one, or a class has no pictures to train on.
+    """
+    if not data_dir.is_dir():
+        raise ValueError(f"data_dir {str(data_dir)!r} is not a folder; it must hold train/<class>/* and test/<class>/*")
+    train, wanted = data_dir / "train", data_dir / split
+    if not wanted.is_dir() and split == "test":
+        return [], ()
+    if not wanted.is_dir():
+        raise ValueError(f"{data_dir} has no folder {split}/; images must lie in {split}/<class>/*")
+    classes = _class_names(train if train.is_dir() else wanted)
+    files: list[SourceFile] = []
+    for name in _class_names(wanted):
+        if name not in classes:
+            raise ValueError(f"{wanted / name} is a class that {train} does not have")
+        found = [
+            SourceFile(Path(entry.path), classes.index(name), entry.stat().st_size, entry.stat().st_mtime_ns)
+            for entry in sorted(os.scandir(wanted / name), key=lambda entry: entry.name)
+            if entry.is_file() and Path(entry.name).suffix.lower() in EXTENSIONS
+        ]
+        if not found and split == "train":
+            raise ValueError(f"{wanted / name} holds no images ({', '.join(sorted(EXTENSIONS))})")
+        files += found
+    if not files:
+        raise ValueError(f"{wanted} holds no images in folders named after classes")
+    return files, classes
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."))
+
+
+def fill_from_files(target: Path, files: list[SourceFile], image_size: int) -> list[str]:
+    """Decodes all pictures on all cores into `images.npy` and `labels.npy`.
+
+    Returns:
+        The unreadable ones that were left out, as `name (reason)`.
+
+    Raises:
+        ValueError: more than one and more than 5 % of the pictures can't be read.
+    """
+    shape = (len(files), 3, image_size, image_size)
+    images = np.lib.format.open_memmap(target / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+    problems: dict[int, str] = {}
+
+    def decode(number: int) -> None:
+        try:
+            images[number] = read_image(files[number].path, image_size)
+        # Pillow's decoders raise almost anything on a damaged file (SyntaxError, struct.error, IndexError …).
+        except Exception as error:
+            problems[number] = f"{files[number].path} ({' '.join(str(error).split())[:200] or type(error).__name__})"
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(decode, range(len(files)))
+        for _ in tqdm(results, total=len(files), desc="decoding images", unit="image", disable=None, leave=False):
+            pass
+    images.flush()
+    skipped = [problems[number] for number in sorted(problems)]
+    if len(skipped) > max(1, MAX_SKIPPED_SHARE * len(files)):
+        raise ValueError(f"{len(skipped)} of {len(files)} images can't be read: {'; '.join(skipped[:3])} …")
+    kept = np.array([number for number in range(len(files)) if number not in problems])
+    if skipped:
+        compact = images[kept]
+        del images
+        np.save(target / "images.npy", compact, allow_pickle=False)
+    labels = np.array([file.label for file in files], dtype=np.int64)
+    np.save(target / "labels.npy", labels[kept], allow_pickle=False)
+    return skipped
+
+
+def read_image(path: Path, image_size: int) -> np.ndarray:
+    """One picture, upright, on white, its short side resized to `image_size` and its centre cut out: uint8 [3, S, S].
+
+    Raises:
+        ValueError: it has more than 32 million pixels.
+        OSError: it can't be decoded.
+    """
+    with Image.open(path) as image:
+        image.draft("RGB", (image_size, image_size))  # a JPEG is decoded at a fraction of its size
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} × {image.height} pixels are more than {MAX_PIXELS}")
+        upright = ImageOps.exif_transpose(image)
+        square = ImageOps.fit(_to_rgb(upright), (image_size, image_size), method=Image.Resampling.BICUBIC)
+    return np.asarray(square).transpose(2, 0, 1)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # 16-bit gray, which Pillow would clip instead of scale
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,149 @@
+"""Batches on the training device, of a data set of any size, without worker processes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resnet_train.data.augment import Transform
+from resnet_train.data.plan import EpochPlan
+
+PREFETCHED_BATCHES = 2
+
+
+class Batch(NamedTuple):
+    """images float [B, 3, H, W] and labels int64 [B], on the training device."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class ResidentImages:
+    """A data set that lives on the training device: a batch is one gather."""
+
+    def __init__(self, images: np.ndarray, indices: np.ndarray, device: torch.device) -> None:
+        # A slice of a memory map is read in one sweep; np.take would copy even a whole data set.
+        chosen = images if len(indices) == len(images) else images[indices]
+        self.images = torch.from_numpy(np.array(chosen)).to(device)
+
+    def gather(self, numbers: Sequence[np.ndarray], device: torch.device) -> Iterator[Tensor]:
+        """uint8 [B, 3, H, W] for each array of image numbers."""
+        for chosen in numbers:
+            yield self.images[torch.from_numpy(chosen).to(device, non_blocking=True)]
+
+
+class StreamedImages:
+    """A data set that stays on disk: one thread gathers, pins and copies the next batches ahead of their use."""
+
+    def __init__(self, images: np.ndarray, indices: np.ndarray) -> None:
+        self.images, self.indices = images, indices
+
+    def gather(self, numbers: Sequence[np.ndarray], device: torch.device) -> Iterator[Tensor]:
+        """uint8 [B, 3, H, W] for each array of image numbers."""
+
+        def read(chosen: np.ndarray) -> Tensor:
+            batch = torch.from_numpy(self.images[self.indices[chosen]])
+            return batch.pin_memory() if device.type == "cuda" else batch
+
+        for batch in _prefetch(read, numbers):
+            yield batch.to(device, non_blocking=True)
+
+
+def _prefetch(read: Callable[[np.ndarray], Tensor], numbers: Sequence[np.ndarray]) -> Iterator[Tensor]:
+    """Yields `read(n) for n in numbers`, computed by one thread a few items ahead; its exceptions are raised here."""
+    ready: queue.Queue[Tensor | BaseException | None] = queue.Queue(PREFETCHED_BATCHES)
+    stopped = threading.Event()
+
+    def put(item: Tensor | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for chosen in numbers:
+                if stopped.is_set():
+                    return
+                put(read(chosen))
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+
+
+class BatchLoader:
+    """Makes the batches of an epoch from its plan.
+
+    Args:
+        images: uint8 [N, 3, H, W]; copied to the device if `resident`, else read batch by batch.
+        labels: int64 [N].
+        indices: the image numbers that are used, all if None; plans count within them.
+        batch_size: images a batch over all processes together.
+        transforms: from uint8 to what the network sees, in this order.
+        plan: from an epoch's number to its `EpochPlan`.
+        device: where the batches are.
+        resident: keep all images on the device.
+        drop_last: leave out the last, smaller batch (training), or give it, too (evaluation).
+        rank, num_ranks: this process takes every num_ranks-th image of each batch, from `rank` on.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        batch_size: int,
+        transforms: Sequence[Transform],
+        plan: Callable[[int], EpochPlan],
+        device: torch.device,
+        indices: np.ndarray | None = None,
+        resident: bool = True,
+        drop_last: bool = False,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
+        indices = np.arange(len(labels)) if indices is None else indices
+        self.num_images = len(indices)
+        self.batch_size, self.drop_last = batch_size, drop_last
+        self.transforms, self.plan, self.device = tuple(transforms), plan, device
+        self.rank, self.num_ranks = rank, num_ranks
+        self.labels = torch.from_numpy(np.array(labels[indices])).to(device)
+        self.source: ResidentImages | StreamedImages = (
+            ResidentImages(images, indices, device) if resident else StreamedImages(images, indices)
+        )
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        full, rest = divmod(self.num_images, self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from `first_batch` on: the same ones whether or not those before were asked for."""
+        plan = self.plan(epoch)
+        cuts = [self.batch_size * i for i in range(first_batch, len(self))]
+        numbers = [plan.order[cut : cut + self.batch_size][self.rank :: self.num_ranks] for cut in cuts]
+        parameters = [p if p is None else torch.from_numpy(p).to(self.device) for p in plan.parameters]
+        order = [torch.from_numpy(chosen).to(self.device, non_blocking=True) for chosen in numbers]
+        for chosen, images in zip(order, self.source.gather(numbers, self.device)):
+            for transform, rows in zip(self.transforms, parameters or [None] * len(self.transforms)):
+                images = transform(images, rows if rows is None else rows[chosen])
+            yield Batch(images, self.labels[chosen])

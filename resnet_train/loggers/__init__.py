@@ -1,0 +1,1 @@
+"""Where records go: the terminal, CSV files, TensorBoard."""

@@ -1,0 +1,98 @@
+"""The paper's own CIFAR networks: 6n+2 layers, three stages of 16, 32 and 64 channels.
+
+He et al. 2016a, "Deep Residual Learning for Image Recognition" (arXiv:1512.03385), section 4.2, with its
+parameter-free shortcuts (option A).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnet_train.models.blocks import BasicBlock, PadShortcut, conv3x3, init_weights
+from resnet_train.models.registry import ModelEntry, register_model, register_pattern
+
+FAMILY, STRIDE = "cifar_resnet", 4
+
+
+class CifarResNet(nn.Module):
+    """3×3 stem, three stages of n basic blocks, global average pooling, one linear layer: 6n+2 weighted layers.
+
+    Args:
+        depth: 6n+2 for a whole n ≥ 1.
+        num_classes: length C of the logits.
+
+    Shape: images float [B, 3, H, W] → logits float [B, C]; H and W at least 4.
+    """
+
+    def __init__(self, depth: int, num_classes: int = 10) -> None:
+        super().__init__()
+        num_blocks = (depth - 2) // 6
+        self.conv1 = conv3x3(3, 16)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _stage(16, 16, num_blocks, stride=1)
+        self.layer2 = _stage(16, 32, num_blocks, stride=2)
+        self.layer3 = _stage(32, 64, num_blocks, stride=2)
+        self.linear = nn.Linear(64, num_classes)
+        init_weights(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(images)))
+        x = self.layer1(x)
+        x = self.layer2(x)
+        x = self.layer3(x)
+        x = x.mean(dim=(2, 3))
+        return self.linear(x)
+
+
+def _stage(in_channels: int, width: int, num_blocks: int, stride: int) -> nn.Sequential:
+    """`num_blocks` basic blocks; the first one has the stride and the widening shortcut."""
+    shortcut = PadShortcut(in_channels, width, stride) if stride != 1 else nn.Sequential()
+    blocks = [BasicBlock(in_channels, width, stride, shortcut)]
+    blocks += [BasicBlock(width, width, 1, nn.Sequential()) for _ in range(num_blocks - 1)]
+    return nn.Sequential(*blocks)
+
+
+@register_model(FAMILY, STRIDE)
+def resnet20(num_classes: int = 10) -> CifarResNet:
+    return CifarResNet(depth=20, num_classes=num_classes)
+
+
+@register_model(FAMILY, STRIDE)
+def resnet32(num_classes: int = 10) -> CifarResNet:
+    return CifarResNet(depth=32, num_classes=num_classes)
+
+
+@register_model(FAMILY, STRIDE)
+def resnet44(num_classes: int = 10) -> CifarResNet:
+    return CifarResNet(depth=44, num_classes=num_classes)
+
+
+@register_model(FAMILY, STRIDE)
+def resnet56(num_classes: int = 10) -> CifarResNet:
+    return CifarResNet(depth=56, num_classes=num_classes)
+
+
+@register_model(FAMILY, STRIDE)
+def resnet110(num_classes: int = 10) -> CifarResNet:
+    return CifarResNet(depth=110, num_classes=num_classes)
+
+
+@register_model(FAMILY, STRIDE)
+def resnet1202(num_classes: int = 10) -> CifarResNet:
+    return CifarResNet(depth=1202, num_classes=num_classes)
+
+
+@register_pattern(r"resnet[1-9]\d{0,3}")
+def any_depth(name: str) -> ModelEntry:
+    """Every other 6n+2 depth on request, as resnet8 or resnet14."""
+    depth = int(name.removeprefix("resnet"))
+    if depth < 8 or depth % 6 != 2:
+        below = max(8, depth - (depth - 2) % 6)
+        raise ValueError(
+            f"unknown architecture {name!r}: a CIFAR ResNet has 6n+2 layers (n blocks of 2 convolutions in each of "
+            f"3 stages, a stem and a linear layer); the nearest are resnet{below} and resnet{below + 6}"
+        )
+    return ModelEntry(name, FAMILY, STRIDE, partial(CifarResNet, depth))

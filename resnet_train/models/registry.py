@@ -1,0 +1,108 @@
+"""From an architecture's name to its network."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from resnet_train.registry import Registry
+
+Constructor = Callable[..., nn.Module]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A name, the constructor behind it, and the family and paper it belongs to."""
+
+    name: str
+    family: str
+    stride: int  # input pixels to one pixel of the last feature map: smaller images leave nothing to pool
+    constructor: Constructor
+
+    def options(self) -> list[str]:
+        """The keyword arguments that `create_model` takes for this architecture besides num_classes."""
+        parameters = inspect.signature(self.constructor).parameters
+        return [name for name in parameters if name != "num_classes"]
+
+
+_MODELS: Registry[Constructor] = Registry("architecture")
+_ENTRIES: dict[str, ModelEntry] = {}
+_PATTERNS: list[tuple[re.Pattern[str], Callable[[str], ModelEntry | None]]] = []
+
+
+def register_model(family: str, stride: int) -> Callable[[Constructor], Constructor]:
+    """Decorator: files a constructor `(num_classes=10, **options) -> nn.Module` under its own name."""
+
+    def add(constructor: Constructor) -> Constructor:
+        name = constructor.__name__
+        _MODELS.register(name)(constructor)
+        _ENTRIES[name] = ModelEntry(name, family, stride, constructor)
+        return constructor
+
+    return add
+
+
+def register_pattern(
+    pattern: str,
+) -> Callable[[Callable[[str], ModelEntry | None]], Callable[[str], ModelEntry | None]]:
+    """Decorator: files a function that makes an entry from any name of this form that no constructor has.
+
+    The function returns the entry, or raises a ValueError that explains why there is no such network.
+    """
+
+    def add(make_entry: Callable[[str], ModelEntry | None]) -> Callable[[str], ModelEntry | None]:
+        _PATTERNS.append((re.compile(pattern), make_entry))
+        return make_entry
+
+    return add
+
+
+def find_model(name: str) -> ModelEntry:
+    """The entry of an architecture.
+
+    Raises:
+        ValueError: no architecture has this name; the message gives the nearest one.
+    """
+    if name in _ENTRIES:
+        return _ENTRIES[name]
+    for pattern, make_entry in _PATTERNS:
+        if pattern.fullmatch(name):
+            entry = make_entry(name)
+            if entry is not None:
+                return entry
+    _MODELS[name]  # raises, with the nearest name
+    raise AssertionError(name)
+
+
+def create_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
+    """Builds a network with fresh weights from torch's current random state.
+
+    Args:
+        name: an architecture that `list_models` gives, or any `resnet<6n+2>`.
+        num_classes: length C of the logits.
+        options: keyword arguments of that architecture's constructor.
+
+    Returns:
+        A module from images, float [B, 3, H, W], to logits, float [B, C].
+
+    Raises:
+        ValueError: unknown name or option, or fewer than 1 class.
+    """
+    entry = find_model(name)
+    if num_classes < 1:
+        raise ValueError(f"num_classes (={num_classes}) must be at least 1")
+    unknown = sorted(set(options) - set(entry.options()))
+    if unknown:
+        takes = ", ".join(entry.options()) or "none"
+        raise ValueError(f"{name} has no option {unknown[0]!r}; its options: {takes}")
+    return entry.constructor(num_classes=num_classes, **options)
+
+
+def list_models() -> list[ModelEntry]:
+    """Every named architecture, family by family."""
+    return list(_ENTRIES.values())

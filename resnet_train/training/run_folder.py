@@ -1,0 +1,164 @@
+"""runs/<name>/: one run, one writer, and what belongs to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from resnet_train.recipes import to_yaml
+from resnet_train.records import EpochRecord
+from resnet_train.training.checkpoint import read_checkpoint, write_checkpoint
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.last = self.checkpoints / "last.pt"
+        self.previous = self.checkpoints / "previous.pt"
+        self.model = self.checkpoints / "model.pt"
+        self._lock = FileLock(path / ".lock")
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    def best(self, split: str) -> Path:
+        """Where the best model goes; chosen on the test set, its name says so."""
+        return self.checkpoints / ("best.pt" if split == "val" else "best-on-test.pt")
+
+    @staticmethod
+    def create(output_dir: Path, name: str, *, given: bool) -> RunFolder:
+        """Makes the folder of a new run and locks it.
+
+        Args:
+            output_dir: where run folders are.
+            name: the run's name; if the user did not give it and it is taken, `-2`, `-3` … is added.
+
+        Raises:
+            ValueError: the name was given and exists, or the folder can't be made.
+        """
+        number = 1
+        while True:
+            path = output_dir / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir(parents=True)
+                break
+            except FileExistsError:
+                if given or not output_dir.is_dir():
+                    raise ValueError(existing_run_message(path)) from None
+                number += 1
+            except OSError as error:
+                raise ValueError(f"cannot make the run folder {path}: {error.strerror}") from None
+        folder = RunFolder(path)
+        folder.checkpoints.mkdir()
+        folder.lock()
+        return folder
+
+    def lock(self) -> None:
+        """Makes this process the only writer until it ends.
+
+        Raises:
+            ValueError: another one is; the message names it.
+        """
+        holder = self.path / ".holder.json"
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            text = "another process"
+            with suppress(OSError, ValueError, KeyError):
+                about = json.loads(holder.read_text())
+                text = f"process {about['pid']} on {about['host']}"
+            raise ValueError(f"{self.path} is being written by {text}") from None
+        holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+
+    def unlock(self) -> None:
+        """Gives the folder back."""
+        if self._lock.is_locked:
+            (self.path / ".holder.json").unlink(missing_ok=True)
+            self._lock.release()
+
+    def write_description(self, config: dict[str, Any], environment: dict[str, Any]) -> None:
+        """config.yaml, which `--config` reads back, and environment.json."""
+        (self.path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+
+    def read_last(self) -> tuple[dict[str, Any], list[str]]:
+        """The newest readable checkpoint, and a warning for each one that is not.
+
+        Raises:
+            ValueError: there is none.
+        """
+        warnings: list[str] = []
+        for path in (self.last, self.previous):
+            try:
+                return read_checkpoint(path), warnings
+            except ValueError as error:
+                warnings.append(str(error))
+        raise ValueError(f"{self.path} has no checkpoint to resume from: {'; '.join(warnings)}")
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is anything to resume from, readable or not."""
+        return self.last.exists() or self.previous.exists()
+
+
+def existing_run_message(path: Path) -> str:
+    """What to say when a named run is there already."""
+    return f"run {path} exists already; give another --name, or continue it with --resume {path}"
+
+
+def find_runs(output_dir: Path, name: str) -> list[RunFolder]:
+    """The runs of this name and its numbered successors, newest first."""
+    if not output_dir.is_dir():
+        return []
+    found = [
+        RunFolder(path)
+        for path in output_dir.iterdir()
+        if path.is_dir() and (path.name == name or _is_numbered(path.name, name))
+    ]
+    return sorted(found, key=lambda run: _number(run.name, name), reverse=True)
+
+
+def _is_numbered(candidate: str, name: str) -> bool:
+    return candidate.startswith(f"{name}-") and candidate[len(name) + 1 :].isdecimal()
+
+
+def _number(candidate: str, name: str) -> int:
+    return 1 if candidate == name else int(candidate[len(name) + 1 :])
+
+
+class CheckpointSaver:
+    """Writes a trainer's state into a run folder, with what makes each file explain itself.
+
+    Args:
+        folder: where to.
+        common: `about` (network, classes, normalization), `config` and `environment`; goes into every file.
+    """
+
+    def __init__(self, folder: RunFolder, common: dict[str, Any]) -> None:
+        self.folder, self.common = folder, common
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """last.pt; the one before becomes previous.pt."""
+        write_checkpoint(self.folder.last, {**self.common, **state}, previous=self.folder.previous)
+
+    def save_best(self, weights: dict[str, Tensor], split: str, record: EpochRecord) -> None:
+        """best.pt, or best-on-test.pt if it was chosen there."""
+        self._save_weights(self.folder.best(split), weights, record)
+
+    def save_final(self, weights: dict[str, Tensor], record: EpochRecord) -> None:
+        """model.pt: the weights after the last epoch."""
+        self._save_weights(self.folder.model, weights, record)
+
+    def _save_weights(self, path: Path, weights: dict[str, Tensor], record: EpochRecord) -> None:
+        write_checkpoint(path, {**self.common, "model": weights, "metrics": record.to_plain()})
