@@ -112,6 +112,21 @@ class RunFolder:
         return self.last.exists() or self.previous.exists()
 
 
+def find_checkpoint(path: Path) -> Path:
+    """The file itself, or of a run's folder the final model, or the newest state if the run is not finished.
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    if path.is_dir():
+        run = RunFolder(path)
+        found = [file for file in (run.model, run.last, run.previous) if file.is_file()]
+        if not found:
+            raise ValueError(f"{path} is a folder without checkpoints/model.pt or last.pt")
+        return found[0]
+    return path
+
+
 def existing_run_message(path: Path) -> str:
     """What to say when a named run is there already."""
     return f"run {path} exists already; give another --name, or continue it with --resume {path}"

@@ -1,0 +1,81 @@
+"""resnet-eval: judges a checkpoint, which knows its network, its normalization and its data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from resnet_train.cli.entry import Debug, Version, log_to_stderr, new_app, run_app
+
+app = new_app()
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A .pt file, or a run's folder.")],
+    dataset: Annotated[str | None, typer.Option(help="Another data set with the same classes.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where its data is; not given: where it was.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="test|val|train", help="Which images; not given: test, or val if there are none."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images at once.")] = 500,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves the choice to torch.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON; shares are 0-1.")] = False,
+    debug: Debug = False,
+    version: Version = False,
+) -> None:
+    """Evaluate a checkpoint: top-1 with its 95 % interval, top-5, loss, and every class."""
+    log_to_stderr()
+    from resnet_train import run  # torch takes 2 s to import
+
+    numbers = run.evaluate_checkpoint(
+        checkpoint,
+        dataset=dataset,
+        data_dir=data_dir,
+        split=split,
+        batch_size=batch_size,
+        device=device,
+        threads=threads,
+    )
+    typer.echo(json.dumps(numbers) if as_json else _describe(numbers))
+
+
+def _describe(numbers: dict[str, Any]) -> str:
+    low, high = numbers["ci95"]
+    width = max(len("class"), *(len(row["name"]) for row in numbers["per_class"]))
+    lines = [
+        f"checkpoint  {numbers['checkpoint']}",
+        f"network     {numbers['arch']}, {numbers['epoch']} epochs",
+        f"images      {numbers['n']:,} {numbers['split']} images of {numbers['title']}",
+        f"top-1       {numbers['top1']:.2%}   (95 % interval {low:.2%} to {high:.2%})",
+        f"top-5       {numbers['top5']:.2%}"
+        if numbers["top5"] is not None
+        else "top-5       not defined below 6 classes",
+        f"loss        {numbers['loss']:.4f}",
+        f"speed       {numbers['images_per_second']:,.0f} images/s on {numbers['device']}",
+        "",
+        f"{'class':<{width}}  accuracy  precision  images",
+        *(
+            f"{row['name']:<{width}}  {_share(row['accuracy']):>8}  {_share(row['precision']):>9}  {row['n']:>6,}"
+            for row in numbers["per_class"]
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2%}"
+
+
+def main() -> None:
+    """Console script."""
+    run_app(app, "resnet-eval")
+
+
+if __name__ == "__main__":
+    main()
