@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from resnet_train.config import TrainConfig, make_config, merge_on_resume, to_plain
+from resnet_train.config import TrainConfig, merge_on_resume, to_plain
 from resnet_train.data.augment import AlternatingFlip, Cutout, Normalize, RandomCrop, RandomFlip, Transform
 from resnet_train.data.datasets import DATASETS, ImageDataset, load_dataset, split_indices
-from resnet_train.data.loader import BatchLoader
-from resnet_train.data.plan import draw_plan, fixed_plan
+from resnet_train.data.loader import BatchLoader, eval_loader, fits_on
+from resnet_train.data.plan import draw_plan
 from resnet_train.loggers.base import Logger, LoggerList
 from resnet_train.loggers.metrics_csv import MetricsCsv
 from resnet_train.loggers.progress import Progress
@@ -28,12 +28,10 @@ from resnet_train.models import create_model, find_model
 from resnet_train.optim.optimizers import OPTIMIZERS, build_optimizer
 from resnet_train.optim.schedules import SCHEDULES, build_schedule
 from resnet_train.records import EpochRecord, RunInfo, RunResult
-from resnet_train.report.metrics import summarize
 from resnet_train.runtime.device import (
     device_name,
-    free_memory_bytes,
     peak_memory_bytes,
-    select_device,
+    prepare_machine,
     synchronize,
 )
 from resnet_train.runtime.environment import describe_environment
@@ -50,8 +48,6 @@ from resnet_train.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-EVAL_BATCH_SIZE = 500
-RESIDENT_SHARE = 4  # images stay on the device if they fill at most one in four of its free bytes
 DRY_RUN_STEPS = 3
 
 
@@ -186,86 +182,6 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def evaluate_checkpoint(
-    path: Path,
-    *,
-    dataset: str | None = None,
-    data_dir: Path | None = None,
-    split: str | None = None,
-    batch_size: int = EVAL_BATCH_SIZE,
-    device: str = "auto",
-    threads: int = 0,
-) -> dict[str, Any]:
-    """Judges the model of a checkpoint; what is not given is taken from the checkpoint.
-
-    Returns:
-        `top1, top5, loss, n, ci95, per_class` as `summarize` makes them, and `images_per_second, checkpoint, arch,
-        epoch, split, title, device`.
-
-    Raises:
-        ValueError: no usable checkpoint, unknown data set or split, or data with other classes.
-    """
-    path = find_checkpoint(path)
-    checkpoint = read_checkpoint(path)
-    model = restore_model(checkpoint, path)
-    about, config = checkpoint["about"], make_config(checkpoint["config"], str(path))
-    torch_device = prepare_machine(device, threads)
-    data_dir = data_dir or (config.data_dir if dataset in (None, config.dataset) else TrainConfig().data_dir)
-    split, images, indices = _load_split(dataset or config.dataset, split, data_dir, config)
-    images = _with_classes(images, tuple(about["classes"]))
-    normalize = Normalize(tuple(about["mean"]), tuple(about["std"]), config.channels_last)
-    loader = eval_loader(images, normalize, torch_device, indices, batch_size)
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = model.to(torch_device).to(memory_format=layout)
-    start = time.perf_counter()
-    evaluation = evaluate(model, loader.epoch(0), len(images.classes), torch_device)
-    seconds = time.perf_counter() - start
-    record = (checkpoint.get("history") or [checkpoint.get("metrics") or {"epoch": 0}])[-1]
-    return {
-        **summarize(evaluation, images.classes),
-        "images_per_second": evaluation.n / seconds,
-        "checkpoint": str(path),
-        "arch": about["arch"],
-        "epoch": record["epoch"],
-        "split": split,
-        "title": images.title,
-        "device": device_name(torch_device),
-    }
-
-
-def _load_split(
-    dataset: str, split: str | None, data_dir: Path, config: TrainConfig
-) -> tuple[str, ImageDataset, np.ndarray | None]:
-    """The images to judge on: the split's name, the data set it is part of, and its image numbers (None: all)."""
-    if split not in (None, "test", "val", "train"):
-        raise ValueError(f"unknown split {split!r}; use test, val or train")
-    if split in (None, "test"):
-        images = load_dataset(dataset, "test", data_dir, config.image_size)
-        if images is not None:
-            return "test", images, None
-        if split == "test" or not config.val_size:
-            raise ValueError(f"{data_dir} has no test/ folder")
-    images = load_dataset(dataset, "train", data_dir, config.image_size)
-    assert images is not None
-    train_indices, val_indices = split_indices(images.labels, config.val_size, config.train_size)
-    if split == "train":
-        return "train", images, train_indices
-    if not config.val_size:
-        raise ValueError("split val: this model was trained without --val-size")
-    return "val", images, val_indices
-
-
-def _with_classes(images: ImageDataset, classes: tuple[str, ...]) -> ImageDataset:
-    """The same images with their labels counted in the checkpoint's order of classes."""
-    unknown = sorted(set(images.classes) - set(classes))
-    if unknown:
-        raise ValueError(
-            f"the data has a class {unknown[0]!r} that the checkpoint does not know ({', '.join(classes)})"
-        )
-    numbers = np.array([classes.index(name) for name in images.classes], dtype=np.int64)
-    return replace(images, labels=numbers[images.labels], classes=classes)
-
-
 # --- Building the parts ------------------------------------------------------------------------------------------
 
 
@@ -309,14 +225,6 @@ def check_names(config: TrainConfig) -> None:
         raise ValueError(
             f"image_size (={config.image_size}) must be at least {entry.stride}, the stride of {config.arch}"
         )
-
-
-def prepare_machine(device_name: str, threads: int) -> torch.device:
-    """Chooses the device and sets the number of CPU threads."""
-    device = select_device(device_name)
-    if threads:
-        torch.set_num_threads(threads)
-    return device
 
 
 def load_data(config: TrainConfig) -> RunData:
@@ -404,8 +312,7 @@ def build_loaders(
     """The training loader, and the evaluation loaders by split."""
     normalize = Normalize(data.train.mean, data.train.std, config.channels_last)
     transforms = build_transforms(config, normalize)
-    resident = data.train.images.nbytes * RESIDENT_SHARE <= free_memory_bytes(device)
-    train_loader = BatchLoader(
+        train_loader = BatchLoader(
         data.train.images,
         data.train.labels,
         indices=data.train_indices,
@@ -413,36 +320,15 @@ def build_loaders(
         transforms=transforms,
         plan=partial(draw_plan, config.seed, num_images=len(data.train_indices), transforms=transforms),
         device=device,
-        resident=resident,
+        resident=fits_on(device, data.train.images.nbytes),
         drop_last=True,
     )
     eval_loaders = {}
     if len(data.val_indices):
-        eval_loaders["val"] = eval_loader(data.train, normalize, device, data.val_indices)
+        eval_loaders["val"] = eval_loader(data.train.images, data.train.labels, normalize, device, data.val_indices)
     if data.test is not None:
-        eval_loaders["test"] = eval_loader(data.test, normalize, device)
+        eval_loaders["test"] = eval_loader(data.test.images, data.test.labels, normalize, device)
     return train_loader, eval_loaders
-
-
-def eval_loader(
-    dataset: ImageDataset,
-    normalize: Normalize,
-    device: torch.device,
-    indices: np.ndarray | None = None,
-    batch_size: int = EVAL_BATCH_SIZE,
-) -> BatchLoader:
-    """Every image of a data set (or of `indices`) once, normalized and otherwise as it is."""
-    num_images = len(dataset) if indices is None else len(indices)
-    return BatchLoader(
-        dataset.images,
-        dataset.labels,
-        indices=indices,
-        batch_size=batch_size,
-        transforms=[normalize],
-        plan=lambda _: fixed_plan(num_images),
-        device=device,
-        resident=dataset.images.nbytes * RESIDENT_SHARE <= free_memory_bytes(device),
-    )
 
 
 # --- The run's folder and its records ----------------------------------------------------------------------------

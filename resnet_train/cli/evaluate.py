@@ -31,9 +31,9 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint: top-1 with its 95 % interval, top-5, loss, and every class."""
     log_to_stderr()
-    from resnet_train import run  # torch takes 2 s to import
+    from resnet_train import judge  # torch takes 2 s to import
 
-    numbers = run.evaluate_checkpoint(
+    numbers = judge.evaluate_checkpoint(
         checkpoint,
         dataset=dataset,
         data_dir=data_dir,

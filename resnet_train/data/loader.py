@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resnet_train.data.augment import Transform
-from resnet_train.data.plan import EpochPlan
+from resnet_train.data.augment import Normalize, Transform
+from resnet_train.data.plan import EpochPlan, fixed_plan
+from resnet_train.runtime.device import free_memory_bytes
 
 PREFETCHED_BATCHES = 2
+EVAL_BATCH_SIZE = 500
+RESIDENT_SHARE = 4  # images stay on the device if they fill at most one in four of its free bytes
 
 
 class Batch(NamedTuple):
@@ -147,3 +150,30 @@ class BatchLoader:
             for transform, rows in zip(self.transforms, parameters or [None] * len(self.transforms)):
                 images = transform(images, rows if rows is None else rows[chosen])
             yield Batch(images, self.labels[chosen])
+
+
+def fits_on(device: torch.device, num_bytes: int) -> bool:
+    """Whether images of this size are kept on the device."""
+    return num_bytes * RESIDENT_SHARE <= free_memory_bytes(device)
+
+
+def eval_loader(
+    images: np.ndarray,
+    labels: np.ndarray,
+    normalize: Normalize,
+    device: torch.device,
+    indices: np.ndarray | None = None,
+    batch_size: int = EVAL_BATCH_SIZE,
+) -> BatchLoader:
+    """Every image (of `indices`, if given) once, normalized and otherwise as it is."""
+    num_images = len(labels) if indices is None else len(indices)
+    return BatchLoader(
+        images,
+        labels,
+        indices=indices,
+        batch_size=batch_size,
+        transforms=[normalize],
+        plan=lambda _: fixed_plan(num_images),
+        device=device,
+        resident=fits_on(device, images.nbytes),
+    )

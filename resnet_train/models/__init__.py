@@ -1,6 +1,6 @@
 """The networks: `create_model("resnet18", num_classes=10)`."""
 
-from resnet_train.models import cifar_resnet, resnet  # noqa: F401 - importing a family registers its names
+from resnet_train.models import resnet, cifar_resnet  # noqa: F401, I001 - importing a family registers it, in this order
 from resnet_train.models.complexity import Complexity, measure_complexity
 from resnet_train.models.registry import ModelEntry, create_model, find_model, list_models, register_model
 

@@ -35,6 +35,18 @@ def select_device(name: str) -> torch.device:
     return device
 
 
+def prepare_machine(name: str, threads: int) -> torch.device:
+    """Chooses the device and sets the number of CPU threads (0: as torch has it).
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    device = select_device(name)
+    if threads:
+        torch.set_num_threads(threads)
+    return device
+
+
 def device_name(device: torch.device) -> str:
     """The device as a person calls it: `NVIDIA H100 80GB HBM3` or `cpu (2 threads)`."""
     if device.type == "cuda":

@@ -50,7 +50,7 @@ def write_checkpoint(path: Path, contents: dict[str, Any], previous: Path | None
     Raises:
         OSError: the disk's word, with the path.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         try:
             with temporary.open("wb") as file:
@@ -73,16 +73,22 @@ def write_checkpoint(path: Path, contents: dict[str, Any], previous: Path | None
 
 def _keep_as(path: Path, previous: Path) -> None:
     """`previous` becomes a second name of the file at `path`, in one step."""
-    link = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
+    link = _temporary(previous)
     link.unlink(missing_ok=True)
     try:
         os.link(path, link)
+        link.replace(previous)
     except OSError as error:
         if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}:
             raise
         path.replace(previous)  # a file system without links: for an instant only `previous` exists
-        return
-    link.replace(previous)
+    finally:
+        link.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """Beside the file, and always the same name: what a killed process left is overwritten by the next save."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -146,7 +152,7 @@ def restore_model(checkpoint: dict[str, Any], path: Path) -> nn.Module:
         about = checkpoint["about"]
         model = create_model(about["arch"], len(about["classes"]), **about["arch_options"])
         model.load_state_dict(checkpoint["model"])
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} does not hold the network it describes: {reason}") from None
     return model.eval()

@@ -1,0 +1,111 @@
+"""Fixtures that several test files share: the console scripts, in this process and in one of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+MODULES = {
+    "resnet-train": "resnet_train.cli.train",
+    "resnet-eval": "resnet_train.cli.evaluate",
+    "resnet-info": "resnet_train.cli.info",
+}
+SMALL = "--dataset digits --arch resnet8 --image-size 8 --train-size 64 -b 32 --epochs 2 --device cpu".split()
+
+
+class Outcome(NamedTuple):
+    """What a console script came to."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def error(self) -> str:
+        """The one line on stderr, which must be an error for bad input."""
+        assert self.code == 2, self
+        (line,) = self.stderr.splitlines()
+        assert line.startswith("error: "), self
+        return line
+
+
+RunCli = Callable[..., Outcome]
+
+
+@contextlib.contextmanager
+def _everything_put_back() -> Iterator[None]:
+    """What a console script changes in its process: arguments, the package's logger, torch's threads."""
+    logger = logging.getLogger("resnet_train")
+    before = logger.handlers, logger.propagate, logger.level, sys.argv
+    threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate, level, sys.argv = before
+        logger.setLevel(level)
+        if threads is not None:
+            sys.modules["torch"].set_num_threads(threads)
+
+
+def run_in_process(command: str, *arguments: object, cwd: Path) -> Outcome:
+    """Runs a console script here, which saves the import of torch; only with --debug exceptions come through."""
+    main = importlib.import_module(MODULES[command]).main
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+        _everything_put_back(),
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+        pytest.raises(SystemExit) as exit_info,
+    ):
+        sys.argv = [command, *map(str, arguments)]
+        main()
+    assert isinstance(exit_info.value.code, int)
+    return Outcome(exit_info.value.code, stdout.getvalue(), stderr.getvalue())
+
+
+def run_python(*arguments: object, cwd: Path, **environment: str) -> Outcome:
+    """Runs Python in a process of its own, with pipes for stdout and stderr and a wide terminal without colors."""
+    plain = {k: v for k, v in os.environ.items() if k not in {"FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "NO_COLOR"}}
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env={**plain, "COLUMNS": "200", "PYTHONIOENCODING": "utf-8", **environment},
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+@pytest.fixture(scope="session")
+def run_cli() -> RunCli:
+    """`run_cli("resnet-train", "--epochs", 0, cwd=tmp_path)` in this process: exit code, stdout, stderr."""
+    return run_in_process
+
+
+@pytest.fixture(scope="session")
+def run_cli_process() -> RunCli:
+    """The same in a process of its own."""
+    return lambda command, *arguments, cwd, **environment: run_python(
+        "-m", MODULES[command], *arguments, cwd=cwd, **environment
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """The folder of a finished run of two epochs with validation images, and what its command printed. Read only."""
+    cwd = tmp_path_factory.mktemp("trained")
+    outcome = run_in_process("resnet-train", *SMALL, "--val-size", 60, "--log-every", 1, "--name", "run", cwd=cwd)
+    assert outcome.code == 0, outcome
+    return cwd / "runs" / "run", outcome
