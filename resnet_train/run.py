@@ -41,7 +41,6 @@ from resnet_train.training.run_folder import (
     CheckpointSaver,
     RunFolder,
     existing_run_message,
-    find_checkpoint,
     find_runs,
 )
 from resnet_train.training.trainer import Trainer
@@ -312,7 +311,7 @@ def build_loaders(
     """The training loader, and the evaluation loaders by split."""
     normalize = Normalize(data.train.mean, data.train.std, config.channels_last)
     transforms = build_transforms(config, normalize)
-        train_loader = BatchLoader(
+    train_loader = BatchLoader(
         data.train.images,
         data.train.labels,
         indices=data.train_indices,
