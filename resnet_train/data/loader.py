@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from resnet_train.data.augment import Normalize, Transform
+from resnet_train.data.mix import mix_images
 from resnet_train.data.plan import EpochPlan, fixed_plan
 from resnet_train.runtime.device import free_memory_bytes
 
@@ -21,18 +22,26 @@ RESIDENT_SHARE = 4  # images stay on the device if they fill at most one in four
 
 
 class Batch(NamedTuple):
-    """images float [B, 3, H, W] and labels int64 [B], on the training device."""
+    """One batch on the training device.
+
+    Attributes:
+        images: float [B, 3, H, W].
+        labels: int64 [B].
+        partner_labels, weights: if images are mixed, int64 [B] and float [B]; the weight is the share of `labels`.
+    """
 
     images: Tensor
     labels: Tensor
+    partner_labels: Tensor | None = None
+    weights: Tensor | None = None
 
 
 class ResidentImages:
     """A data set that lives on the training device: a batch is one gather."""
 
     def __init__(self, images: np.ndarray, indices: np.ndarray, device: torch.device) -> None:
-        # A slice of a memory map is read in one sweep; np.take would copy even a whole data set.
-        chosen = images if len(indices) == len(images) else images[indices]
+        everything = len(indices) == len(images) and bool((np.diff(indices) == 1).all())
+        chosen = images if everything else images[indices]  # the whole array is read in one sweep, without a copy
         self.images = torch.from_numpy(np.array(chosen)).to(device)
 
     def gather(self, numbers: Sequence[np.ndarray], device: torch.device) -> Iterator[Tensor]:
@@ -142,14 +151,27 @@ class BatchLoader:
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from `first_batch` on: the same ones whether or not those before were asked for."""
         plan = self.plan(epoch)
-        cuts = [self.batch_size * i for i in range(first_batch, len(self))]
-        numbers = [plan.order[cut : cut + self.batch_size][self.rank :: self.num_ranks] for cut in cuts]
-        parameters = [p if p is None else torch.from_numpy(p).to(self.device) for p in plan.parameters]
-        order = [torch.from_numpy(chosen).to(self.device, non_blocking=True) for chosen in numbers]
-        for chosen, images in zip(order, self.source.gather(numbers, self.device)):
-            for transform, rows in zip(self.transforms, parameters or [None] * len(self.transforms)):
-                images = transform(images, rows if rows is None else rows[chosen])
-            yield Batch(images, self.labels[chosen])
+        starts = range(first_batch * self.batch_size, len(self) * self.batch_size, self.batch_size)
+        batches = [plan.order[start : start + self.batch_size][self.rank :: self.num_ranks] for start in starts]
+        # Partners are gathered and transformed together with their images, as the second half of a longer batch.
+        numbers = [np.concatenate([b, plan.mix.partners[b]]) for b in batches] if plan.mix else batches
+
+        def on_device(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+        parameters = [None if p is None else on_device(p) for p in plan.parameters] or [None] * len(self.transforms)
+        weights, boxes = (on_device(plan.mix.weights), on_device(plan.mix.boxes)) if plan.mix else (None, None)
+        for chosen, images in zip(map(on_device, numbers), self.source.gather(numbers, self.device)):
+            for transform, rows in zip(self.transforms, parameters):
+                images = transform(images, None if rows is None else rows[chosen])
+            labels = self.labels[chosen]
+            if weights is None or boxes is None:
+                yield Batch(images, labels)
+            else:
+                (own, partner), (label, partner_label) = images.chunk(2), labels.chunk(2)
+                rows = chosen[: len(own)]
+                mixed = mix_images(own, partner, weights[rows], boxes[rows])
+                yield Batch(mixed, label, partner_label, weights[rows])
 
 
 def fits_on(device: torch.device, num_bytes: int) -> bool:

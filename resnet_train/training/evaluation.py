@@ -25,8 +25,9 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], num_classes: int, devic
     in_top5 = torch.zeros((), dtype=torch.int64, device=device)
     confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
     one = torch.ones((), dtype=torch.int64, device=device)
-    for images, labels in batches:
-        logits = model(images).float()
+    for batch in batches:
+        labels = batch.labels
+        logits = model(batch.images).float()
         loss_sum += F.cross_entropy(logits, labels, reduction="sum")
         confusion.index_add_(0, labels * num_classes + logits.argmax(1), one.expand(len(labels)))
         if num_classes > 5:

@@ -161,7 +161,7 @@ class Trainer:
         """One optimizer step: forward, loss, backward, clip, step."""
         set_lr(self.optimizer, self.current_lr())
         logits = self.model(batch.images)
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        loss = self.loss(logits, batch)
         loss.backward()
         grad_norm = self.clip_gradients()
         bad_step = self.find_bad_step(loss, grad_norm)
@@ -170,6 +170,16 @@ class Trainer:
         correct = (logits.detach().argmax(1) == batch.labels).sum()
         self.sums.add(loss.detach(), correct, len(batch.labels), grad_norm, bad_step)
         self.progress.step += 1
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Mean cross-entropy; of a mixed image, that of both its labels by their shares."""
+        if batch.partner_labels is None or batch.weights is None:
+            return F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        own, partner = (
+            F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
+            for labels in (batch.labels, batch.partner_labels)
+        )
+        return torch.lerp(partner, own, batch.weights).mean()
 
     def current_lr(self) -> float:
         """The learning rate of the step that comes next."""

@@ -1,0 +1,232 @@
+"""resnet-eval: its numbers agree with the run's, labels go by class names, and bad input gives one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from resnet_train.data.datasets import ImageDataset, load_dataset
+from resnet_train.training.checkpoint import read_checkpoint, write_checkpoint
+from tests.conftest import Outcome, RunCli
+
+DIGITS = [str(digit) for digit in range(10)]
+
+
+@pytest.fixture(scope="module")
+def folder(trained: tuple[Path, Outcome]) -> Path:
+    """A run's folder."""
+    return trained[0]
+
+
+def digits_test() -> ImageDataset:
+    images = load_dataset("digits", "test", Path(), 8)
+    assert images is not None
+    return images
+
+
+def write_pictures(target: Path, digits: set[int], prefix: str = "") -> None:
+    """The digits' test images as PNGs in test/<prefix><digit>/."""
+    source = digits_test()
+    for number, (image, label) in enumerate(zip(source.images, source.labels.tolist())):
+        if label in digits:
+            path = target / "test" / f"{prefix}{label}" / f"{number:04}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(path)
+
+
+def evaluate(run_cli: RunCli, *arguments: object, cwd: Path) -> dict[str, Any]:
+    outcome = run_cli("resnet-eval", *arguments, "--json", "--device", "cpu", cwd=cwd)
+    assert (outcome.code, outcome.stderr) == (0, ""), outcome
+    numbers = json.loads(outcome.stdout)
+    assert isinstance(numbers, dict)
+    return numbers
+
+
+def test_json_has_the_numbers_as_fractions(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    numbers = evaluate(run_cli, folder / "checkpoints" / "model.pt", cwd=tmp_path)
+    assert {"top1", "top5", "loss", "n", "ci95", "per_class"} <= set(numbers)
+    assert (numbers["n"], numbers["split"], numbers["arch"], numbers["epoch"]) == (360, "test", "resnet8", 2)
+    assert numbers["title"] == "digits, not CIFAR-10"
+    low, high = numbers["ci95"]
+    assert 0 <= low < numbers["top1"] < high <= 1
+    assert numbers["top1"] <= numbers["top5"] <= 1
+    assert [row["name"] for row in numbers["per_class"]] == DIGITS
+    assert sum(row["n"] for row in numbers["per_class"]) == 360
+    correct = sum(row["accuracy"] * row["n"] for row in numbers["per_class"])
+    assert correct / 360 == pytest.approx(numbers["top1"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_numbers_are_those_of_the_training(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    with (folder / "metrics.csv").open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    for split in ("test", "val"):
+        numbers = evaluate(run_cli, folder, "--split", split, cwd=tmp_path)
+        assert numbers["top1"] == pytest.approx(float(last[f"{split}_accuracy"]), abs=1e-6)
+        assert numbers["loss"] == pytest.approx(float(last[f"{split}_loss"]), abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 360, 1000])
+def test_the_batch_size_leaves_the_numbers_alone(
+    batch_size: int, folder: Path, run_cli: RunCli, tmp_path: Path
+) -> None:
+    whole = evaluate(run_cli, folder, cwd=tmp_path)
+    batched = evaluate(run_cli, folder, "-b", batch_size, cwd=tmp_path)
+    assert batched["n"] == 360
+    assert batched["loss"] == pytest.approx(whole["loss"], abs=1e-6)
+    assert batched["top1"] == pytest.approx(whole["top1"], abs=1e-9)
+
+
+def test_text_has_top_1_with_its_interval_top_5_and_every_class(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    numbers = evaluate(run_cli, folder, cwd=tmp_path)
+    outcome = run_cli("resnet-eval", folder, "--device", "cpu", cwd=tmp_path)
+    assert (outcome.code, outcome.stderr) == (0, "")
+    lines = outcome.stdout.splitlines()
+    low, high = numbers["ci95"]
+    assert f"top-1       {numbers['top1']:.2%}   (95 % interval {low:.2%} to {high:.2%})" in lines
+    assert f"top-5       {numbers['top5']:.2%}" in lines
+    assert "images      360 test images of digits, not CIFAR-10" in lines
+    assert lines[-11].split() == ["class", "accuracy", "precision", "images"]
+    assert [line.split()[0] for line in lines[-10:]] == DIGITS
+    for line, row in zip(lines[-10:], numbers["per_class"]):
+        assert line.split()[1] == f"{row['accuracy']:.2%}"
+        assert line.split()[3] == str(row["n"])
+
+
+@pytest.mark.parametrize("name", ["checkpoints/model.pt", "checkpoints/last.pt", "."])
+def test_a_folder_means_its_final_model(name: str, folder: Path, run_cli: RunCli) -> None:
+    numbers = evaluate(run_cli, name, cwd=folder)
+    assert numbers["checkpoint"] == ("checkpoints/model.pt" if name == "." else name)
+    assert numbers["epoch"] == 2
+
+
+def test_the_best_model_is_the_best_on_validation(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    with (folder / "metrics.csv").open(newline="") as file:
+        best = max(csv.DictReader(file), key=lambda row: float(row["val_accuracy"]))
+    numbers = evaluate(run_cli, folder / "checkpoints" / "best.pt", "--split", "val", cwd=tmp_path)
+    assert numbers["epoch"] == int(best["epoch"])
+    assert numbers["top1"] == pytest.approx(float(best["val_accuracy"]), abs=1e-6)
+
+
+def test_validation_and_training_images_are_those_of_the_run(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    assert evaluate(run_cli, folder, "--split", "val", cwd=tmp_path)["n"] == 60
+    assert evaluate(run_cli, folder, "--split", "train", cwd=tmp_path)["n"] == 64
+
+
+# --- Other data ------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_images_in_folders_give_the_same_numbers(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures", set(range(10)))
+    expected = evaluate(run_cli, folder, cwd=tmp_path)
+    found = evaluate(run_cli, folder, "--dataset", "folder", "--data-dir", "pictures", cwd=tmp_path)
+    assert found["title"] == "folder pictures"
+    assert found["per_class"] == expected["per_class"]
+    assert found["loss"] == pytest.approx(expected["loss"], abs=1e-6)
+
+
+def test_a_subset_of_the_classes_keeps_their_numbers(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures", {3, 7, 9})
+    expected = evaluate(run_cli, folder, cwd=tmp_path)["per_class"]
+    found = evaluate(run_cli, folder, "--dataset", "folder", "--data-dir", "pictures", cwd=tmp_path)
+    assert found["n"] == sum(expected[digit]["n"] for digit in (3, 7, 9))
+    for digit, row in enumerate(found["per_class"]):
+        if digit in (3, 7, 9):
+            assert (row["n"], row["accuracy"]) == (expected[digit]["n"], expected[digit]["accuracy"])
+        else:
+            assert (row["n"], row["accuracy"]) == (0, None)
+    text = run_cli("resnet-eval", folder, "--dataset", "folder", "--data-dir", "pictures", cwd=tmp_path).stdout
+    assert re.search(r"^0 +–  ", text, re.MULTILINE)
+
+
+def test_classes_in_another_order_are_matched_by_name(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    expected = evaluate(run_cli, folder, cwd=tmp_path)
+    contents = read_checkpoint(folder / "checkpoints" / "model.pt")
+    order = [7, 2, 9, 0, 1, 8, 3, 6, 5, 4]
+    contents["about"]["classes"] = [str(digit) for digit in order]
+    for name in ("linear.weight", "linear.bias"):
+        contents["model"][name] = contents["model"][name][order]
+    write_checkpoint(tmp_path / "shuffled.pt", contents)
+    write_pictures(tmp_path / "pictures", set(range(10)))
+    for data in ([], ["--dataset", "folder", "--data-dir", "pictures"]):
+        found = evaluate(run_cli, "shuffled.pt", *data, cwd=tmp_path)
+        assert [row["name"] for row in found["per_class"]] == contents["about"]["classes"]
+        assert sorted(found["per_class"], key=lambda row: row["name"]) == expected["per_class"]
+        assert found["top1"] == expected["top1"]
+
+
+def test_a_class_that_the_checkpoint_does_not_know_is_refused(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures", {3}, prefix="number ")
+    arguments = [folder, "--dataset", "folder", "--data-dir", "pictures"]
+    error = run_cli("resnet-eval", *arguments, cwd=tmp_path).error
+    assert error == (
+        "error: the data has a class 'number 3' that the checkpoint does not know (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)"
+    )
+
+
+# --- Bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split", "tests"], "unknown split 'tests'; use test, val or train"),
+        (["--dataset", "digit"], "unknown data set 'digit'; did you mean 'digits'"),
+        (["--dataset", "folder", "--data-dir", "nowhere"], "data_dir 'nowhere' is not a folder"),
+        (["--dataset", "folder", "--data-dir", "."], "has no test/ folder|has no folder train/"),
+        (["--batch-size", "0"], "'--batch-size'"),
+        (["--batch-size", "x"], "'--batch-size'"),
+        (["--threads", "-1"], "'--threads'"),
+        (["--device", "abacus"], "unknown device 'abacus'"),
+    ],
+)
+def test_bad_arguments_give_one_line(
+    arguments: list[str], message: str, folder: Path, run_cli: RunCli, tmp_path: Path
+) -> None:
+    outcome = run_cli("resnet-eval", folder, *arguments, cwd=tmp_path)
+    assert re.search(message, outcome.error)
+    assert outcome.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read some.pt: No such file or directory"),
+        (b"", "some.pt is damaged or not a checkpoint"),
+        (b"not a checkpoint", "some.pt is damaged or not a checkpoint"),
+        ("folder", "some.pt is a folder without checkpoints/model.pt or last.pt"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused_in_one_line(
+    content: bytes | str | None, message: str, run_cli: RunCli, tmp_path: Path
+) -> None:
+    if content == "folder":
+        (tmp_path / "some.pt").mkdir()
+    elif isinstance(content, bytes):
+        (tmp_path / "some.pt").write_bytes(content)
+    assert message in run_cli("resnet-eval", "some.pt", cwd=tmp_path).error
+
+
+@pytest.mark.parametrize("missing", ["about", "config", "model"])
+def test_a_checkpoint_without_one_of_its_parts_is_refused_in_one_line(
+    missing: str, folder: Path, run_cli: RunCli, tmp_path: Path
+) -> None:
+    contents = read_checkpoint(folder / "checkpoints" / "model.pt")
+    del contents[missing]
+    write_checkpoint(tmp_path / "part.pt", contents)
+    assert missing in run_cli("resnet-eval", "part.pt", cwd=tmp_path).error
+
+
+def test_a_run_without_validation_images_has_no_split_of_them(run_cli: RunCli, folder: Path, tmp_path: Path) -> None:
+    contents = read_checkpoint(folder / "checkpoints" / "model.pt")
+    contents["config"]["val_size"] = 0
+    write_checkpoint(tmp_path / "no-val.pt", contents)
+    error = run_cli("resnet-eval", "no-val.pt", "--split", "val", cwd=tmp_path).error
+    assert error == "error: split val: this model was trained without --val-size"

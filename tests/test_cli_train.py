@@ -1,0 +1,440 @@
+"""resnet-train from end to end: bad input, whole runs, resumed runs, and what they print and leave behind."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import logging
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_train import run
+from resnet_train.config import make_config
+from resnet_train.models import find_model
+from resnet_train.recipes import read_yaml
+from resnet_train.training.checkpoint import read_checkpoint, write_checkpoint
+from resnet_train.training.run_folder import RunFolder
+from tests.conftest import SMALL, Outcome, RunCli
+
+QUICK = [*SMALL, "--no-tensorboard"]
+ON_DIGITS = ["--dataset", "digits", "--arch", "resnet8", "--image-size", "8"]
+without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+# --- Bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arch", "resnt18"], r"unknown architecture 'resnt18'; did you mean 'resnet18'\?"),
+        (["--arch", "resnet19"], "unknown architecture 'resnet19'.* resnet14 and resnet20"),
+        (["--arch", "resnet2"], "unknown architecture 'resnet2'.* resnet8 and resnet14"),
+        (["--arch", ""], "unknown architecture ''"),
+        (["--dataset", "cifar"], r"unknown data set 'cifar'; did you mean 'cifar10'\?"),
+        (["--optimizer", "sdg"], r"unknown optimizer 'sdg'; did you mean 'sgd'\?"),
+        (["--schedule", "cosin"], r"unknown schedule 'cosin'; did you mean 'cosine'\?"),
+        (["--config", "resnet2O"], r"config 'resnet2O' is neither a recipe nor a readable file; did you mean"),
+        (["--config", "missing.yaml"], "config 'missing.yaml' is neither a recipe nor a readable file"),
+        (["--config", "a-folder"], "config 'a-folder' is neither a recipe nor a readable file"),
+        (["--config", "x" * 300], "is neither a recipe nor a readable file"),
+        (["--config", "unknown-key.yaml"], r"unknown setting 'leraning_rate' in .*unknown-key\.yaml"),
+        (["--config", "list.yaml"], r"list\.yaml must be a mapping of settings .* not a list"),
+        (["--config", "garbage.yaml"], r"garbage\.yaml, line \d+ is not YAML"),
+        (["--config", "control.yaml"], r"control\.yaml is not YAML"),
+        (["--config", "tag.yaml"], r"tag\.yaml.* is not YAML"),
+        (["--config", "binary.yaml"], r"binary\.yaml is not a text file"),
+        (["--config", "truth.yaml"], r"seed \(=true\) must not be true or false in .*truth\.yaml"),
+        (["--epochs", "0"], r"epochs \(='0'\) must be greater than or equal to 1"),
+        (["--epochs", "1.5"], r"epochs \(='1\.5'\) must be a valid integer"),
+        (["--epochs", ""], r"epochs \(=''\) must be a valid integer"),
+        (["--lr", "nan"], r"lr \(='nan'\) must be a finite number"),
+        (["--lr", "inf"], r"lr \(='inf'\) must be a finite number"),
+        (["--lr", "fast"], r"lr \(='fast'\) must be a valid number"),
+        (["--batch-size", "-1"], r"batch_size \(='-1'\) must be greater than or equal to 1"),
+        (["--image-size", "4"], r"image_size \(='4'\) must be greater than or equal to 8"),
+        (["--seed", "-1"], r"seed \(='-1'\)"),
+        (["--name", "a/b"], r"name \(='a/b'\) must be a plain folder name"),
+        (["--name", "x" * 200, "--output-dir", "file"], "cannot make the run folder"),
+        (["--milestones", "150,100"], r"milestones \(="),
+        (["--momentum", "0", "--nesterov"], "nesterov .* needs momentum"),
+        (["--resume", "missing"], "cannot read missing: No such file or directory"),
+        (["--resume", "garbage.yaml"], r"garbage\.yaml is damaged or not a checkpoint"),
+        (["--resume", "foreign.pt"], r"foreign\.pt is not a checkpoint of resnet_train"),
+        (["--resume", "a-folder"], "a-folder has no checkpoint to resume from"),
+        (["--resume", ""], "no checkpoint|cannot read"),
+        (["--device", "abacus"], "unknown device 'abacus'"),
+        (["--device", ""], "unknown device ''"),
+        (["--device", "meta"], "unknown device 'meta'"),
+        pytest.param(["--device", "cuda"], "device 'cuda' asked for, but .* sees no CUDA GPU", marks=without_cuda),
+        pytest.param(["--device", "cuda:7"], "device 'cuda:7' asked for, but", marks=without_cuda),
+        (["--name", "taken"], "run .*taken exists already; give another --name, or continue it with --resume"),
+        (["--val-size", "1437"], r"val_size \(=1437\) must be less than the number of training images \(=1437\)"),
+        (["--train-size", "1438"], r"train_size \(=1438\) must be at most the 1437 training images"),
+        (["--val-size", "37", "--train-size", "1401"], r"train_size \(=1401\) must be at most the 1400 .* val_size"),
+        (["--batch-size", "1438"], r"batch_size \(=1438\) must be at most the number of training images \(=1437\)"),
+        (["--train-size", "64"], r"batch_size \(=128\) must be at most the number of training images \(=64\)"),
+        (["--dataset", "folder", "--data-dir", "nowhere"], "data_dir 'nowhere' is not a folder"),
+        (["--dataset", "folder", "--data-dir", "file"], "data_dir 'file' is not a folder"),
+        (["--dataset", "folder", "--data-dir", "a-folder"], "a-folder has no folder train/"),
+        (["--dataset", "cifar10", "--image-size", "8"], r"image_size \(=8\) must be 32 for cifar10"),
+    ],
+)
+def test_bad_input_gives_one_line_and_leaves_nothing_behind(
+    arguments: list[str], message: str, run_cli: RunCli, tmp_path: Path
+) -> None:
+    (tmp_path / "runs" / "taken").mkdir(parents=True)
+    (tmp_path / "a-folder").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "unknown-key.yaml").write_text("leraning_rate: 0.1\n")
+    (tmp_path / "list.yaml").write_text("- lr: 0.1\n")
+    (tmp_path / "garbage.yaml").write_text("lr: [0.1\nepochs: }\n")
+    (tmp_path / "control.yaml").write_text("lr: \x07\n")
+    (tmp_path / "tag.yaml").write_text("lr: !!timestamp today\n")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    (tmp_path / "truth.yaml").write_text("seed: true\n")
+    torch.save({"model": {}}, tmp_path / "foreign.pt")
+    before = sorted(tmp_path.rglob("*"))
+    outcome = run_cli("resnet-train", *ON_DIGITS, "--no-tensorboard", *arguments, cwd=tmp_path)
+    assert re.search(message, outcome.error)
+    assert outcome.stdout == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_image_smaller_than_the_stride_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    coarse = dataclasses.replace(find_model("resnet8"), stride=16)
+    monkeypatch.setattr(run, "find_model", lambda name: coarse)
+    with pytest.raises(ValueError, match=r"image_size \(=8\) must be at least 16, the stride of resnet8"):
+        run.check_names(make_config({"arch": "resnet8", "image_size": 8}))
+
+
+def test_debug_shows_the_traceback(run_cli_process: RunCli, tmp_path: Path) -> None:
+    outcome = run_cli_process("resnet-train", "--lr", "nan", "--debug", cwd=tmp_path)
+    assert outcome.code == 1
+    assert outcome.stderr.startswith("Traceback (most recent call last):")
+    assert outcome.stderr.splitlines()[-1] == "ValueError: lr (='nan') must be a finite number"
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_with_its_kind(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(run, "train", fail)
+    outcome = run_cli("resnet-train", cwd=tmp_path)
+    assert outcome == (1, "", "error: 'surprise' (KeyError; --debug shows the traceback)\n")
+
+
+def test_a_loss_that_is_not_finite_has_its_own_exit_code(run_cli: RunCli, tmp_path: Path) -> None:
+    outcome = run_cli("resnet-train", *QUICK, "--lr", "1e30", "--log-every", "1", cwd=tmp_path)
+    assert outcome.code == 3
+    assert outcome.stderr.splitlines()[-1].startswith("error: the loss or its gradient is not finite at step ")
+    assert "Traceback" not in outcome.stderr
+
+
+# --- A whole run -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_with_validation_leaves_these_files(trained: tuple[Path, Outcome]) -> None:
+    files = files_below(trained[0]) - {".lock"}
+    events = {file for file in files if file.startswith("events.out.tfevents.")}
+    assert events
+    assert files - events == {
+        "config.yaml",
+        "metrics.csv",
+        "timing.csv",
+        "train.log",
+        "environment.json",
+        "checkpoints/last.pt",
+        "checkpoints/previous.pt",
+        "checkpoints/model.pt",
+        "checkpoints/best.pt",
+    }
+
+
+def test_a_run_without_validation_names_its_best_model_honestly(run_cli: RunCli, tmp_path: Path) -> None:
+    outcome = run_cli("resnet-train", *QUICK, "--name", "x", cwd=tmp_path)
+    files = files_below(tmp_path / "runs" / "x")
+    assert "checkpoints/best-on-test.pt" in files
+    assert "checkpoints/best.pt" not in files
+    assert not [file for file in files if "tfevents" in file]
+    assert re.search(r"^best epoch  [12], test accuracy \S+% \(chosen on the test images\)$", outcome.stdout, re.M)
+
+
+def test_the_last_line_is_the_final_test_accuracy(trained: tuple[Path, Outcome]) -> None:
+    folder, outcome = trained
+    last = rows_of(folder / "metrics.csv")[-1]
+    accuracy, loss = float(last["test_accuracy"]), float(last["test_loss"])
+    assert outcome.stdout.splitlines()[-1] == (
+        f"final test accuracy {accuracy:.2%}, loss {loss:.4f}: resnet8 on digits, not CIFAR-10, epoch 2, seed 0"
+    )
+    assert outcome.stdout.startswith("run         runs/run\nbest epoch  ")
+    assert "(chosen on the validation images)" in outcome.stdout
+
+
+def test_the_rows_of_a_run_are_its_epochs(trained: tuple[Path, Outcome]) -> None:
+    metrics, timing = rows_of(trained[0] / "metrics.csv"), rows_of(trained[0] / "timing.csv")
+    assert [row["epoch"] for row in metrics] == [row["epoch"] for row in timing] == ["1", "2"]
+    assert [row["step"] for row in metrics] == ["2", "4"]
+    for row in metrics:
+        assert all(row.values())
+        assert all(0 <= float(row[name]) <= 1 for name in row if name.endswith("accuracy"))
+
+
+def test_the_written_config_and_environment_can_be_read(trained: tuple[Path, Outcome]) -> None:
+    config = make_config(read_yaml(trained[0] / "config.yaml"))
+    assert (config.arch, config.dataset, config.val_size, config.name) == ("resnet8", "digits", 60, "run")
+    environment = json.loads((trained[0] / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__.split("+")[0] or environment["torch"] == torch.__version__
+    assert environment["device"] == "cpu"
+
+
+def test_checkpoints_hold_their_epoch(trained: tuple[Path, Outcome]) -> None:
+    folder = trained[0] / "checkpoints"
+    assert read_checkpoint(folder / "last.pt")["epoch"] == 2
+    assert read_checkpoint(folder / "previous.pt")["epoch"] == 1
+    metrics = {row["epoch"]: row for row in rows_of(trained[0] / "metrics.csv")}
+    assert read_checkpoint(folder / "model.pt")["metrics"]["test_accuracy"] == float(metrics["2"]["test_accuracy"])
+    best = max(metrics.values(), key=lambda row: float(row["val_accuracy"]))
+    assert read_checkpoint(folder / "best.pt")["metrics"]["epoch"] == int(best["epoch"])
+
+
+def test_the_log_file_has_what_stderr_had(trained: tuple[Path, Outcome]) -> None:
+    logged = [line.split(" INFO ", 1)[1] for line in (trained[0] / "train.log").read_text().splitlines()]
+    assert logged == trained[1].stderr.splitlines()
+
+
+def test_stderr_in_a_pipe_is_plain_lines_one_an_epoch(run_cli_process: RunCli, tmp_path: Path) -> None:
+    outcome = run_cli_process("resnet-train", *QUICK, cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert "\r" not in outcome.stderr + outcome.stdout
+    assert "\x1b" not in outcome.stderr + outcome.stdout
+    first, *epochs = outcome.stderr.splitlines()
+    assert first.startswith("new run runs/resnet8-digits-seed0: resnet8 (75,290 parameters) on digits, not CIFAR-10")
+    assert [line[:10] for line in epochs] == ["epoch 1/2 ", "epoch 2/2 "]
+    assert all(re.search(r"  train loss .*  test loss .* accuracy \d+\.\d\d%  \d+ images/s$", line) for line in epochs)
+
+
+def test_json_is_the_whole_result(run_cli: RunCli, tmp_path: Path) -> None:
+    outcome = run_cli("resnet-train", *QUICK, "--json", "--seed", 3, cwd=tmp_path)
+    result = json.loads(outcome.stdout)
+    assert {key: result[key] for key in ("arch", "seed", "epochs", "folder", "best_split")} == {
+        "arch": "resnet8",
+        "seed": 3,
+        "epochs": 2,
+        "folder": "runs/resnet8-digits-seed3",
+        "best_split": "test",
+    }
+    last = rows_of(tmp_path / result["folder"] / "metrics.csv")[-1]
+    assert result["final"]["test_accuracy"] == float(last["test_accuracy"])
+
+
+def test_the_same_seed_gives_the_same_bytes_and_a_numbered_folder(run_cli: RunCli, tmp_path: Path) -> None:
+    for seed in (0, 0, 1):
+        assert run_cli("resnet-train", *QUICK, "--seed", seed, cwd=tmp_path).code == 0
+    runs = tmp_path / "runs"
+    assert sorted(path.name for path in runs.iterdir()) == [
+        "resnet8-digits-seed0",
+        "resnet8-digits-seed0-2",
+        "resnet8-digits-seed1",
+    ]
+    first, second, other = ((path / "metrics.csv").read_bytes() for path in sorted(runs.iterdir()))
+    assert first == second
+    assert first != other
+
+
+def test_epochs_between_evaluations_have_empty_cells(run_cli: RunCli, tmp_path: Path) -> None:
+    arguments = [*QUICK, "--epochs", 3, "--eval-every", 2, "--save-every", 3, "--name", "x"]
+    assert run_cli("resnet-train", *arguments, cwd=tmp_path).code == 0
+    rows = rows_of(tmp_path / "runs" / "x" / "metrics.csv")
+    assert [row["test_accuracy"] != "" for row in rows] == [False, True, True]
+    assert not (tmp_path / "runs" / "x" / "checkpoints" / "previous.pt").exists()
+
+
+def test_a_dry_run_estimates_and_leaves_nothing_behind(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    outcome = run_cli("resnet-train", *SMALL, "--dry-run", cwd=tmp_path)
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert outcome.stdout.startswith("resnet8 (75,290 parameters) on digits, not CIFAR-10, cpu (")
+    assert re.search(r"^whole run   about \d+ s$", outcome.stdout, re.MULTILINE)
+    assert re.search(r"^memory      [\d,]+ MiB at its peak$", outcome.stdout, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_as_json_has_the_numbers(run_cli: RunCli, tmp_path: Path) -> None:
+    estimate = json.loads(run_cli("resnet-train", *SMALL, "--dry-run", "--json", cwd=tmp_path).stdout)
+    assert estimate["params"] == 75_290
+    for name in ("step_seconds", "images_per_second", "eval_images_per_second", "total_seconds", "checkpoint_bytes"):
+        assert estimate[name] > 0
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 2, 3, 4, 7])
+def test_a_dry_run_times_whole_steps(steps_per_epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        now = 0.0
+
+        def perf_counter(self) -> float:
+            self.now += 1e-6
+            return self.now
+
+    def train_step_of_one_second(trainer: run.Trainer, batch: object) -> None:
+        train_step(trainer, batch)
+        clock.now += 1
+
+    clock, train_step = Clock(), run.Trainer.train_step
+    monkeypatch.setattr(run, "time", clock)
+    monkeypatch.setattr(run.Trainer, "train_step", train_step_of_one_second)
+    values = {"dataset": "digits", "arch": "resnet8", "image_size": 8, "batch_size": 32, "device": "cpu"}
+    estimate = run.dry_run(make_config({**values, "train_size": 32 * steps_per_epoch, "epochs": 10}))
+    assert estimate["step_seconds"] == pytest.approx(1, rel=1e-3)
+    assert estimate["total_seconds"] == pytest.approx(10 * steps_per_epoch, rel=1e-3)
+
+
+def test_a_console_script_leaves_no_handler_behind_in_tests(run_cli: RunCli, tmp_path: Path) -> None:
+    before = list(logging.getLogger("resnet_train").handlers)
+    run_cli("resnet-train", "--print-config", cwd=tmp_path)
+    assert logging.getLogger("resnet_train").handlers == before
+
+
+# --- Resumed runs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_epoch(run_cli: RunCli, tmp_path: Path) -> Path:
+    """The folder of a run that has done one epoch: <tmp_path>/runs/same."""
+    assert run_cli("resnet-train", *QUICK, "--epochs", 1, "--name", "same", cwd=tmp_path).code == 0
+    return tmp_path / "runs" / "same"
+
+
+def test_resume_auto_starts_a_run_when_there_is_none(run_cli: RunCli, tmp_path: Path) -> None:
+    outcome = run_cli("resnet-train", *QUICK, "--resume", "auto", cwd=tmp_path)
+    assert outcome.code == 0
+    assert outcome.stderr.startswith("new run runs/resnet8-digits-seed0: ")
+
+
+def test_resume_auto_goes_on_with_the_run_of_that_name(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    before = (one_epoch / "metrics.csv").read_text()
+    outcome = run_cli("resnet-train", *QUICK, "--name", "same", "--resume", "auto", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    first, *epochs = outcome.stderr.splitlines()
+    assert first.startswith("continuing runs/same: ")
+    assert [line[:10] for line in epochs] == ["epoch 2/2 "]
+    assert (one_epoch / "metrics.csv").read_text().startswith(before)
+    assert [row["epoch"] for row in rows_of(one_epoch / "metrics.csv")] == ["1", "2"]
+    assert [row["epoch"] for row in rows_of(one_epoch / "timing.csv")] == ["1", "2"]
+    assert make_config(read_yaml(one_epoch / "config.yaml")).epochs == 2
+    assert read_checkpoint(one_epoch / "checkpoints" / "model.pt")["metrics"]["epoch"] == 2
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_an_interrupted_run_goes_on_to_the_bytes_of_one_that_was_not(
+    epoch: int, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate_or_fail(trainer: run.Trainer, number: int) -> object:
+        if number == epoch:
+            raise OSError("the power is out")
+        return evaluate(trainer, number)
+
+    evaluate = run.Trainer.evaluate
+    assert run_cli("resnet-train", *QUICK, "--name", "whole", cwd=tmp_path).code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Trainer, "evaluate", evaluate_or_fail)
+        stopped = run_cli("resnet-train", *QUICK, "--name", "cut", cwd=tmp_path)
+    assert (stopped.code, stopped.stderr.splitlines()[-1]) == (1, "error: the power is out")
+    outcome = run_cli("resnet-train", *QUICK, "--name", "cut", "--resume", "auto", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    whole, cut = tmp_path / "runs" / "whole", tmp_path / "runs" / "cut"
+    assert (cut / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+@pytest.mark.parametrize("target", ["runs/same", "runs/same/checkpoints/last.pt", "auto"])
+def test_a_finished_run_has_nothing_to_do(target: str, one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    files = {path: path.read_bytes() for path in one_epoch.rglob("*") if path.is_file()}
+    arguments = [*QUICK, "--epochs", 1, *(["--name", "same"] if target == "auto" else []), "--resume", target]
+    outcome = run_cli("resnet-train", *arguments, cwd=tmp_path)
+    assert outcome.code == 0
+    assert outcome.stderr.rstrip().endswith("same is finished; nothing to do (--epochs with a larger number goes on)")
+    assert outcome.stdout.splitlines()[-1].startswith("final test accuracy ")
+    assert {path: path.read_bytes() for path in one_epoch.rglob("*") if path.is_file()} == files
+
+
+def test_a_run_is_resumed_by_its_folder_alone(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    outcome = run_cli("resnet-train", "--resume", one_epoch, "--epochs", 2, cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert len(rows_of(one_epoch / "metrics.csv")) == 2
+
+
+def test_a_changed_setting_is_refused_with_both_values(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    before = (one_epoch / "config.yaml").read_text()
+    error = run_cli("resnet-train", "--resume", one_epoch, "--epochs", 2, "--lr", 0.2, cwd=tmp_path).error
+    assert error.startswith("error: lr (=0.2) is not what the run to resume was started with (=0.1);")
+    assert (one_epoch / "config.yaml").read_text() == before
+
+
+def test_fewer_epochs_than_done_are_refused(run_cli: RunCli, tmp_path: Path) -> None:
+    assert run_cli("resnet-train", *QUICK, "--name", "same", cwd=tmp_path).code == 0
+    error = run_cli("resnet-train", "--resume", "runs/same", "--epochs", 1, cwd=tmp_path).error
+    assert error == "error: epochs (=1) must be at least the 2 that the run has done"
+
+
+def test_a_model_without_state_cannot_be_resumed(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    error = run_cli("resnet-train", "--resume", one_epoch / "checkpoints" / "model.pt", cwd=tmp_path).error
+    assert "holds a model but not the state of a run" in error
+
+
+def test_a_state_outside_a_run_folder_cannot_be_resumed(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    (one_epoch / "checkpoints" / "last.pt").rename(tmp_path / "lost.pt")
+    assert "is not inside a run folder" in run_cli("resnet-train", "--resume", "lost.pt", cwd=tmp_path).error
+
+
+def test_a_damaged_state_falls_back_to_the_one_before(run_cli: RunCli, tmp_path: Path) -> None:
+    arguments = [*QUICK, "--name", "same"]
+    assert run_cli("resnet-train", *arguments, cwd=tmp_path).code == 0
+    folder = tmp_path / "runs" / "same"
+    metrics = (folder / "metrics.csv").read_bytes()
+    last = folder / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    outcome = run_cli("resnet-train", *arguments, "--resume", "auto", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert re.match(r"warning: .*last\.pt is damaged .*; falling back to .*previous\.pt\n", outcome.stderr)
+    assert (folder / "metrics.csv").read_bytes() == metrics
+
+
+def test_a_run_that_another_process_writes_cannot_be_resumed(
+    one_epoch: Path, run_cli: RunCli, tmp_path: Path
+) -> None:
+    other = RunFolder(one_epoch)
+    other.lock()
+    try:
+        error = run_cli("resnet-train", "--resume", one_epoch, "--epochs", 2, cwd=tmp_path).error
+    finally:
+        other.unlock()
+    assert "same is being written by process " in error
+
+
+def test_another_thread_count_is_warned_of(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    last = one_epoch / "checkpoints" / "last.pt"
+    contents = read_checkpoint(last)
+    contents["environment"]["threads"] = 99
+    write_checkpoint(last, contents)
+    outcome = run_cli("resnet-train", "--resume", one_epoch, "--epochs", 2, "--threads", 1, cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert "warning: " in outcome.stderr
+    assert "the result may differ in its last bits" in outcome.stderr

@@ -1,0 +1,231 @@
+"""Run folders: names and numbers, one writer at a time, and which checkpoint is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resnet_train.recipes import read_yaml
+from resnet_train.records import EpochRecord
+from resnet_train.training.checkpoint import read_checkpoint, write_checkpoint
+from resnet_train.training.run_folder import CheckpointSaver, RunFolder, find_checkpoint, find_runs
+
+RECORD = EpochRecord(epoch=1, step=7, lr=0.1, train_loss=2.5, train_accuracy=0.1, grad_norm=1.0)
+COMMON = {"about": {"arch": "resnet8"}, "config": {}, "environment": {}}
+HOLDER = """
+import sys
+from pathlib import Path
+from resnet_train.training.run_folder import RunFolder
+folder = RunFolder(Path(sys.argv[1]))
+folder.lock()
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def create(output_dir: Path, name: str = "x", *, given: bool = False) -> RunFolder:
+    """A new run folder, not locked any more."""
+    folder = RunFolder.create(output_dir, name, given=given)
+    folder.unlock()
+    return folder
+
+
+def test_a_new_folder_is_made_with_its_parents_and_is_locked(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "a" / "b", "x", given=True)
+    try:
+        assert folder.path == tmp_path / "a" / "b" / "x"
+        assert folder.name == "x"
+        assert folder.checkpoints.is_dir()
+        with pytest.raises(ValueError, match="is being written by"):
+            RunFolder(folder.path).lock()
+    finally:
+        folder.unlock()
+
+
+def test_a_default_name_that_is_taken_gets_a_number(tmp_path: Path) -> None:
+    assert [create(tmp_path).name for _ in range(11)] == ["x", *(f"x-{number}" for number in range(2, 12))]
+
+
+def test_a_freed_number_is_taken_again(tmp_path: Path) -> None:
+    for name in ("x", "x-3"):
+        (tmp_path / name).mkdir()
+    assert [create(tmp_path).name for _ in range(2)] == ["x-2", "x-4"]
+
+
+def test_a_given_name_that_is_taken_is_refused(tmp_path: Path) -> None:
+    create(tmp_path)
+    with pytest.raises(ValueError, match=r"run .*x exists already; give another --name, or continue it with --resume"):
+        create(tmp_path, given=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_an_output_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot make the run folder .*: Not a directory"):
+        create(tmp_path / "file")
+    with pytest.raises(ValueError, match="cannot make the run folder .*: File name too long"):
+        create(tmp_path / ("x" * 300))
+
+
+# --- The lock --------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_writer_learns_who_the_first_is(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "x", given=True)
+    try:
+        with pytest.raises(ValueError, match=rf"x is being written by process {os.getpid()} on \S+$"):
+            RunFolder(folder.path).lock()
+    finally:
+        folder.unlock()
+
+
+def test_another_process_that_writes_is_named_until_it_ends(tmp_path: Path) -> None:
+    path = create(tmp_path).path
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(ValueError, match=f"is being written by process {holder.pid} on "):
+            RunFolder(path).lock()
+        holder.kill()
+        holder.wait()
+    again = RunFolder(path)  # a killed process holds nothing, and what it left of itself is overwritten
+    again.lock()
+    assert json.loads((path / ".holder.json").read_text())["pid"] == os.getpid()
+    again.unlock()
+
+
+def test_a_folder_that_was_given_back_can_be_locked_again(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "x", given=True)
+    folder.unlock()
+    assert not (folder.path / ".holder.json").exists()
+    other = RunFolder(folder.path)
+    other.lock()
+    other.unlock()
+
+
+def test_giving_back_what_is_not_held_leaves_the_holder_alone(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "x", given=True)
+    try:
+        RunFolder(folder.path).unlock()
+        assert (folder.path / ".holder.json").exists()
+        with pytest.raises(ValueError, match="is being written by"):
+            RunFolder(folder.path).lock()
+    finally:
+        folder.unlock()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "{}", "null"])
+def test_a_holder_that_cannot_be_read_is_another_process(content: str, tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "x", given=True)
+    try:
+        (folder.path / ".holder.json").write_text(content)
+        with pytest.raises(ValueError, match=r"x is being written by another process$"):
+            RunFolder(folder.path).lock()
+    finally:
+        folder.unlock()
+
+
+# --- Finding runs ----------------------------------------------------------------------------------------------------
+
+
+def test_runs_of_a_name_are_found_newest_first(tmp_path: Path) -> None:
+    for number in ("", "-2", "-9", "-10", "-11", "-3"):
+        (tmp_path / f"x{number}").mkdir()
+    for other in ("x-two", "x-2-3", "xx", "y-2", "x-", "x2", "ax", "x--4", "x-1.5"):
+        (tmp_path / other).mkdir()
+    (tmp_path / "x-99").write_text("a file")
+    assert [run.name for run in find_runs(tmp_path, "x")] == ["x-11", "x-10", "x-9", "x-3", "x-2", "x"]
+    assert [run.name for run in find_runs(tmp_path, "x-2")] == ["x-2-3", "x-2"]
+    assert find_runs(tmp_path, "nothing") == []
+    assert find_runs(tmp_path / "nowhere", "x") == []
+
+
+# --- Checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> RunFolder:
+    """A folder whose previous.pt is of epoch 1 and whose last.pt is of epoch 2."""
+    folder = create(tmp_path)
+    saver = CheckpointSaver(folder, COMMON)
+    saver.save_state({"epoch": 1})
+    saver.save_state({"epoch": 2})
+    return folder
+
+
+def test_the_newest_state_is_read(saved: RunFolder) -> None:
+    state, warnings = saved.read_last()
+    assert (state["epoch"], warnings) == (2, [])
+    assert read_checkpoint(saved.previous)["epoch"] == 1
+    assert state["about"] == COMMON["about"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, -1, -100])
+def test_a_truncated_last_state_falls_back_to_the_one_before(size: int, saved: RunFolder) -> None:
+    content = saved.last.read_bytes()
+    saved.last.write_bytes(content[:size])
+    state, (warning,) = saved.read_last()
+    assert state["epoch"] == 1
+    assert warning.startswith(f"{saved.last} is damaged or not a checkpoint: ")
+
+
+def test_a_missing_last_state_falls_back_to_the_one_before(saved: RunFolder) -> None:
+    saved.last.unlink()
+    assert saved.has_checkpoint()
+    state, (warning,) = saved.read_last()
+    assert (state["epoch"], warning) == (1, f"cannot read {saved.last}: No such file or directory")
+
+
+def test_without_a_readable_state_both_files_are_named(saved: RunFolder) -> None:
+    for path in (saved.last, saved.previous):
+        path.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"has no checkpoint to resume from: .*last\.pt .*; .*previous\.pt "):
+        saved.read_last()
+
+
+def test_a_new_folder_has_no_checkpoint(tmp_path: Path) -> None:
+    folder = create(tmp_path)
+    assert not folder.has_checkpoint()
+    with pytest.raises(ValueError, match="has no checkpoint to resume from"):
+        folder.read_last()
+    with pytest.raises(ValueError, match=r"is a folder without checkpoints/model\.pt or last\.pt"):
+        find_checkpoint(folder.path)
+
+
+def test_a_folder_means_its_final_model_else_its_newest_state(saved: RunFolder) -> None:
+    assert find_checkpoint(saved.path) == saved.last
+    CheckpointSaver(saved, COMMON).save_final({}, RECORD)
+    assert find_checkpoint(saved.path) == saved.model
+    assert find_checkpoint(saved.previous) == saved.previous
+    saved.model.unlink()
+    saved.last.unlink()
+    assert find_checkpoint(saved.path) == saved.previous
+
+
+def test_the_best_model_says_on_what_it_was_chosen(saved: RunFolder) -> None:
+    saver = CheckpointSaver(saved, COMMON)
+    saver.save_best({}, "test", RECORD)
+    assert [path.name for path in saved.checkpoints.glob("best*")] == ["best-on-test.pt"]
+    saver.save_best({}, "val", RECORD)
+    assert sorted(path.name for path in saved.checkpoints.glob("best*")) == ["best-on-test.pt", "best.pt"]
+    assert read_checkpoint(saved.best("val"))["metrics"] == RECORD.to_plain()
+
+
+def test_saving_leaves_no_temporary_files(saved: RunFolder) -> None:
+    write_checkpoint(saved.last, COMMON, previous=saved.previous)
+    assert sorted(path.name for path in saved.checkpoints.iterdir()) == ["last.pt", "previous.pt"]
+
+
+def test_the_description_can_be_read_back(tmp_path: Path) -> None:
+    folder = create(tmp_path)
+    folder.write_description({"lr": 1e-05, "name": "größer"}, {"device": "cpu", "cuda": None})
+    assert read_yaml(folder.path / "config.yaml") == {"lr": 1e-05, "name": "größer"}
+    assert json.loads((folder.path / "environment.json").read_text()) == {"device": "cpu", "cuda": None}
