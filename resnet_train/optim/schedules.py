@@ -19,7 +19,8 @@ class Timeline:
     Attributes:
         total: steps of the whole run.
         warmup: steps of the linear warm-up; None leaves the schedule its own default.
-        milestones: steps at which the multi-step schedule falls; None: at 50 % and 75 % of the run.
+        milestones: steps at which the multi-step schedule falls; the step schedule falls every so many steps as the
+            first one says. None leaves each its own default.
         gamma: the factor by which it falls.
     """
 
@@ -76,6 +77,19 @@ def multi_step(timeline: Timeline) -> Schedule:
     if milestones is None:
         milestones = [timeline.total // 2, timeline.total * 3 // 4]
     return _with_warmup(timeline.warmup or 0, lambda step: timeline.gamma ** sum(step >= m for m in milestones))
+
+
+@SCHEDULES.register("step")
+def step_decay(timeline: Timeline) -> Schedule:
+    """Falls by gamma again and again, every --milestones N epochs; not given: every third of the run."""
+    period = timeline.milestones[0] if timeline.milestones else max(1, -(-timeline.total // 3))
+    return _with_warmup(timeline.warmup or 0, lambda step: timeline.gamma ** (step // period))
+
+
+@SCHEDULES.register("constant")
+def constant(timeline: Timeline) -> Schedule:
+    """Stays as it is after the warm-up."""
+    return _with_warmup(timeline.warmup or 0, lambda _: 1.0)
 
 
 @SCHEDULES.register("one-cycle")

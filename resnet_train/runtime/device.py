@@ -35,8 +35,11 @@ def select_device(name: str) -> torch.device:
     return device
 
 
-def prepare_machine(name: str, threads: int) -> torch.device:
-    """Chooses the device and sets the number of CPU threads (0: as torch has it).
+def prepare_machine(name: str, threads: int, deterministic: bool = False) -> torch.device:
+    """Chooses the device, sets the number of CPU threads (0: as torch has it) and how exact kernels must be.
+
+    Args:
+        deterministic: only kernels that give the same bits each time; else the quickest ones, TF32 included.
 
     Raises:
         ValueError: there is no such device here.
@@ -44,6 +47,12 @@ def prepare_machine(name: str, threads: int) -> torch.device:
     device = select_device(name)
     if threads:
         torch.set_num_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it starts
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.set_float32_matmul_precision("highest" if deterministic else "high")
+    torch.backends.cudnn.allow_tf32 = not deterministic
     return device
 
 

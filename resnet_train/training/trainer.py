@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +17,8 @@ from torch.optim import Optimizer
 
 from resnet_train.data.loader import Batch, BatchLoader
 from resnet_train.loggers.base import Logger
+from resnet_train.models.blocks import DropPath
+from resnet_train.optim.ema import AveragedModel
 from resnet_train.optim.optimizers import load_optimizer_state, set_lr
 from resnet_train.optim.schedules import Schedule
 from resnet_train.records import EpochRecord, EpochTiming, Evaluation, StepRecord
@@ -62,6 +66,13 @@ class RunningSums:
         return dict(zip(self.NAMES, self.values.tolist()))
 
 
+def split_batch(batch: Batch, num_parts: int) -> list[Batch]:
+    """Cuts a batch into parts of equal size, one after the other."""
+    size = len(batch.labels) // num_parts
+    parts = (None if tensor is None else tensor.split(size) for tensor in batch)
+    return [Batch(*values) for values in zip(*(part or [None] * num_parts for part in parts))]
+
+
 @dataclass
 class Progress:
     """How far a run has come: everything besides tensors that a checkpoint needs to go on exactly."""
@@ -86,6 +97,10 @@ class Trainer:
         eval_every, save_every, log_every: as in the config.
         logger: takes the records.
         saver: takes the state; None saves nothing.
+        accumulate: parts each batch is computed in.
+        averaged: follows the model; it is what is evaluated and saved as the result.
+        precision: the format to autocast to; float16 brings a loss scaler.
+        seed: of drop path.
         interrupted_message: what to tell a user who stopped the run.
     """
 
@@ -107,6 +122,10 @@ class Trainer:
         eval_every: int = 1,
         save_every: int = 1,
         log_every: int = 20,
+        accumulate: int = 1,
+        averaged: AveragedModel | None = None,
+        precision: torch.dtype | None = None,
+        seed: int = 0,
         interrupted_message: str = "",
     ) -> None:
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
@@ -114,10 +133,13 @@ class Trainer:
         self.num_classes, self.epochs, self.lr = num_classes, epochs, lr
         self.label_smoothing, self.clip_grad = label_smoothing, clip_grad
         self.eval_every, self.save_every, self.log_every = eval_every, save_every, log_every
+        self.accumulate, self.averaged, self.precision, self.seed = accumulate, averaged, precision, seed
         self.logger, self.saver = logger, saver
         self.interrupted_message = interrupted_message
         self.device = train_loader.device
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.is_stochastic = any(isinstance(module, DropPath) for module in model.modules())
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision is torch.float16)
         self.progress = Progress()
         self.sums = RunningSums(self.device)
         self.signals = SignalWatch()
@@ -158,18 +180,37 @@ class Trainer:
         self.epoch_images = (len(self.train_loader) - first) * self.train_loader.batch_size
 
     def train_step(self, batch: Batch) -> None:
-        """One optimizer step: forward, loss, backward, clip, step."""
+        """One optimizer step: forward, loss, backward, clip, step, average."""
         set_lr(self.optimizer, self.current_lr())
-        logits = self.model(batch.images)
-        loss = self.loss(logits, batch)
-        loss.backward()
+        self.seed_step()
+        step_loss = torch.zeros((), device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        for part in split_batch(batch, self.accumulate):
+            with self.autocast():
+                logits = self.model(part.images)
+            loss = self.loss(logits.float(), part) / self.accumulate  # float32: bf16 rounds a log-sum-exp to 3 digits
+            self.scaler.scale(loss).backward()
+            step_loss += loss.detach()
+            correct += (logits.detach().argmax(1) == part.labels).sum()
         grad_norm = self.clip_gradients()
-        bad_step = self.find_bad_step(loss, grad_norm)
+        bad_step = self.find_bad_step(step_loss, grad_norm)
         self.step_unless_bad(bad_step)
         self.optimizer.zero_grad(set_to_none=True)
-        correct = (logits.detach().argmax(1) == batch.labels).sum()
-        self.sums.add(loss.detach(), correct, len(batch.labels), grad_norm, bad_step)
+        if self.averaged is not None:
+            self.averaged.update(self.model, bad=bad_step >= 0)
+        self.sums.add(step_loss, correct, len(batch.labels), grad_norm, bad_step)
         self.progress.step += 1
+
+    def seed_step(self) -> None:
+        """Drop path draws from (seed, step) alone, so no generator state has to be saved."""
+        if self.is_stochastic:
+            torch.manual_seed(int(np.random.SeedSequence([self.seed, self.progress.step]).generate_state(1)[0]))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision within, if it is on."""
+        if self.precision is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.precision)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Mean cross-entropy; of a mixed image, that of both its labels by their shares."""
@@ -187,6 +228,7 @@ class Trainer:
 
     def clip_gradients(self) -> Tensor:
         """The gradient's L2 norm over all parameters, before it is scaled down to `clip_grad` (if that is not 0)."""
+        self.scaler.unscale_(self.optimizer)
         norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if self.clip_grad:
             clip_grads_with_norm_(self.parameters, self.clip_grad, norm)
@@ -195,12 +237,17 @@ class Trainer:
     def find_bad_step(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
         """The first step, this one included, that was not finite; -1 if there is none. Stays on the device."""
         known = self.sums.values[-1]
-        good = torch.isfinite(loss) & torch.isfinite(grad_norm)
+        good = torch.isfinite(loss)
+        if not self.scaler.is_enabled():  # the scaler tries scales until one overflows: its gradients may be infinite
+            good &= torch.isfinite(grad_norm)
         return torch.where((known < 0) & ~good, float(self.progress.step), known)
 
     def step_unless_bad(self, bad_step: Tensor) -> None:
         """Updates the weights; from the first bad step on they stay as they are until the host learns of it."""
-        if self.optimizer.defaults.get("fused"):
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif self.optimizer.defaults.get("fused"):
             # What torch's GradScaler uses, too: the fused kernels skip the update without asking the host.
             self.optimizer.found_inf = (bad_step >= 0).float()  # type: ignore[attr-defined]
             self.optimizer.step()
@@ -225,7 +272,7 @@ class Trainer:
             return {}, 0.0
         start = time.perf_counter()
         evaluations = {
-            split: evaluate(self.model, self.until_interrupted(loader.epoch(0)), self.num_classes, self.device)
+            split: evaluate(self.judged_model, self.until_interrupted(loader.epoch(0)), self.num_classes, self.device)
             for split, loader in self.eval_loaders.items()
         }
         return evaluations, time.perf_counter() - start
@@ -264,9 +311,14 @@ class Trainer:
         if is_best:
             self.progress.best_epoch, self.progress.best_accuracy = record.epoch, accuracy
         if is_best and self.saver is not None:
-            self.saver.save_best(self.model.state_dict(), split, record)
+            self.saver.save_best(self.judged_model.state_dict(), split, record)
         if (epoch + 1) % self.save_every == 0 or epoch + 1 == self.epochs:
             self.save_state()
+
+    @property
+    def judged_model(self) -> nn.Module:
+        """The model that is evaluated, saved and reported: the averaged one if averaging is on."""
+        return self.model if self.averaged is None else self.averaged.model
 
     @property
     def best_split(self) -> str:
@@ -310,6 +362,8 @@ class Trainer:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "epoch": self.progress.epoch,
             "step": self.progress.step,
             "sums": self.sums.values.tolist(),
@@ -322,6 +376,9 @@ class Trainer:
         """Goes back to where `state_dict` was called."""
         self.model.load_state_dict(state["model"])
         load_optimizer_state(self.optimizer, state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
         self.progress = Progress(
             epoch=state["epoch"],
             step=state["step"],

@@ -1,0 +1,222 @@
+"""TensorBoard event files, read back with TensorBoard's own reader."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_train.loggers.tensorboard import TensorBoard
+from resnet_train.records import EpochRecord, EpochTiming, RunInfo, RunResult, StepRecord
+from tests.conftest import SMALL, Outcome, RunCli
+
+pytestmark = [
+    # TensorBoard's own: its protobuf messages, and numpy's and Pillow's older names.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:google"),
+]
+
+STEPS_PER_EPOCH = 2
+TIMING = EpochTiming(1, 2, train_seconds=1.0, eval_seconds=1.0, images_per_second=99.0, peak_memory_bytes=None)
+SPLITS = ("train", "val", "test")
+
+
+@pytest.fixture(autouse=True)
+def files_in_the_order_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """File names begin with the second they are made in; a reader sorts by it, and these runs take less than one."""
+    from tensorboard.summary.writer import event_file_writer
+
+    seconds = itertools.count(2_000_000_000)
+
+    class Clock:
+        def time(self) -> int:
+            return next(seconds)
+
+    monkeypatch.setattr(event_file_writer, "time", Clock())
+
+
+class Events:
+    """What TensorBoard shows of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        self.accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+        self.accumulator.Reload()
+
+    def scalars(self) -> dict[str, dict[int, float]]:
+        """Tag to step to value; each step must be there once."""
+        found = {tag: self.accumulator.Scalars(tag) for tag in self.accumulator.Tags()["scalars"]}
+        for tag, events in found.items():
+            steps = [event.step for event in events]
+            assert steps == sorted(set(steps)), f"{tag} has the steps {steps}"
+        return {tag: {event.step: event.value for event in events} for tag, events in found.items()}
+
+    def images(self, tag: str) -> list[tuple[int, int, int]]:
+        """Step, width and height of each picture."""
+        return [(event.step, event.width, event.height) for event in self.accumulator.Images(tag)]
+
+    def texts(self) -> dict[str, list[str]]:
+        """What is shown as text, by tag."""
+        plugin = self.accumulator.PluginTagToContent("text")
+        return {
+            tag: [event.tensor_proto.string_val[0].decode() for event in self.accumulator.Tensors(tag)]
+            for tag in plugin
+        }
+
+    def hparams(self) -> dict[str, bytes]:
+        """The hparams plugin's messages by tag."""
+        return dict(self.accumulator.PluginTagToContent("hparams"))
+
+
+def epoch_record(epoch: int, value: float) -> EpochRecord:
+    return EpochRecord(epoch, STEPS_PER_EPOCH * epoch, 0.1, value, 0.5, 1.0, value, 0.6, value, 0.7)
+
+
+def log_run(folder: Path, steps: range, value: float, images: torch.Tensor | None = None) -> None:
+    """Tells a logger of these steps, and of the epochs that end among them."""
+    logger = TensorBoard(folder)
+    logger.run_started(RunInfo("x", "t", {"lr": 0.1, "arch": "resnet8"}, 3, STEPS_PER_EPOCH, 64, steps.start))
+    if images is not None:
+        logger.batch_seen(images)
+    for step in range(steps.start + 1, steps.stop + 1):
+        logger.step_read(StepRecord(1, step, 0.1, value, value, 0.5, grad_norm=1.0))
+        if step % STEPS_PER_EPOCH == 0:
+            logger.epoch_done(epoch_record(step // STEPS_PER_EPOCH, value), TIMING)
+    logger.flush()
+    logger.close()
+
+
+@pytest.fixture(scope="module")
+def trained_events(trained: tuple[Path, Outcome]) -> Events:
+    """The events of a whole run."""
+    return Events(trained[0])
+
+
+def test_a_run_has_a_curve_of_every_number(trained_events: Events) -> None:
+    scalars = trained_events.scalars()
+    by_epoch = {f"{kind}/{split}" for kind in ("loss", "accuracy") for split in SPLITS}
+    by_epoch |= {"epoch/lr", "epoch/grad_norm", "epoch/number", "throughput/images_per_second"}
+    by_step = {"step/loss", "step/grad_norm", "step/lr"}
+    assert by_epoch | by_step <= set(scalars)
+    assert {tag: list(scalars[tag]) for tag in by_epoch} == dict.fromkeys(by_epoch, [2, 4])
+    assert {tag: list(scalars[tag]) for tag in by_step} == dict.fromkeys(by_step, [1, 2, 3, 4])
+    assert list(scalars["epoch/number"].values()) == [1, 2]
+
+
+def test_curves_have_the_values_of_the_records(trained: tuple[Path, Outcome], trained_events: Events) -> None:
+    import csv
+
+    with (trained[0] / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    scalars = trained_events.scalars()
+    for row in rows:
+        for split, kind in itertools.product(SPLITS, ("loss", "accuracy")):
+            value = scalars[f"{kind}/{split}"][int(row["step"])]
+            assert value == pytest.approx(float(row[f"{split}_{kind}"]), rel=1e-6)
+
+
+def test_the_first_batch_is_shown_and_the_config_as_a_table(trained_events: Events) -> None:
+    assert trained_events.accumulator.Tags()["images"] == ["augmented training images"]
+    # 32 pictures of 8×8, four times as large, in 2 rows of 16, with 2 pixels around each
+    assert trained_events.images("augmented training images") == [(0, 16 * 34 + 2, 2 * 34 + 2)]
+    ((tag, (table,)),) = trained_events.texts().items()
+    assert tag.startswith("config")
+    assert "| setting | value |\n|---|---|\n| arch | resnet8 |\n" in table
+    assert "| batch_size | 32 |" in table
+
+
+def test_settings_and_final_numbers_are_on_the_hparams_page(trained_events: Events) -> None:
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    contents = trained_events.hparams()
+    assert set(contents) == {
+        "_hparams_/experiment",
+        "_hparams_/session_start_info",
+        "_hparams_/session_end_info",
+    }
+    start = HParamsPluginData.FromString(contents["_hparams_/session_start_info"]).session_start_info
+    assert start.hparams["arch"].string_value == "resnet8"
+    assert start.hparams["lr"].number_value == 0.1
+    assert start.hparams["nesterov"].bool_value is False
+    scalars = trained_events.scalars()
+    for name in ("train_loss", "val_accuracy", "test_loss", "test_accuracy"):
+        kind_of = {"loss": f"loss/{name[:-5]}", "accuracy": f"accuracy/{name[:-9]}"}
+        assert scalars[f"final/{name}"] == {4: scalars[kind_of[name.partition("_")[2]]][4]}
+
+
+def test_large_batches_are_cut_and_values_outside_the_range_are_clamped(tmp_path: Path) -> None:
+    log_run(tmp_path, range(2), 1.0, images=torch.randn(100, 3, 4, 4) * 10)
+    assert Events(tmp_path).images("augmented training images") == [(0, 16 * 18 + 2, 4 * 18 + 2)]
+
+
+def test_what_was_not_measured_has_no_curve(tmp_path: Path) -> None:
+    logger = TensorBoard(tmp_path)
+    logger.run_started(RunInfo("x", "t", {}, 1, 2, 64))
+    record = EpochRecord(1, 2, 0.1, 2.0, 0.5, 1.0)
+    logger.epoch_done(record, TIMING)
+    logger.run_done(RunResult("x", "t", "resnet8", 0, 1, "x", record, "test", 1, 0.5))
+    logger.close()
+    scalars = Events(tmp_path).scalars()
+    assert {tag for tag in scalars if tag.startswith(("loss/", "accuracy/", "final/"))} == {
+        "loss/train",
+        "accuracy/train",
+        "final/train_loss",
+    }
+
+
+@pytest.mark.parametrize(("seen", "known"), [(4, 2), (5, 3), (6, 2), (5, 4), (2, 2)])
+def test_a_resumed_run_hides_what_its_checkpoint_does_not_know(seen: int, known: int, tmp_path: Path) -> None:
+    log_run(tmp_path, range(seen), 1.0, images=torch.zeros(4, 3, 4, 4))
+    log_run(tmp_path, range(known, 6), 2.0)
+    events = Events(tmp_path)
+    scalars = events.scalars()
+    assert scalars["step/loss"] == {step: 1.0 if step <= known else 2.0 for step in range(1, 7)}
+    assert scalars["loss/train"] == {step: 1.0 if step <= known else 2.0 for step in (2, 4, 6)}
+    assert len(events.images("augmented training images")) == 1
+    assert [len(texts) for texts in events.texts().values()] == [1]
+
+
+def test_closing_before_the_start_is_harmless(tmp_path: Path) -> None:
+    logger = TensorBoard(tmp_path)
+    logger.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Through the command line ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def train(run_cli: RunCli, tmp_path: Path) -> Callable[..., Outcome]:
+    """Trains the run <tmp_path>/runs/x, which must succeed."""
+
+    def run(*arguments: object) -> Outcome:
+        outcome = run_cli("resnet-train", *SMALL, "--log-every", 1, "--name", "x", *arguments, cwd=tmp_path)
+        assert outcome.code == 0, outcome
+        return outcome
+
+    return run
+
+
+def test_a_run_with_more_epochs_goes_on_with_each_curve(train: Callable[..., Outcome], tmp_path: Path) -> None:
+    train("--epochs", 2)
+    train("--epochs", 3, "--resume", "auto")
+    scalars = Events(tmp_path / "runs" / "x").scalars()
+    assert list(scalars["step/loss"]) == [1, 2, 3, 4, 5, 6]
+    assert list(scalars["loss/test"]) == [2, 4, 6]
+
+
+def test_a_run_that_was_never_saved_starts_its_curves_anew(train: Callable[..., Outcome], tmp_path: Path) -> None:
+    train("--epochs", 1)
+    folder = tmp_path / "runs" / "x"
+    for path in (folder / "checkpoints").iterdir():
+        path.unlink()
+    train("--epochs", 2, "--resume", "auto")
+    events = Events(folder)
+    scalars = events.scalars()
+    assert list(scalars["step/loss"]) == [1, 2, 3, 4]
+    assert list(scalars["loss/test"]) == [2, 4]
+    assert len(events.images("augmented training images")) == 1
