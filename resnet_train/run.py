@@ -17,14 +17,26 @@ import numpy as np
 import torch
 
 from resnet_train.config import TrainConfig, merge_on_resume, to_plain
-from resnet_train.data.augment import AlternatingFlip, Cutout, Normalize, RandomCrop, RandomFlip, Transform
+from resnet_train.data.augment import (
+    AlternatingFlip,
+    Cutout,
+    Normalize,
+    RandomCrop,
+    RandomErasing,
+    RandomFlip,
+    Transform,
+)
 from resnet_train.data.datasets import DATASETS, ImageDataset, load_dataset, split_indices
 from resnet_train.data.loader import BatchLoader, eval_loader, fits_on
+from resnet_train.data.mix import Mix
 from resnet_train.data.plan import draw_plan
+from resnet_train.data.trivial_augment import TrivialAugment
 from resnet_train.loggers.base import Logger, LoggerList
 from resnet_train.loggers.metrics_csv import MetricsCsv
 from resnet_train.loggers.progress import Progress
-from resnet_train.models import create_model, find_model
+from resnet_train.models import create_model
+from resnet_train.models.blocks import set_bn_momentum
+from resnet_train.optim.ema import AveragedModel
 from resnet_train.optim.optimizers import OPTIMIZERS, build_optimizer
 from resnet_train.optim.schedules import SCHEDULES, build_schedule
 from resnet_train.records import EpochRecord, RunInfo, RunResult
@@ -35,6 +47,7 @@ from resnet_train.runtime.device import (
     synchronize,
 )
 from resnet_train.runtime.environment import describe_environment
+from resnet_train.runtime.precision import choose_precision
 from resnet_train.training.checkpoint import read_checkpoint, restore_model, write_checkpoint
 from resnet_train.training.evaluation import evaluate
 from resnet_train.training.run_folder import (
@@ -69,7 +82,7 @@ def train(config: TrainConfig, given: dict[str, Any] | None = None, resume: str 
     elif folder is None and config.name and (config.output_dir / config.name).exists():
         raise ValueError(existing_run_message(config.output_dir / config.name))
     check_names(config)
-    device = prepare_machine(config.device, config.threads)
+    device = prepare_machine(config.device, config.threads, config.deterministic)
     data = load_data(config)
     if state is not None and state["epoch"] == config.epochs:
         assert folder is not None
@@ -122,7 +135,7 @@ def _fit(
         if not info.first_step:
             logger.batch_seen(_first_batch(trainer, data))
         final = trainer.fit()
-        saver.save_final(trainer.model.state_dict(), final)
+        saver.save_final(trainer.judged_model.state_dict(), final)
         progress = {
             "best_epoch": trainer.progress.best_epoch,
             "best_accuracy": trainer.progress.best_accuracy,
@@ -140,7 +153,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
         `checkpoint_bytes`, `params`, `device`, `title`.
     """
     check_names(config)
-    device = prepare_machine(config.device, config.threads)
+    device = prepare_machine(config.device, config.threads, config.deterministic)
     data = load_data(config)
     trainer = build_trainer(config, data, device)
     batches = trainer.train_loader.epoch(0)
@@ -213,17 +226,17 @@ def check_names(config: TrainConfig) -> None:
     Raises:
         ValueError: an unknown architecture, data set, optimizer or schedule, or images too small for the network.
     """
-    entry = find_model(config.arch)
     for registry, name in (
         (DATASETS, config.dataset),
         (OPTIMIZERS, config.optimizer),
         (SCHEDULES, config.schedule),
     ):
         registry[name]
-    if config.image_size < entry.stride:
-        raise ValueError(
-            f"image_size (={config.image_size}) must be at least {entry.stride}, the stride of {config.arch}"
-        )
+    with torch.device("meta"):  # no memory, no arithmetic: builds the network to see whether it can be built
+        model = create_model(config.arch, **arch_options(config))
+        stride: Any = model.stride
+    if config.image_size < stride:
+        raise ValueError(f"image_size (={config.image_size}) must be at least {stride}, the stride of {config.arch}")
 
 
 def load_data(config: TrainConfig) -> RunData:
@@ -248,13 +261,17 @@ def load_data(config: TrainConfig) -> RunData:
 
 
 def arch_options(config: TrainConfig) -> dict[str, Any]:
-    """The settings that are keyword arguments of the network's constructor."""
-    return {}
+    """The settings that are options of the network, those that differ from their defaults only."""
+    names = ("stem", "norm_order", "zero_init_residual", "drop_path", "shortcut")
+    defaults = TrainConfig()
+    return {name: value for name in names if (value := getattr(config, name)) != getattr(defaults, name)}
 
 
 def build_transforms(config: TrainConfig, normalize: Normalize) -> list[Transform]:
     """What happens to training images, in this order."""
     transforms: list[Transform] = []
+    if config.trivial_augment:
+        transforms.append(TrivialAugment())
     if config.crop_padding:
         transforms.append(RandomCrop(config.crop_padding, config.padding_mode))
     if config.flip != "none":
@@ -262,6 +279,8 @@ def build_transforms(config: TrainConfig, normalize: Normalize) -> list[Transfor
     transforms.append(normalize)
     if config.cutout:
         transforms.append(Cutout(config.cutout, config.image_size))
+    if config.random_erasing:
+        transforms.append(RandomErasing(config.random_erasing, config.image_size))
     return transforms
 
 
@@ -272,6 +291,10 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device) -> T
     model = create_model(config.arch, num_classes, **arch_options(config))
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device).to(memory_format=layout)
+    set_bn_momentum(model, config.bn_momentum)
+    averaged = AveragedModel(model, config.ema_decay) if config.ema_decay else None
+    if config.compile:
+        model.compile()  # in place: torch.compile(model) would prefix the names of the weights
     train_loader, eval_loaders = build_loaders(config, data, device)
     return Trainer(
         model=model,
@@ -282,6 +305,7 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device) -> T
             momentum=config.momentum,
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
+            no_decay_norm_bias=config.no_decay_norm_bias,
         ),
         schedule=build_schedule(
             config.schedule,
@@ -301,6 +325,10 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device) -> T
         eval_every=config.eval_every,
         save_every=config.save_every,
         log_every=config.log_every,
+        accumulate=config.accumulate,
+        averaged=averaged,
+        precision=choose_precision(config.amp, device),
+        seed=config.seed,
         logger=Logger(),
     )
 
@@ -311,13 +339,14 @@ def build_loaders(
     """The training loader, and the evaluation loaders by split."""
     normalize = Normalize(data.train.mean, data.train.std, config.channels_last)
     transforms = build_transforms(config, normalize)
+    mix = Mix(config.mixup, config.cutmix, config.image_size) if config.mixup or config.cutmix else None
     train_loader = BatchLoader(
         data.train.images,
         data.train.labels,
         indices=data.train_indices,
         batch_size=config.batch_size,
         transforms=transforms,
-        plan=partial(draw_plan, config.seed, num_images=len(data.train_indices), transforms=transforms),
+        plan=partial(draw_plan, config.seed, num_images=len(data.train_indices), transforms=transforms, mix=mix),
         device=device,
         resident=fits_on(device, data.train.images.nbytes),
         drop_last=True,

@@ -15,12 +15,16 @@ from typing import NamedTuple
 
 import pytest
 
+import resnet_train
+
 MODULES = {
     "resnet-train": "resnet_train.cli.train",
     "resnet-eval": "resnet_train.cli.evaluate",
     "resnet-info": "resnet_train.cli.info",
 }
-SMALL = "--dataset digits --arch resnet8 --image-size 8 --train-size 64 -b 32 --epochs 2 --device cpu".split()
+PACKAGE_PARENT = str(Path(resnet_train.__file__).parents[1])  # the package under test, not another installed one
+ON_DIGITS = ["--dataset", "digits", "--arch", "resnet8", "--image-size", "8", "--device", "cpu"]
+SMALL = [*ON_DIGITS, "--train-size", "64", "--batch-size", "32", "--epochs", "2"]
 
 
 class Outcome(NamedTuple):
@@ -66,12 +70,12 @@ def run_in_process(command: str, *arguments: object, cwd: Path) -> Outcome:
         contextlib.chdir(cwd),
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
-        pytest.raises(SystemExit) as exit_info,
     ):
         sys.argv = [command, *map(str, arguments)]
-        main()
-    assert isinstance(exit_info.value.code, int)
-    return Outcome(exit_info.value.code, stdout.getvalue(), stderr.getvalue())
+        with pytest.raises(SystemExit) as leaving:
+            main()
+    assert isinstance(leaving.value.code, int)
+    return Outcome(leaving.value.code, stdout.getvalue(), stderr.getvalue())
 
 
 def run_python(*arguments: object, cwd: Path, **environment: str) -> Outcome:
@@ -80,7 +84,7 @@ def run_python(*arguments: object, cwd: Path, **environment: str) -> Outcome:
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
-        env={**plain, "COLUMNS": "200", "PYTHONIOENCODING": "utf-8", **environment},
+        env={**plain, "PYTHONPATH": PACKAGE_PARENT, "COLUMNS": "200", "PYTHONIOENCODING": "utf-8", **environment},
         capture_output=True,
         timeout=300,
         check=False,

@@ -19,10 +19,9 @@ from resnet_train.models import find_model
 from resnet_train.recipes import read_yaml
 from resnet_train.training.checkpoint import read_checkpoint, write_checkpoint
 from resnet_train.training.run_folder import RunFolder
-from tests.conftest import SMALL, Outcome, RunCli
+from tests.conftest import ON_DIGITS, SMALL, Outcome, RunCli
 
 QUICK = [*SMALL, "--no-tensorboard"]
-ON_DIGITS = ["--dataset", "digits", "--arch", "resnet8", "--image-size", "8"]
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 
 
@@ -417,9 +416,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(run_cli: RunCli, tmp_path:
     assert (folder / "metrics.csv").read_bytes() == metrics
 
 
-def test_a_run_that_another_process_writes_cannot_be_resumed(
-    one_epoch: Path, run_cli: RunCli, tmp_path: Path
-) -> None:
+def test_a_run_that_another_process_writes_cannot_be_resumed(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
     other = RunFolder(one_epoch)
     other.lock()
     try:

@@ -33,7 +33,7 @@ PANELS = {NETWORK, DATA, AUGMENTATION, OPTIMIZATION, RUN, MACHINE}
 
 def message_of(values: dict[str, Any]) -> str:
     """The one line with which `make_config` refuses."""
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r".") as error:
         make_config(values)
     assert not isinstance(error.value, ValidationError)
     assert "\n" not in str(error.value)
@@ -355,13 +355,11 @@ NAMES = st.sampled_from(option_names()) | TEXT
 @example(values={"data_dir": SURROGATE})
 def test_any_values_give_a_config_or_one_line(values: dict[str, Any]) -> None:
     try:
-        config = make_config(values)
+        outcome: TrainConfig | ValueError = make_config(values)
     except ValueError as error:
-        assert not isinstance(error, ValidationError)
-        assert str(error)
-        assert len(str(error).splitlines()) == 1
-    else:
-        assert isinstance(config, TrainConfig)
+        outcome = error
+    assert isinstance(outcome, TrainConfig) or type(outcome) is ValueError
+    assert len(str(outcome).splitlines()) == 1
 
 
 @settings(max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])

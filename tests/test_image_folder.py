@@ -370,6 +370,17 @@ def test_picture_cut_short_is_skipped_and_reported(tmp_path, caplog, suffix, kee
     assert f"short.{suffix}" in report
 
 
+def test_postscript_under_a_pictures_name_is_never_handed_to_ghostscript(tmp_path, caplog, monkeypatch):
+    programs_run = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *arguments: programs_run.append(arguments))
+    fill_folder(tmp_path, each=10)
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    (tmp_path / "train" / "dog" / "program.png").write_bytes(content)
+    assert len(load(tmp_path)) == 20
+    assert "program.png" in reports(caplog)[0]
+    assert programs_run == []
+
+
 def test_report_is_repeated_when_the_cache_is_opened(tmp_path, caplog):
     fill_folder(tmp_path, each=10)
     (tmp_path / "train" / "cat" / "bad.png").write_bytes(b"bad")

@@ -144,5 +144,6 @@ def test_unknown_name_gives_the_nearest():
 
 
 def test_name_like_no_other_gives_all_names():
-    with pytest.raises(ValueError, match="unknown schedule 'x'; known: cosine, multi-step, one-cycle"):
+    with pytest.raises(ValueError, match="unknown schedule 'x'; known: ") as refusal:
         build_schedule("x", epochs=1, steps_per_epoch=1)
+    assert all(name in str(refusal.value) for name in ("cosine", "multi-step", "one-cycle"))

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.summary.writer import event_file_writer
 
 from resnet_train.loggers.tensorboard import TensorBoard
 from resnet_train.records import EpochRecord, EpochTiming, RunInfo, RunResult, StepRecord
 from tests.conftest import SMALL, Outcome, RunCli
-
-pytestmark = [
-    # TensorBoard's own: its protobuf messages, and numpy's and Pillow's older names.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:google"),
-]
 
 STEPS_PER_EPOCH = 2
 TIMING = EpochTiming(1, 2, train_seconds=1.0, eval_seconds=1.0, images_per_second=99.0, peak_memory_bytes=None)
@@ -27,8 +25,6 @@ SPLITS = ("train", "val", "test")
 @pytest.fixture(autouse=True)
 def files_in_the_order_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """File names begin with the second they are made in; a reader sorts by it, and these runs take less than one."""
-    from tensorboard.summary.writer import event_file_writer
-
     seconds = itertools.count(2_000_000_000)
 
     class Clock:
@@ -38,38 +34,30 @@ def files_in_the_order_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_file_writer, "time", Clock())
 
 
-class Events:
-    """What TensorBoard shows of a folder."""
+def read_events(folder: Path) -> EventAccumulator:
+    """What TensorBoard shows of a folder, all of it."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    return events.Reload()
 
-    def __init__(self, folder: Path) -> None:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        self.accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
-        self.accumulator.Reload()
+def scalars_of(events: EventAccumulator) -> dict[str, dict[int, float]]:
+    """Tag to step to value; each step must be there once."""
+    found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+    for tag, points in found.items():
+        steps = [point.step for point in points]
+        assert steps == sorted(set(steps)), f"{tag} has the steps {steps}"
+    return {tag: {point.step: point.value for point in points} for tag, points in found.items()}
 
-    def scalars(self) -> dict[str, dict[int, float]]:
-        """Tag to step to value; each step must be there once."""
-        found = {tag: self.accumulator.Scalars(tag) for tag in self.accumulator.Tags()["scalars"]}
-        for tag, events in found.items():
-            steps = [event.step for event in events]
-            assert steps == sorted(set(steps)), f"{tag} has the steps {steps}"
-        return {tag: {event.step: event.value for event in events} for tag, events in found.items()}
 
-    def images(self, tag: str) -> list[tuple[int, int, int]]:
-        """Step, width and height of each picture."""
-        return [(event.step, event.width, event.height) for event in self.accumulator.Images(tag)]
+def pictures_of(events: EventAccumulator) -> list[tuple[int, int, int]]:
+    """Step, width and height of each picture of augmented images."""
+    return [(event.step, event.width, event.height) for event in events.Images("augmented training images")]
 
-    def texts(self) -> dict[str, list[str]]:
-        """What is shown as text, by tag."""
-        plugin = self.accumulator.PluginTagToContent("text")
-        return {
-            tag: [event.tensor_proto.string_val[0].decode() for event in self.accumulator.Tensors(tag)]
-            for tag in plugin
-        }
 
-    def hparams(self) -> dict[str, bytes]:
-        """The hparams plugin's messages by tag."""
-        return dict(self.accumulator.PluginTagToContent("hparams"))
+def texts_of(events: EventAccumulator) -> dict[str, list[str]]:
+    """What is shown as text, by tag."""
+    tags = events.PluginTagToContent("text")
+    return {tag: [event.tensor_proto.string_val[0].decode() for event in events.Tensors(tag)] for tag in tags}
 
 
 def epoch_record(epoch: int, value: float) -> EpochRecord:
@@ -91,48 +79,44 @@ def log_run(folder: Path, steps: range, value: float, images: torch.Tensor | Non
 
 
 @pytest.fixture(scope="module")
-def trained_events(trained: tuple[Path, Outcome]) -> Events:
+def trained_events(trained: tuple[Path, Outcome]) -> EventAccumulator:
     """The events of a whole run."""
-    return Events(trained[0])
+    return read_events(trained[0])
 
 
-def test_a_run_has_a_curve_of_every_number(trained_events: Events) -> None:
-    scalars = trained_events.scalars()
+def test_a_run_has_a_curve_of_every_number(trained_events: EventAccumulator) -> None:
+    scalars = scalars_of(trained_events)
     by_epoch = {f"{kind}/{split}" for kind in ("loss", "accuracy") for split in SPLITS}
     by_epoch |= {"epoch/lr", "epoch/grad_norm", "epoch/number", "throughput/images_per_second"}
     by_step = {"step/loss", "step/grad_norm", "step/lr"}
     assert by_epoch | by_step <= set(scalars)
-    assert {tag: list(scalars[tag]) for tag in by_epoch} == dict.fromkeys(by_epoch, [2, 4])
-    assert {tag: list(scalars[tag]) for tag in by_step} == dict.fromkeys(by_step, [1, 2, 3, 4])
+    assert {tag: list(scalars[tag]) for tag in by_epoch} == {tag: [2, 4] for tag in by_epoch}
+    assert {tag: list(scalars[tag]) for tag in by_step} == {tag: [1, 2, 3, 4] for tag in by_step}
     assert list(scalars["epoch/number"].values()) == [1, 2]
 
 
-def test_curves_have_the_values_of_the_records(trained: tuple[Path, Outcome], trained_events: Events) -> None:
-    import csv
-
+def test_curves_have_the_values_of_the_records(trained: tuple[Path, Outcome], trained_events: EventAccumulator) -> None:
     with (trained[0] / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    scalars = trained_events.scalars()
+    scalars = scalars_of(trained_events)
     for row in rows:
         for split, kind in itertools.product(SPLITS, ("loss", "accuracy")):
             value = scalars[f"{kind}/{split}"][int(row["step"])]
             assert value == pytest.approx(float(row[f"{split}_{kind}"]), rel=1e-6)
 
 
-def test_the_first_batch_is_shown_and_the_config_as_a_table(trained_events: Events) -> None:
-    assert trained_events.accumulator.Tags()["images"] == ["augmented training images"]
+def test_the_first_batch_is_shown_and_the_config_as_a_table(trained_events: EventAccumulator) -> None:
+    assert trained_events.Tags()["images"] == ["augmented training images"]
     # 32 pictures of 8×8, four times as large, in 2 rows of 16, with 2 pixels around each
-    assert trained_events.images("augmented training images") == [(0, 16 * 34 + 2, 2 * 34 + 2)]
-    ((tag, (table,)),) = trained_events.texts().items()
+    assert pictures_of(trained_events) == [(0, 16 * 34 + 2, 2 * 34 + 2)]
+    ((tag, (table,)),) = texts_of(trained_events).items()
     assert tag.startswith("config")
     assert "| setting | value |\n|---|---|\n| arch | resnet8 |\n" in table
     assert "| batch_size | 32 |" in table
 
 
-def test_settings_and_final_numbers_are_on_the_hparams_page(trained_events: Events) -> None:
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-
-    contents = trained_events.hparams()
+def test_settings_and_final_numbers_are_on_the_hparams_page(trained_events: EventAccumulator) -> None:
+    contents = trained_events.PluginTagToContent("hparams")
     assert set(contents) == {
         "_hparams_/experiment",
         "_hparams_/session_start_info",
@@ -142,7 +126,7 @@ def test_settings_and_final_numbers_are_on_the_hparams_page(trained_events: Even
     assert start.hparams["arch"].string_value == "resnet8"
     assert start.hparams["lr"].number_value == 0.1
     assert start.hparams["nesterov"].bool_value is False
-    scalars = trained_events.scalars()
+    scalars = scalars_of(trained_events)
     for name in ("train_loss", "val_accuracy", "test_loss", "test_accuracy"):
         kind_of = {"loss": f"loss/{name[:-5]}", "accuracy": f"accuracy/{name[:-9]}"}
         assert scalars[f"final/{name}"] == {4: scalars[kind_of[name.partition("_")[2]]][4]}
@@ -150,7 +134,7 @@ def test_settings_and_final_numbers_are_on_the_hparams_page(trained_events: Even
 
 def test_large_batches_are_cut_and_values_outside_the_range_are_clamped(tmp_path: Path) -> None:
     log_run(tmp_path, range(2), 1.0, images=torch.randn(100, 3, 4, 4) * 10)
-    assert Events(tmp_path).images("augmented training images") == [(0, 16 * 18 + 2, 4 * 18 + 2)]
+    assert pictures_of(read_events(tmp_path)) == [(0, 16 * 18 + 2, 4 * 18 + 2)]
 
 
 def test_what_was_not_measured_has_no_curve(tmp_path: Path) -> None:
@@ -160,7 +144,7 @@ def test_what_was_not_measured_has_no_curve(tmp_path: Path) -> None:
     logger.epoch_done(record, TIMING)
     logger.run_done(RunResult("x", "t", "resnet8", 0, 1, "x", record, "test", 1, 0.5))
     logger.close()
-    scalars = Events(tmp_path).scalars()
+    scalars = scalars_of(read_events(tmp_path))
     assert {tag for tag in scalars if tag.startswith(("loss/", "accuracy/", "final/"))} == {
         "loss/train",
         "accuracy/train",
@@ -172,12 +156,12 @@ def test_what_was_not_measured_has_no_curve(tmp_path: Path) -> None:
 def test_a_resumed_run_hides_what_its_checkpoint_does_not_know(seen: int, known: int, tmp_path: Path) -> None:
     log_run(tmp_path, range(seen), 1.0, images=torch.zeros(4, 3, 4, 4))
     log_run(tmp_path, range(known, 6), 2.0)
-    events = Events(tmp_path)
-    scalars = events.scalars()
+    events = read_events(tmp_path)
+    scalars = scalars_of(events)
     assert scalars["step/loss"] == {step: 1.0 if step <= known else 2.0 for step in range(1, 7)}
     assert scalars["loss/train"] == {step: 1.0 if step <= known else 2.0 for step in (2, 4, 6)}
-    assert len(events.images("augmented training images")) == 1
-    assert [len(texts) for texts in events.texts().values()] == [1]
+    assert len(pictures_of(events)) == 1
+    assert [len(texts) for texts in texts_of(events).values()] == [1]
 
 
 def test_closing_before_the_start_is_harmless(tmp_path: Path) -> None:
@@ -204,7 +188,7 @@ def train(run_cli: RunCli, tmp_path: Path) -> Callable[..., Outcome]:
 def test_a_run_with_more_epochs_goes_on_with_each_curve(train: Callable[..., Outcome], tmp_path: Path) -> None:
     train("--epochs", 2)
     train("--epochs", 3, "--resume", "auto")
-    scalars = Events(tmp_path / "runs" / "x").scalars()
+    scalars = scalars_of(read_events(tmp_path / "runs" / "x"))
     assert list(scalars["step/loss"]) == [1, 2, 3, 4, 5, 6]
     assert list(scalars["loss/test"]) == [2, 4, 6]
 
@@ -215,8 +199,8 @@ def test_a_run_that_was_never_saved_starts_its_curves_anew(train: Callable[..., 
     for path in (folder / "checkpoints").iterdir():
         path.unlink()
     train("--epochs", 2, "--resume", "auto")
-    events = Events(folder)
-    scalars = events.scalars()
+    events = read_events(folder)
+    scalars = scalars_of(events)
     assert list(scalars["step/loss"]) == [1, 2, 3, 4]
     assert list(scalars["loss/test"]) == [2, 4]
-    assert len(events.images("augmented training images")) == 1
+    assert len(pictures_of(events)) == 1

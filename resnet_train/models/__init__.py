@@ -1,6 +1,10 @@
 """The networks: `create_model("resnet18", num_classes=10)`."""
 
-from resnet_train.models import resnet, cifar_resnet  # noqa: F401, I001 - importing a family registers it, in this order
+# Importing a family registers it; `list_models` has them in this order.
+# isort: off
+from resnet_train.models import resnet, cifar_resnet, preact, wide, resnext, resnet9  # noqa: F401
+
+# isort: on
 from resnet_train.models.complexity import Complexity, measure_complexity
 from resnet_train.models.registry import ModelEntry, create_model, find_model, list_models, register_model
 

@@ -38,34 +38,106 @@ def projection_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.
     return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
 
+def widening_shortcut(kind: str, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """The shortcut of a block: nothing where the shape stays, else "pad" or "projection".
+
+    Raises:
+        ValueError: another kind.
+    """
+    if kind not in {"pad", "projection"}:
+        raise ValueError(f"shortcut (={kind!r}) must be one of pad, projection")
+    if stride == 1 and in_channels == out_channels:
+        return nn.Sequential()
+    make = PadShortcut if kind == "pad" else projection_shortcut
+    return make(in_channels, out_channels, stride)
+
+
+class DropPath(nn.Module):
+    """Drops a block's residual for some images of a batch and scales the others up, while training.
+
+    Huang et al. 2016, "Deep Networks with Stochastic Depth" (arXiv:1603.09382), per image instead of per batch.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, residual: Tensor) -> Tensor:
+        if not self.training:
+            return residual
+        kept = torch.rand(len(residual), 1, 1, 1, device=residual.device) >= self.probability
+        return residual * (kept / (1 - self.probability)).to(residual.dtype)
+
+
+def drop_path_or_identity(probability: float) -> nn.Module:
+    """Nothing at all if nothing is dropped."""
+    return DropPath(probability) if probability else nn.Identity()
+
+
+def norm_relu(x: Tensor, norm: nn.Module, norm_order: str) -> Tensor:
+    """The norm and the activation after a convolution, in the order of the paper or the other way round."""
+    return F.relu(norm(x)) if norm_order == "conv-bn-relu" else norm(F.relu(x))
+
+
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions (He et al. 2016a, figure 5 left): float [B, in, H, W] → [B, width, H/stride, W/stride]."""
+    """Two 3×3 convolutions (He et al. 2016a, figure 5 left): float [B, in, H, W] → [B, width, H/stride, W/stride].
+
+    Args:
+        in_channels, width, stride: of the first convolution.
+        shortcut: what the input passes through beside them.
+        norm_order: "conv-bn-relu", or "conv-relu-bn": the norm with a ReLU behind it goes behind that ReLU.
+        drop_path: probability of leaving the residual out.
+    """
 
     expansion = 1
 
-    def __init__(self, in_channels: int, width: int, stride: int, shortcut: nn.Module) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        shortcut: nn.Module,
+        norm_order: str = "conv-bn-relu",
+        drop_path: float = 0.0,
+    ) -> None:
         super().__init__()
         self.conv1 = conv3x3(in_channels, width, stride)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = conv3x3(width, width)
         self.bn2 = nn.BatchNorm2d(width)
         self.shortcut = shortcut
+        self.drop_path = drop_path_or_identity(drop_path)
+        self.norm_order = norm_order
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The norm that ends the residual."""
+        return self.bn2
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = norm_relu(self.conv1(x), self.bn1, self.norm_order)
         out = self.bn2(self.conv2(out))
-        return F.relu(out + self.shortcut(x))
+        return F.relu(self.drop_path(out) + self.shortcut(x))
 
 
 class Bottleneck(nn.Module):
     """1×1 down, 3×3 with the stride, 1×1 up (He et al. 2016a, figure 5 right): → [B, 4·width, H/stride, W/stride].
 
     The stride sits in the 3×3, where no activation is thrown away unseen; the paper's text has it in the first 1×1.
+    Arguments as for `BasicBlock`.
     """
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int, shortcut: nn.Module) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        shortcut: nn.Module,
+        norm_order: str = "conv-bn-relu",
+        drop_path: float = 0.0,
+    ) -> None:
         super().__init__()
         self.conv1 = conv1x1(in_channels, width)
         self.bn1 = nn.BatchNorm2d(width)
@@ -74,12 +146,24 @@ class Bottleneck(nn.Module):
         self.conv3 = conv1x1(width, self.expansion * width)
         self.bn3 = nn.BatchNorm2d(self.expansion * width)
         self.shortcut = shortcut
+        self.drop_path = drop_path_or_identity(drop_path)
+        self.norm_order = norm_order
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The norm that ends the residual."""
+        return self.bn3
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = F.relu(self.bn2(self.conv2(out)))
+        out = norm_relu(self.conv1(x), self.bn1, self.norm_order)
+        out = norm_relu(self.conv2(out), self.bn2, self.norm_order)
         out = self.bn3(self.conv3(out))
-        return F.relu(out + self.shortcut(x))
+        return F.relu(self.drop_path(out) + self.shortcut(x))
+
+
+def stage_strides(num_blocks: int, stride: int) -> list[int]:
+    """The stride of each block of a stage: only the first one shrinks the image."""
+    return [stride] + [1] * (num_blocks - 1)
 
 
 @torch.no_grad()
@@ -91,3 +175,10 @@ def init_weights(model: nn.Module) -> None:
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+
+
+def set_bn_momentum(model: nn.Module, momentum: float) -> None:
+    """The weight of the newest batch in the running statistics of every batch norm."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = momentum

@@ -7,14 +7,16 @@ parameter-free shortcuts (option A).
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnet_train.models.blocks import BasicBlock, PadShortcut, conv3x3, init_weights
-from resnet_train.models.registry import ModelEntry, register_model, register_pattern
+from resnet_train.models.blocks import BasicBlock, conv3x3, init_weights, stage_strides, widening_shortcut
+from resnet_train.models.registry import ModelEntry, option_names, register_model, register_pattern
 
-FAMILY, STRIDE = "cifar_resnet", 4
+FAMILY = "cifar_resnet"
+WIDTHS = (16, 32, 64)
 
 
 class CifarResNet(nn.Module):
@@ -23,19 +25,27 @@ class CifarResNet(nn.Module):
     Args:
         depth: 6n+2 for a whole n ≥ 1.
         num_classes: length C of the logits.
+        shortcut: how shortcuts widen: "pad" (option A, the paper's) or "projection" (option B).
 
-    Shape: images float [B, 3, H, W] → logits float [B, C]; H and W at least 4.
+    Shape: images float [B, 3, H, W] → logits float [B, C]; H and W at least `stride`.
     """
 
-    def __init__(self, depth: int, num_classes: int = 10) -> None:
+    stride = 4
+
+    def __init__(self, depth: int, num_classes: int = 10, shortcut: str = "pad") -> None:
         super().__init__()
-        num_blocks = (depth - 2) // 6
         self.conv1 = conv3x3(3, 16)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(16, 16, num_blocks, stride=1)
-        self.layer2 = _stage(16, 32, num_blocks, stride=2)
-        self.layer3 = _stage(32, 64, num_blocks, stride=2)
-        self.linear = nn.Linear(64, num_classes)
+        channels, stages = 16, []
+        for width, stride in zip(WIDTHS, (1, 2, 2)):
+            blocks = []
+            for block_stride in stage_strides((depth - 2) // 6, stride):
+                beside = widening_shortcut(shortcut, channels, width, block_stride)
+                blocks.append(BasicBlock(channels, width, block_stride, beside))
+                channels = width
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3 = stages
+        self.linear = nn.Linear(channels, num_classes)
         init_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -47,42 +57,34 @@ class CifarResNet(nn.Module):
         return self.linear(x)
 
 
-def _stage(in_channels: int, width: int, num_blocks: int, stride: int) -> nn.Sequential:
-    """`num_blocks` basic blocks; the first one has the stride and the widening shortcut."""
-    shortcut = PadShortcut(in_channels, width, stride) if stride != 1 else nn.Sequential()
-    blocks = [BasicBlock(in_channels, width, stride, shortcut)]
-    blocks += [BasicBlock(width, width, 1, nn.Sequential()) for _ in range(num_blocks - 1)]
-    return nn.Sequential(*blocks)
+@register_model(FAMILY, options=CifarResNet)
+def resnet20(num_classes: int = 10, **options: Any) -> CifarResNet:
+    return CifarResNet(depth=20, num_classes=num_classes, **options)
 
 
-@register_model(FAMILY, STRIDE)
-def resnet20(num_classes: int = 10) -> CifarResNet:
-    return CifarResNet(depth=20, num_classes=num_classes)
+@register_model(FAMILY, options=CifarResNet)
+def resnet32(num_classes: int = 10, **options: Any) -> CifarResNet:
+    return CifarResNet(depth=32, num_classes=num_classes, **options)
 
 
-@register_model(FAMILY, STRIDE)
-def resnet32(num_classes: int = 10) -> CifarResNet:
-    return CifarResNet(depth=32, num_classes=num_classes)
+@register_model(FAMILY, options=CifarResNet)
+def resnet44(num_classes: int = 10, **options: Any) -> CifarResNet:
+    return CifarResNet(depth=44, num_classes=num_classes, **options)
 
 
-@register_model(FAMILY, STRIDE)
-def resnet44(num_classes: int = 10) -> CifarResNet:
-    return CifarResNet(depth=44, num_classes=num_classes)
+@register_model(FAMILY, options=CifarResNet)
+def resnet56(num_classes: int = 10, **options: Any) -> CifarResNet:
+    return CifarResNet(depth=56, num_classes=num_classes, **options)
 
 
-@register_model(FAMILY, STRIDE)
-def resnet56(num_classes: int = 10) -> CifarResNet:
-    return CifarResNet(depth=56, num_classes=num_classes)
+@register_model(FAMILY, options=CifarResNet)
+def resnet110(num_classes: int = 10, **options: Any) -> CifarResNet:
+    return CifarResNet(depth=110, num_classes=num_classes, **options)
 
 
-@register_model(FAMILY, STRIDE)
-def resnet110(num_classes: int = 10) -> CifarResNet:
-    return CifarResNet(depth=110, num_classes=num_classes)
-
-
-@register_model(FAMILY, STRIDE)
-def resnet1202(num_classes: int = 10) -> CifarResNet:
-    return CifarResNet(depth=1202, num_classes=num_classes)
+@register_model(FAMILY, options=CifarResNet)
+def resnet1202(num_classes: int = 10, **options: Any) -> CifarResNet:
+    return CifarResNet(depth=1202, num_classes=num_classes, **options)
 
 
 @register_pattern(r"resnet[1-9]\d{0,3}")
@@ -95,4 +97,4 @@ def any_depth(name: str) -> ModelEntry:
             f"unknown architecture {name!r}: a CIFAR ResNet has 6n+2 layers (n blocks of 2 convolutions in each of "
             f"3 stages, a stem and a linear layer); the nearest are resnet{below} and resnet{below + 6}"
         )
-    return ModelEntry(name, FAMILY, STRIDE, partial(CifarResNet, depth))
+    return ModelEntry(name, FAMILY, partial(CifarResNet, depth), option_names(CifarResNet))

@@ -17,17 +17,12 @@ Constructor = Callable[..., nn.Module]
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A name, the constructor behind it, and the family and paper it belongs to."""
+    """A name, the family it belongs to, the constructor behind it, and the options that one takes."""
 
     name: str
     family: str
-    stride: int  # input pixels to one pixel of the last feature map: smaller images leave nothing to pool
     constructor: Constructor
-
-    def options(self) -> list[str]:
-        """The keyword arguments that `create_model` takes for this architecture besides num_classes."""
-        parameters = inspect.signature(self.constructor).parameters
-        return [name for name in parameters if name != "num_classes"]
+    options: tuple[str, ...]
 
 
 _MODELS: Registry[Constructor] = Registry("architecture")
@@ -35,16 +30,29 @@ _ENTRIES: dict[str, ModelEntry] = {}
 _PATTERNS: list[tuple[re.Pattern[str], Callable[[str], ModelEntry | None]]] = []
 
 
-def register_model(family: str, stride: int) -> Callable[[Constructor], Constructor]:
-    """Decorator: files a constructor `(num_classes=10, **options) -> nn.Module` under its own name."""
+def register_model(family: str, options: type[nn.Module] | None = None) -> Callable[[Constructor], Constructor]:
+    """Decorator: files a constructor `(num_classes=10, **options) -> nn.Module` under its own name.
+
+    The network has an attribute `stride`: how many input pixels, across, one pixel of its last feature map stands for.
+
+    Args:
+        family: what it is listed under.
+        options: the class whose optional arguments are the constructor's options; None: it has none.
+    """
 
     def add(constructor: Constructor) -> Constructor:
         name = constructor.__name__
         _MODELS.register(name)(constructor)
-        _ENTRIES[name] = ModelEntry(name, family, stride, constructor)
+        _ENTRIES[name] = ModelEntry(name, family, constructor, option_names(options) if options else ())
         return constructor
 
     return add
+
+
+def option_names(network: type[nn.Module]) -> tuple[str, ...]:
+    """The arguments of a network's class that have a default, but for num_classes."""
+    parameters = inspect.signature(network).parameters.values()
+    return tuple(p.name for p in parameters if p.default is not p.empty and p.name != "num_classes")
 
 
 def register_pattern(
@@ -96,9 +104,9 @@ def create_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
     entry = find_model(name)
     if num_classes < 1:
         raise ValueError(f"num_classes (={num_classes}) must be at least 1")
-    unknown = sorted(set(options) - set(entry.options()))
+    unknown = sorted(set(options) - set(entry.options))
     if unknown:
-        takes = ", ".join(entry.options()) or "none"
+        takes = ", ".join(entry.options) or "none"
         raise ValueError(f"{name} has no option {unknown[0]!r}; its options: {takes}")
     return entry.constructor(num_classes=num_classes, **options)
 

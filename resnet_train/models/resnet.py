@@ -7,13 +7,23 @@ the pooling replaced by one 3×3 convolution, as the CIFAR repositories do it; p
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from typing import Any
 
-from resnet_train.models.blocks import BasicBlock, Bottleneck, conv3x3, init_weights, projection_shortcut
+from torch import Tensor, nn
+
+from resnet_train.models.blocks import (
+    BasicBlock,
+    Bottleneck,
+    conv3x3,
+    init_weights,
+    norm_relu,
+    stage_strides,
+    widening_shortcut,
+)
 from resnet_train.models.registry import register_model
 
 Block = type[BasicBlock] | type[Bottleneck]
+WIDTHS = (64, 128, 256, 512)
 
 
 class ResNet(nn.Module):
@@ -23,23 +33,55 @@ class ResNet(nn.Module):
         block: the residual block of all stages.
         num_blocks: blocks in each of the four stages.
         num_classes: length C of the logits.
+        stem: "cifar", one 3×3 convolution, or "imagenet", 7×7 with stride 2 and 3×3 max pooling with stride 2.
+        norm_order: "conv-bn-relu", or "conv-relu-bn": each norm with a ReLU right behind it changes places with it.
+        zero_init_residual: the last norm of each block starts at 0, the block as the identity (Goyal et al. 2017,
+            section 5.1).
+        drop_path: probability of skipping the last block; the first ones are skipped less (linear decay).
 
-    Shape: images float [B, 3, H, W] → logits float [B, C]; H and W at least 8.
+    Shape: images float [B, 3, H, W] → logits float [B, C]; H and W at least `stride`.
     """
 
-    def __init__(self, block: Block, num_blocks: tuple[int, int, int, int], num_classes: int = 10) -> None:
+    def __init__(
+        self,
+        block: Block,
+        num_blocks: tuple[int, int, int, int],
+        num_classes: int = 10,
+        stem: str = "cifar",
+        norm_order: str = "conv-bn-relu",
+        zero_init_residual: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.conv1 = conv3x3(3, 64)
+        _require("stem", stem, ("cifar", "imagenet"))
+        _require("norm_order", norm_order, ("conv-bn-relu", "conv-relu-bn"))
+        is_cifar = stem == "cifar"
+        self.norm_order = norm_order
+        self.stride = 8 if is_cifar else 32
+        self.conv1 = conv3x3(3, 64) if is_cifar else nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = _stage(block, 64, 64, num_blocks[0], stride=1)
-        self.layer2 = _stage(block, 64 * block.expansion, 128, num_blocks[1], stride=2)
-        self.layer3 = _stage(block, 128 * block.expansion, 256, num_blocks[2], stride=2)
-        self.layer4 = _stage(block, 256 * block.expansion, 512, num_blocks[3], stride=2)
-        self.linear = nn.Linear(512 * block.expansion, num_classes)
+        self.pool = nn.Identity() if is_cifar else nn.MaxPool2d(3, stride=2, padding=1)
+        # Stochastic depth: block l of L is skipped with l/L of the probability.
+        drops = [drop_path * (number + 1) / sum(num_blocks) for number in range(sum(num_blocks))]
+        channels, stages = 64, []
+        for width, depth, stride in zip(WIDTHS, num_blocks, (1, 2, 2, 2)):
+            blocks = []
+            for block_stride in stage_strides(depth, stride):
+                out = width * block.expansion
+                shortcut = widening_shortcut("projection", channels, out, block_stride)
+                blocks.append(block(channels, width, block_stride, shortcut, norm_order, drops.pop(0)))
+                channels = out
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.linear = nn.Linear(channels, num_classes)
         init_weights(self)
+        if zero_init_residual:
+            for module in self.modules():
+                if isinstance(module, BasicBlock | Bottleneck):
+                    nn.init.zeros_(module.last_norm.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(images)))
+        x = self.pool(norm_relu(self.conv1(images), self.bn1, self.norm_order))
         x = self.layer1(x)
         x = self.layer2(x)
         x = self.layer3(x)
@@ -48,36 +90,31 @@ class ResNet(nn.Module):
         return self.linear(x)
 
 
-def _stage(block: Block, in_channels: int, width: int, num_blocks: int, stride: int) -> nn.Sequential:
-    """`num_blocks` blocks; the first one has the stride and, where stride or width change, the projection."""
-    out_channels = width * block.expansion
-    changes = stride != 1 or in_channels != out_channels
-    shortcut = projection_shortcut(in_channels, out_channels, stride) if changes else nn.Sequential()
-    blocks = [block(in_channels, width, stride, shortcut)]
-    blocks += [block(out_channels, width, 1, nn.Sequential()) for _ in range(num_blocks - 1)]
-    return nn.Sequential(*blocks)
+def _require(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} (={value!r}) must be one of {', '.join(allowed)}")
 
 
-@register_model("resnet", stride=8)
-def resnet18(num_classes: int = 10) -> ResNet:
-    return ResNet(BasicBlock, num_blocks=(2, 2, 2, 2), num_classes=num_classes)
+@register_model("resnet", options=ResNet)
+def resnet18(num_classes: int = 10, **options: Any) -> ResNet:
+    return ResNet(BasicBlock, num_blocks=(2, 2, 2, 2), num_classes=num_classes, **options)
 
 
-@register_model("resnet", stride=8)
-def resnet34(num_classes: int = 10) -> ResNet:
-    return ResNet(BasicBlock, num_blocks=(3, 4, 6, 3), num_classes=num_classes)
+@register_model("resnet", options=ResNet)
+def resnet34(num_classes: int = 10, **options: Any) -> ResNet:
+    return ResNet(BasicBlock, num_blocks=(3, 4, 6, 3), num_classes=num_classes, **options)
 
 
-@register_model("resnet", stride=8)
-def resnet50(num_classes: int = 10) -> ResNet:
-    return ResNet(Bottleneck, num_blocks=(3, 4, 6, 3), num_classes=num_classes)
+@register_model("resnet", options=ResNet)
+def resnet50(num_classes: int = 10, **options: Any) -> ResNet:
+    return ResNet(Bottleneck, num_blocks=(3, 4, 6, 3), num_classes=num_classes, **options)
 
 
-@register_model("resnet", stride=8)
-def resnet101(num_classes: int = 10) -> ResNet:
-    return ResNet(Bottleneck, num_blocks=(3, 4, 23, 3), num_classes=num_classes)
+@register_model("resnet", options=ResNet)
+def resnet101(num_classes: int = 10, **options: Any) -> ResNet:
+    return ResNet(Bottleneck, num_blocks=(3, 4, 23, 3), num_classes=num_classes, **options)
 
 
-@register_model("resnet", stride=8)
-def resnet152(num_classes: int = 10) -> ResNet:
-    return ResNet(Bottleneck, num_blocks=(3, 8, 36, 3), num_classes=num_classes)
+@register_model("resnet", options=ResNet)
+def resnet152(num_classes: int = 10, **options: Any) -> ResNet:
+    return ResNet(Bottleneck, num_blocks=(3, 8, 36, 3), num_classes=num_classes, **options)

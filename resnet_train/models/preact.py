@@ -1,0 +1,158 @@
+"""Pre-activation networks: norm and ReLU before each convolution, and nothing after the addition.
+
+He et al. 2016b, "Identity Mappings in Deep Residual Networks" (arXiv:1603.05027). The last block is followed by a norm
+and a ReLU (see the appendix), which common copies forget. Zagoruyko & Komodakis 2016, "Wide Residual Networks"
+(arXiv:1605.07146), is the same network with wider stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnet_train.models.blocks import PadShortcut, conv1x1, conv3x3, init_weights, stage_strides
+from resnet_train.models.registry import register_model
+
+
+class PreActBasicBlock(nn.Module):
+    """Two 3×3 convolutions, each behind its norm and ReLU: float [B, in, H, W] → [B, width, H/stride, W/stride].
+
+    Where the shape changes, the shortcut starts behind the first ReLU (He et al. 2016b, figure 4e and appendix).
+    """
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int, shortcut: nn.Module | None) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = conv3x3(in_channels, width, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(x))
+        beside = x if self.shortcut is None else self.shortcut(out)
+        out = self.conv1(out)
+        out = self.conv2(F.relu(self.bn2(out)))
+        return out + beside
+
+
+class PreActBottleneck(nn.Module):
+    """1×1 down, 3×3 with the stride, 1×1 up, each behind its norm and ReLU: → [B, 4·width, H/stride, W/stride]."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int, shortcut: nn.Module | None) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = conv1x1(in_channels, width)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width, stride)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.conv3 = conv1x1(width, self.expansion * width)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(x))
+        beside = x if self.shortcut is None else self.shortcut(out)
+        out = self.conv1(out)
+        out = self.conv2(F.relu(self.bn2(out)))
+        out = self.conv3(F.relu(self.bn3(out)))
+        return out + beside
+
+
+class PreActResNet(nn.Module):
+    """3×3 stem without a norm, stages of pre-activation blocks, a last norm and ReLU, average pooling, linear.
+
+    Args:
+        block: of all stages.
+        num_blocks, widths: of each stage; the first one keeps the size, each other one halves it.
+        stem_channels: of the stem.
+        num_classes: length C of the logits.
+        pad: widen shortcuts with zeros instead of a 1×1 convolution.
+
+    Shape: images float [B, 3, H, W] → logits float [B, C]; H and W at least `stride`.
+    """
+
+    def __init__(
+        self,
+        block: type[PreActBasicBlock] | type[PreActBottleneck],
+        num_blocks: Sequence[int],
+        widths: Sequence[int],
+        stem_channels: int,
+        num_classes: int,
+        pad: bool = False,
+    ) -> None:
+        super().__init__()
+        self.stride = 2 ** (len(widths) - 1)
+        self.conv1 = conv3x3(3, stem_channels)
+        channels, stages = stem_channels, []
+        for number, (depth, width) in enumerate(zip(num_blocks, widths)):
+            blocks = []
+            for stride in stage_strides(depth, 1 if number == 0 else 2):
+                out = width * block.expansion
+                shortcut: nn.Module | None = None
+                if stride != 1 or channels != out:
+                    shortcut = PadShortcut(channels, out, stride) if pad else conv1x1(channels, out, stride)
+                blocks.append(block(channels, width, stride, shortcut))
+                channels = out
+            stages.append(nn.Sequential(*blocks))
+        self.layers = nn.Sequential(*stages)
+        self.bn = nn.BatchNorm2d(channels)
+        self.linear = nn.Linear(channels, num_classes)
+        init_weights(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.layers(self.conv1(images))
+        x = F.relu(self.bn(x))
+        x = x.mean(dim=(2, 3))
+        return self.linear(x)
+
+
+WIDE, NARROW = (64, 128, 256, 512), (16, 32, 64)
+
+
+@register_model("preact_resnet")
+def preact_resnet18(num_classes: int = 10) -> PreActResNet:
+    return PreActResNet(PreActBasicBlock, (2, 2, 2, 2), WIDE, stem_channels=64, num_classes=num_classes)
+
+
+@register_model("preact_resnet")
+def preact_resnet34(num_classes: int = 10) -> PreActResNet:
+    return PreActResNet(PreActBasicBlock, (3, 4, 6, 3), WIDE, stem_channels=64, num_classes=num_classes)
+
+
+@register_model("preact_resnet")
+def preact_resnet50(num_classes: int = 10) -> PreActResNet:
+    return PreActResNet(PreActBottleneck, (3, 4, 6, 3), WIDE, stem_channels=64, num_classes=num_classes)
+
+
+@register_model("preact_resnet")
+def preact_resnet101(num_classes: int = 10) -> PreActResNet:
+    return PreActResNet(PreActBottleneck, (3, 4, 23, 3), WIDE, stem_channels=64, num_classes=num_classes)
+
+
+@register_model("preact_resnet")
+def preact_resnet152(num_classes: int = 10) -> PreActResNet:
+    return PreActResNet(PreActBottleneck, (3, 8, 36, 3), WIDE, stem_channels=64, num_classes=num_classes)
+
+
+@register_model("preact_cifar_resnet")
+def preact_resnet110(num_classes: int = 10) -> PreActResNet:
+    """6n+2 layers of basic blocks with parameter-free shortcuts, as the ResNet-110 of the first paper."""
+    return PreActResNet(PreActBasicBlock, (18, 18, 18), NARROW, stem_channels=16, num_classes=num_classes, pad=True)
+
+
+@register_model("preact_cifar_resnet")
+def preact_resnet164(num_classes: int = 10) -> PreActResNet:
+    """9n+2 layers of bottlenecks."""
+    return PreActResNet(PreActBottleneck, (18, 18, 18), NARROW, stem_channels=16, num_classes=num_classes)
+
+
+@register_model("preact_cifar_resnet")
+def preact_resnet1001(num_classes: int = 10) -> PreActResNet:
+    """9n+2 layers of bottlenecks."""
+    return PreActResNet(PreActBottleneck, (111, 111, 111), NARROW, stem_channels=16, num_classes=num_classes)
