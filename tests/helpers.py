@@ -12,6 +12,7 @@ from resnet_train.data.loader import BatchLoader
 from resnet_train.data.plan import draw_plan, fixed_plan
 from resnet_train.loggers.base import Logger
 from resnet_train.models import create_model
+from resnet_train.optim.ema import AveragedModel
 from resnet_train.optim.optimizers import build_optimizer
 from resnet_train.optim.schedules import build_schedule
 from resnet_train.training.trainer import Trainer
@@ -32,12 +33,13 @@ def tiny_trainer(epochs: int = 2, seed: int = 0, batch_size: int = 8, model=None
     """A resnet8 on tiny images: 6 steps an epoch."""
     images, labels = tiny_images()
     transforms = [RandomCrop(1), RandomFlip(), Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))]
+    mix = settings.pop("mix", None)
     train_loader = BatchLoader(
         images,
         labels,
         batch_size=batch_size,
         transforms=transforms,
-        plan=partial(draw_plan, seed, num_images=len(labels), transforms=transforms),
+        plan=partial(draw_plan, seed, num_images=len(labels), transforms=transforms, mix=mix),
         device=CPU,
         drop_last=True,
     )
@@ -52,16 +54,19 @@ def tiny_trainer(epochs: int = 2, seed: int = 0, batch_size: int = 8, model=None
     torch.manual_seed(seed)
     model = model or create_model("resnet8", NUM_CLASSES)
     lr = settings.pop("lr", 0.05)
-    optimizer = build_optimizer("sgd", model, lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    name = settings.pop("optimizer", "sgd")
+    optimizer = build_optimizer(name, model, lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
     return Trainer(
         model=model,
-        optimizer=settings.pop("optimizer", optimizer),
+        optimizer=optimizer,
         schedule=build_schedule("cosine", epochs=epochs, steps_per_epoch=len(train_loader)),
         train_loader=train_loader,
         eval_loaders={"test": test_loader},
         num_classes=NUM_CLASSES,
+        averaged=AveragedModel(model, 0.9) if settings.pop("ema", False) else None,
         epochs=epochs,
         lr=lr,
+        seed=seed,
         logger=settings.pop("logger", Logger()),
         **settings,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import logging
 import re
@@ -15,7 +14,6 @@ import torch
 
 from resnet_train import run
 from resnet_train.config import make_config
-from resnet_train.models import find_model
 from resnet_train.recipes import read_yaml
 from resnet_train.training.checkpoint import read_checkpoint, write_checkpoint
 from resnet_train.training.run_folder import RunFolder
@@ -44,6 +42,8 @@ def files_below(folder: Path) -> set[str]:
         (["--arch", "resnet19"], "unknown architecture 'resnet19'.* resnet14 and resnet20"),
         (["--arch", "resnet2"], "unknown architecture 'resnet2'.* resnet8 and resnet14"),
         (["--arch", ""], "unknown architecture ''"),
+        (["--arch", "resnet18", "--shortcut", "projection"], "resnet18 has no option 'shortcut'"),
+        (["--arch", "resnet18", "--stem", "imagenet", "--image-size", "31"], r"image_size \(=31\) .* at least 32"),
         (["--dataset", "cifar"], r"unknown data set 'cifar'; did you mean 'cifar10'\?"),
         (["--optimizer", "sdg"], r"unknown optimizer 'sdg'; did you mean 'sgd'\?"),
         (["--schedule", "cosin"], r"unknown schedule 'cosin'; did you mean 'cosine'\?"),
@@ -112,13 +112,6 @@ def test_bad_input_gives_one_line_and_leaves_nothing_behind(
     assert re.search(message, outcome.error)
     assert outcome.stdout == ""
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_an_image_smaller_than_the_stride_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    coarse = dataclasses.replace(find_model("resnet8"), stride=16)
-    monkeypatch.setattr(run, "find_model", lambda name: coarse)
-    with pytest.raises(ValueError, match=r"image_size \(=8\) must be at least 16, the stride of resnet8"):
-        run.check_names(make_config({"arch": "resnet8", "image_size": 8}))
 
 
 def test_debug_shows_the_traceback(run_cli_process: RunCli, tmp_path: Path) -> None:

@@ -13,11 +13,21 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_train.models import Complexity, create_model, find_model, list_models, measure_complexity
-from resnet_train.models.blocks import BasicBlock, Bottleneck, PadShortcut, projection_shortcut
-from resnet_train.models.registry import ModelEntry
+from resnet_train.models.blocks import (
+    BasicBlock,
+    Bottleneck,
+    DropPath,
+    PadShortcut,
+    conv1x1,
+    projection_shortcut,
+    set_bn_momentum,
+)
+from resnet_train.models.preact import PreActBasicBlock, PreActBottleneck
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden_models.json").read_text())
 NAMES = [row["name"] for row in GOLDEN]
+DEEPEST = ("resnet1202", "preact_resnet1001")
+ONE_OF_EACH_FAMILY = list({row["family"]: row["name"] for row in reversed(GOLDEN)}.values())
 BLOCKS_18 = {"layer1": 2, "layer2": 2, "layer3": 2, "layer4": 2}
 
 
@@ -31,7 +41,7 @@ def test_parameters_and_multiply_adds_equal_the_table(row):
     assert measure_complexity(row["name"]) == Complexity(row["params"], row["macs"])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet20"])
+@pytest.mark.parametrize("name", ["resnet50", *ONE_OF_EACH_FAMILY])
 def test_multiply_adds_equal_half_of_torchs_flop_counter(name):
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         create_model(name).eval()(torch.empty(1, 3, 32, 32))
@@ -45,12 +55,16 @@ def test_complexity_follows_image_size_and_classes():
     assert measure_complexity("resnet20", num_classes=100).params == small.params + 90 * 65
 
 
-@pytest.mark.parametrize("name", [*NAMES, "resnet8", "resnet14"])
+@pytest.mark.parametrize("name", [*(name for name in NAMES if name not in DEEPEST), "resnet8", "resnet14"])
 def test_the_number_in_the_name_counts_the_weighted_layers(name):
     with torch.device("meta"):
         modules = dict(create_model(name).named_modules())
-    weighted = [key for key, m in modules.items() if isinstance(m, nn.Conv2d | nn.Linear) and "shortcut" not in key]
-    assert len(weighted) == int(name.removeprefix("resnet"))
+    weighted = [key for key, m in modules.items() if isinstance(m, nn.Conv2d | nn.Linear)]
+    if name.startswith("wide_resnet"):  # counts the convolutions, those of the shortcuts, too, but not the linear layer
+        weighted.remove("linear")
+    else:
+        weighted = [key for key in weighted if "shortcut" not in key]
+    assert len(weighted) == int(re.search(r"res(?:net|next)(\d+)", name)[1])
 
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet14", "resnet38"])
@@ -102,15 +116,32 @@ def test_name_like_no_other_gives_all_names():
     assert all(name in str(refusal.value) for name in NAMES)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet20", "resnet14"])
-def test_unknown_option_is_refused(name):
-    with pytest.raises(ValueError, match=f"{name} has no option 'widen'; its options: none"):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet18", ("stem", "norm_order", "zero_init_residual", "drop_path")),
+        ("resnet20", ("shortcut",)),
+        ("resnet14", ("shortcut",)),
+        ("resnet9", ()),
+    ],
+)
+def test_unknown_option_is_refused_with_the_known_ones(name, options):
+    assert find_model(name).options == options
+    with pytest.raises(ValueError, match=f"{name} has no option 'widen'; its options: {', '.join(options) or 'none'}$"):
         create_model(name, widen=2)
 
 
-def test_options_are_the_constructors_arguments_besides_the_classes():
-    entry = ModelEntry("x", "resnet", 8, lambda num_classes=10, dropout=0.0, width=1: nn.Identity())
-    assert entry.options() == ["dropout", "width"]
+@pytest.mark.parametrize(
+    ("name", "option", "allowed"),
+    [
+        ("resnet18", "stem", "cifar, imagenet"),
+        ("resnet18", "norm_order", "conv-bn-relu, conv-relu-bn"),
+        ("resnet20", "shortcut", "pad, projection"),
+    ],
+)
+def test_unknown_value_of_an_option_is_refused_with_the_allowed_ones(name, option, allowed):
+    with pytest.raises(ValueError, match=rf"{option} \(='other'\) must be one of {allowed}$"):
+        create_model(name, **{option: "other"})
 
 
 @pytest.mark.parametrize("num_classes", [0, -3])
@@ -119,11 +150,21 @@ def test_fewer_than_one_class_is_refused(num_classes):
         create_model("resnet20", num_classes)
 
 
-@pytest.mark.parametrize("row", GOLDEN, ids=NAMES)
-def test_gradients_reach_every_parameter(row):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in NAMES),
+        ("resnet18", {"stem": "imagenet", "norm_order": "conv-relu-bn"}),
+        ("resnet20", {"shortcut": "projection"}),
+    ],
+    ids=str,
+)
+def test_gradients_reach_every_parameter(name, options):
     torch.manual_seed(0)
-    model = create_model(row["name"])
-    model(torch.randn(2, 3, find_model(row["name"]).stride, find_model(row["name"]).stride)).square().sum().backward()
+    model = create_model(name, **options)
+    # With one pixel left, the last norms take out again all that a bias behind a ReLU adds.
+    side = 2 * model.stride if options else model.stride
+    model(torch.randn(2, 3, side, side)).square().sum().backward()
     unreached = [
         name
         for name, parameter in model.named_parameters()
@@ -133,23 +174,27 @@ def test_gradients_reach_every_parameter(row):
 
 
 @pytest.mark.parametrize("num_classes", [1, 7, 100])
-@pytest.mark.parametrize("name", ["resnet18", "resnet20", "resnet8"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet20", "resnet8", "resnet9"])
 def test_logits_are_batch_by_classes(name, num_classes):
     logits = create_model(name, num_classes)(torch.zeros(2, 3, 16, 24))
     assert logits.shape == (2, num_classes)
     assert logits.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet20"])
-def test_stride_is_the_pixels_to_one_of_the_last_feature_map(name):
-    entry, shapes = find_model(name), []
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in ONE_OF_EACH_FAMILY), ("resnet18", {"stem": "imagenet"})]
+)
+def test_stride_is_the_pixels_to_one_of_the_last_feature_map(name, options):
+    sides, last_sides = [], []
     with torch.device("meta"):
-        model = create_model(name).eval()
-        last = model.layer4 if entry.family == "resnet" else model.layer3
-        last.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[-2:])))
-        for size in (entry.stride, 2 * entry.stride, 32):
+        model = create_model(name, **options).eval()
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(lambda module, inputs, output: sides.append(tuple(output.shape[-2:])))
+        for size in (model.stride, 2 * model.stride, 96):
             model(torch.empty(1, 3, size, size))
-    assert shapes == [(1, 1), (2, 2), (32 // entry.stride, 32 // entry.stride)]
+            last_sides.append(sides[-1])
+    assert last_sides == [(1, 1), (2, 2), (96 // model.stride, 96 // model.stride)]
 
 
 def test_parameter_names_of_resnet18_are_the_cifar_repositories():
@@ -232,6 +277,112 @@ def test_bottleneck_equals_its_functional_form_with_the_stride_in_the_3x3():
     y = _norm(F.conv2d(y, weights["conv3.weight"]), weights, "bn3", training=True)
     skipped = _norm(F.conv2d(x, weights["shortcut.0.weight"], stride=2), weights, "shortcut.1", training=True)
     torch.testing.assert_close(block(x), (y + skipped).clamp(min=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+def test_swapped_norm_order_normalizes_behind_each_inner_relu(block):
+    torch.manual_seed(3)
+    block = _randomize_norms(block(8, 8 // block.expansion, 1, nn.Sequential(), norm_order="conv-relu-bn")).eval()
+    x = torch.randn(2, 8, 6, 6)
+    y = block.bn1(block.conv1(x).clamp(min=0))
+    y = block.bn2(block.conv2(y)) if isinstance(block, BasicBlock) else block.bn2(block.conv2(y).clamp(min=0))
+    y = y if isinstance(block, BasicBlock) else block.bn3(block.conv3(y))
+    torch.testing.assert_close(block(x), (x + y).clamp(min=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shortcut", [None, conv1x1(6, 8, 2), PadShortcut(6, 8, 2)], ids=["none", "projection", "pad"])
+def test_preactivation_block_equals_its_functional_form(shortcut):
+    torch.manual_seed(4)
+    width, stride = (6, 1) if shortcut is None else (8, 2)
+    block = _randomize_norms(PreActBasicBlock(6, width, stride, shortcut)).eval()
+    weights, x = block.state_dict(), torch.randn(2, 6, 8, 8)
+    active = _norm(x, weights, "bn1", training=False).clamp(min=0)
+    y = F.conv2d(active, weights["conv1.weight"], stride=stride, padding=1)
+    y = F.conv2d(_norm(y, weights, "bn2", training=False).clamp(min=0), weights["conv2.weight"], padding=1)
+    skipped = x if shortcut is None else shortcut(active)
+    torch.testing.assert_close(block(x), y + skipped, rtol=1e-4, atol=1e-5)
+
+
+def test_preactivation_bottleneck_equals_its_functional_form():
+    torch.manual_seed(5)
+    block = _randomize_norms(PreActBottleneck(6, 4, 2, conv1x1(6, 16, 2))).eval()
+    weights, x = block.state_dict(), torch.randn(2, 6, 8, 8)
+    active = _norm(x, weights, "bn1", training=False).clamp(min=0)
+    y = F.conv2d(active, weights["conv1.weight"])
+    y = F.conv2d(_norm(y, weights, "bn2", False).clamp(min=0), weights["conv2.weight"], stride=2, padding=1)
+    y = F.conv2d(_norm(y, weights, "bn3", False).clamp(min=0), weights["conv3.weight"])
+    skipped = F.conv2d(active, weights["shortcut.weight"], stride=2)
+    torch.testing.assert_close(block(x), y + skipped, rtol=1e-4, atol=1e-5)
+
+
+def test_preactivation_network_ends_in_a_norm_and_a_relu():
+    torch.manual_seed(6)
+    model = _randomize_norms(create_model("preact_resnet18", num_classes=3)).eval()
+    images = torch.randn(2, 3, 8, 8)
+    features = model.layers(F.conv2d(images, model.conv1.weight, padding=1))
+    features = _norm(features, model.state_dict(), "bn", training=False).clamp(min=0)
+    torch.testing.assert_close(model(images), model.linear(features.mean(dim=(2, 3))), rtol=1e-4, atol=1e-5)
+
+
+def test_imagenet_stem_is_a_7x7_convolution_and_a_pooling():
+    torch.manual_seed(7)
+    model = create_model("resnet18", stem="imagenet").eval()
+    images = torch.randn(1, 3, 64, 64)
+    x = F.relu(model.bn1(F.conv2d(images, model.conv1.weight, stride=2, padding=3)))
+    x = F.max_pool2d(x, 3, stride=2, padding=1)
+    assert x.shape == (1, 64, 16, 16)
+    x = model.layer4(model.layer3(model.layer2(model.layer1(x))))
+    torch.testing.assert_close(model(images), model.linear(x.mean(dim=(2, 3))), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_zero_init_residual_starts_the_last_norm_of_each_block_at_0(name):
+    model = create_model(name, zero_init_residual=True)
+    zero = {key for key, value in model.named_parameters() if key.endswith("weight") and not value.any()}
+    last = "bn2" if name == "resnet18" else "bn3"
+    blocks = {key for key, module in model.named_modules() if isinstance(module, BasicBlock | Bottleneck)}
+    assert zero == {f"{block}.{last}.weight" for block in blocks}
+
+
+def test_projection_shortcuts_of_cifar_resnets_add_their_parameters():
+    more = measure_complexity("resnet20", shortcut="projection").params - measure_complexity("resnet20").params
+    assert more == 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
+
+
+def test_drop_path_drops_whole_images_and_keeps_the_mean():
+    torch.manual_seed(8)
+    dropped = DropPath(0.3).train()(torch.ones(20_000, 2, 1, 1))
+    assert torch.equal(dropped[:, 0], dropped[:, 1])
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    assert dropped.mean().item() == pytest.approx(1, abs=0.02)
+
+
+def test_drop_path_does_nothing_in_evaluation():
+    x = torch.randn(5, 2, 3, 3)
+    assert torch.equal(DropPath(0.9).eval()(x), x)
+
+
+def test_drop_path_of_a_network_grows_linearly_to_the_last_block():
+    model = create_model("resnet18", drop_path=0.4)
+    drops = [module.probability for module in model.modules() if isinstance(module, DropPath)]
+    assert drops == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4])
+    assert [module for module in create_model("resnet18").modules() if isinstance(module, DropPath)] == []
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+def test_block_whose_path_is_dropped_is_its_shortcut(block):
+    torch.manual_seed(9)
+    block = block(8, 8 // block.expansion, 1, nn.Sequential(), drop_path=0.5)
+    x = torch.randn(64, 8, 4, 4)
+    kept = (block(x) != x.clamp(min=0)).flatten(1).any(dim=1)
+    assert 10 < kept.sum() < 54
+
+
+def test_bn_momentum_is_set_in_every_norm():
+    model = create_model("preact_resnet18")
+    set_bn_momentum(model, 0.37)
+    norms = [module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms == [0.37] * 17
 
 
 def test_whole_network_is_stem_stages_mean_and_linear():

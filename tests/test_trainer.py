@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from resnet_train.data.mix import Mix
 from resnet_train.loggers.base import Logger
 from resnet_train.models import create_model
 from resnet_train.optim.optimizers import load_optimizer_state
@@ -119,18 +120,50 @@ def test_same_seed_gives_the_same_bits():
     assert first.progress.history != other.progress.history
 
 
+RESUME_CASES = {
+    "sgd": {},
+    "averaged weights": {"ema": True},
+    "mixup and cutmix": {"mix": Mix(0.4, 1.0, 8)},
+    "accumulation": {"accumulate": 4},
+    "bf16": {"precision": torch.bfloat16},
+    "adamw": {"optimizer": "adamw"},
+    "muon": {"optimizer": "muon"},
+    "everything": {"ema": True, "mix": Mix(0.4, 1.0, 8), "accumulate": 2, "optimizer": "muon", "clip_grad": 0.5},
+}
+
+
 @pytest.mark.parametrize("stop_after", [1, 5, 6, 7, 11, 12, 17])
 def test_resumed_equals_uninterrupted_bit_for_bit(stop_after):
-    whole = tiny_trainer(epochs=3)
+    check_exact_resume(stop_after, {})
+
+
+@pytest.mark.parametrize("settings", RESUME_CASES.values(), ids=RESUME_CASES)
+def test_resume_is_exact_with_every_part_of_the_state(settings):
+    check_exact_resume(8, settings)
+
+
+def test_resume_is_exact_with_drop_path():
+    def drop_path_model():
+        torch.manual_seed(0)
+        return create_model("resnet18", NUM_CLASSES, drop_path=0.5)
+
+    check_exact_resume(8, {}, drop_path_model)
+
+
+def check_exact_resume(stop_after, settings, make_model=lambda: None):
+    """Stops after a step, loads the state into a fresh trainer with other weights, and compares the ends."""
+    whole = tiny_trainer(epochs=3, model=make_model(), **settings)
     whole.fit()
     saver = MemorySaver()
-    stopped = tiny_trainer(epochs=3, saver=saver, logger=SignalAt(stop_after))
+    stopped = tiny_trainer(epochs=3, model=make_model(), saver=saver, logger=SignalAt(stop_after), **settings)
     with pytest.raises(Interrupted) as stop:
         stopped.fit()
     assert stop.value.exit_code == 143
     assert saver.states[-1]["step"] == stop_after
-    resumed = tiny_trainer(epochs=3, seed=5)  # other initial weights: all must come from the state
-    resumed.train_loader = whole.train_loader
+    resumed = tiny_trainer(epochs=3, model=make_model(), **settings)
+    with torch.no_grad():
+        for tensor in resumed.model.state_dict().values():
+            tensor.zero_()
     resumed.load_state_dict(saver.states[-1])
     resumed.fit()
     assert_same_tensors(resumed.state_dict(), whole.state_dict())

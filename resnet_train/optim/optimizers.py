@@ -40,7 +40,13 @@ def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float, no_dec
 
 @OPTIMIZERS.register("sgd")
 def sgd(
-    model: nn.Module, *, lr: float, momentum: float, nesterov: bool, weight_decay: float, no_decay_norm_bias: bool
+    model: nn.Module,
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    no_decay_norm_bias: bool = False,
 ) -> Optimizer:
     """Stochastic gradient descent with momentum (Sutskever et al. 2013), one fused kernel for all parameters."""
     groups = decay_groups(model.parameters(), weight_decay, no_decay_norm_bias)
@@ -48,7 +54,9 @@ def sgd(
 
 
 @OPTIMIZERS.register("adamw")
-def adamw(model: nn.Module, *, lr: float, weight_decay: float, no_decay_norm_bias: bool, **_: Any) -> Optimizer:
+def adamw(
+    model: nn.Module, *, lr: float, weight_decay: float = 0.0, no_decay_norm_bias: bool = False, **_: Any
+) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019); betas 0.9 and 0.999; a usual lr is 0.001."""
     groups = decay_groups(model.parameters(), weight_decay, no_decay_norm_bias)
     return torch.optim.AdamW(groups, lr=lr, fused=_can_fuse(model))
@@ -56,7 +64,13 @@ def adamw(model: nn.Module, *, lr: float, weight_decay: float, no_decay_norm_bia
 
 @OPTIMIZERS.register("muon")
 def muon(
-    model: nn.Module, *, lr: float, momentum: float, weight_decay: float, no_decay_norm_bias: bool, **_: Any
+    model: nn.Module,
+    *,
+    lr: float,
+    momentum: float = 0.95,
+    weight_decay: float = 0.0,
+    no_decay_norm_bias: bool = False,
+    **_: Any,
 ) -> Optimizer:
     """Momentum made orthogonal (Jordan et al. 2024) for convolutions, AdamW for all else; a usual lr is 0.003."""
     return Muon(model, lr=lr, momentum=momentum, weight_decay=weight_decay, no_decay_norm_bias=no_decay_norm_bias)
