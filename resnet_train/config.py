@@ -7,6 +7,7 @@ another module of the project except `registry.nearest`, so `--help` stays quick
 from __future__ import annotations
 
 import math
+import reprlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,6 +169,8 @@ class TrainConfig(BaseModel):
         """Reads `100,150` as the command line gives it, and a lone number as YAML does."""
         if isinstance(value, str):
             return [part for part in value.split(",") if part.strip()]
+        if isinstance(value, list) and any(isinstance(part, bool) for part in value):
+            raise ValueError("must be numbers, not true or false")
         return [value] if isinstance(value, int | float) else value
 
     @field_validator("milestones")
@@ -180,7 +183,7 @@ class TrainConfig(BaseModel):
     @field_validator("name")
     @classmethod
     def _must_be_one_folder(cls, value: str | None) -> str | None:
-        if value is not None and (value in {".", ".."} or any(c in "/\\\0" or ord(c) < 32 for c in value)):
+        if value is not None and (value in {".", ".."} or not value.isprintable() or set(value) & set("/\\")):
             raise ValueError("must be a plain folder name")
         return value
 
@@ -248,13 +251,14 @@ def _one_line(detail: Any) -> str:
     """One pydantic error as `field (=value) must be …`."""
     message = detail["msg"].removeprefix("Value error, ")
     message = message.replace("Input should be", "must be", 1)
+    message = message.replace("a valid path for <class 'pathlib.Path'>", "a path")
     location = [part for part in detail["loc"] if isinstance(part, str)]
     if not location:
         return message
     value = detail["input"]
     if isinstance(value, float) and not math.isfinite(value):
         message = "must be a finite number"
-    shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+    shown = reprlib.repr(value)
     return f"{location[0]} (={shown}) {message}"
 
 

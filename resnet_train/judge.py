@@ -43,6 +43,8 @@ def evaluate_checkpoint(
     path = find_checkpoint(path)
     checkpoint = read_checkpoint(path)
     model = restore_model(checkpoint, path)
+    if not isinstance(checkpoint.get("config"), dict):
+        raise ValueError(f"{path} is not complete: it has no config")
     about, config = checkpoint["about"], make_config(checkpoint["config"], str(path))
     torch_device = prepare_machine(device, threads)
     data_dir = data_dir or (config.data_dir if dataset in (None, config.dataset) else TrainConfig().data_dir)

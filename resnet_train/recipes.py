@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,29 @@ from resnet_train.registry import nearest
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars: 1e-3 is a number; on, off, yes and no are words."""
+    """YAML 1.2 scalars: 1e-3 is a number; on, off, yes and no are words; 010 and 1:30 are no odd numbers."""
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|false|True|False|TRUE|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)|[0-9]+\.[0-9]*|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would not read as text."""
+
+
+_SCALARS = (
+    ("bool", r"true|false|True|False|TRUE|FALSE", "tTfF"),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
     ),
-    list("-+.0123456789"),
 )
+for _kind in (_Loader, _Dumper):
+    _kind.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+        for first, resolvers in _kind.yaml_implicit_resolvers.items()
+    }
+    for _name, _pattern, _first in _SCALARS:
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
 def recipe_folder() -> Path:
@@ -56,9 +63,9 @@ def find_recipe(name_or_path: str) -> Path:
     """
     if name_or_path in recipe_names():
         return recipe_folder() / f"{name_or_path}.yaml"
-    path = Path(name_or_path)
-    if "\0" not in name_or_path and path.is_file():
-        return path
+    with suppress(OSError, ValueError):  # too long a name, a null character
+        if Path(name_or_path).is_file():
+            return Path(name_or_path)
     hint = nearest(name_or_path, recipe_names()) or f"; recipes: {', '.join(recipe_names())}"
     raise ValueError(f"config {name_or_path!r} is neither a recipe nor a readable file{hint}")
 
@@ -75,10 +82,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a text file") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    # Constructors of explicit tags (`!!int ''`) raise whatever they stumble over.
+    except Exception as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}{where} is not YAML: {getattr(error, 'problem', None) or error}") from None
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ValueError(f"{path}{where} is not YAML: {reason or type(error).__name__}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -90,4 +99,4 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def to_yaml(values: dict[str, Any]) -> str:
     """Settings as YAML text that `read_yaml` reads back to the same values."""
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -10,6 +10,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -156,17 +157,15 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     device = prepare_machine(config.device, config.threads, config.deterministic)
     data = load_data(config)
     trainer = build_trainer(config, data, device)
-    batches = trainer.train_loader.epoch(0)
     trainer.model.train()
-    for step, batch in enumerate(batches):
+    batches = (batch for epoch in count() for batch in trainer.train_loader.epoch(epoch))
+    trainer.train_step(next(batches))  # the first step warms up and is not timed
+    synchronize(device)
+    start = time.perf_counter()
+    for batch in islice(batches, DRY_RUN_STEPS):
         trainer.train_step(batch)
-        if step == 0:
-            synchronize(device)
-            start = time.perf_counter()
-        if step == DRY_RUN_STEPS:
-            break
     trainer.check_finite(trainer.sums.read())
-    step_seconds = (time.perf_counter() - start) / max(1, step)
+    step_seconds = (time.perf_counter() - start) / DRY_RUN_STEPS
     loader = next(iter(trainer.eval_loaders.values()))
     start = time.perf_counter()
     evaluation = evaluate(trainer.model, [next(loader.epoch(0))], trainer.num_classes, device)

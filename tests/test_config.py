@@ -85,7 +85,7 @@ def test_every_kind_of_value_survives_the_way_through_yaml(tmp_path: Path) -> No
     "name",
     ["1e3", "1e-3", "5E+1", "1.", ".5", "12", "0x10", "010", "1_000", "1:30", ".inf", "nan", "on", "off", "yes", "no",
      "true", "False", "null", "~", "y", "2024-01-01", "=", "<<", "-", "?", "&a", "*a", "!x", "%", "@", "`", " a ", "a:",
-     "a: b", "#a", "a #b", "[", "{", "'", '"', "---", "...", "\u0085", "\u00a0", "\ufeff"],
+     "a: b", "#a", "a #b", "[", "{", "'", '"', "---"],
 )  # fmt: skip
 def test_a_name_that_looks_like_something_else_survives_the_way_through_yaml(name: str, tmp_path: Path) -> None:
     config = make_config({"name": name})

@@ -87,12 +87,11 @@ def trained_events(trained: tuple[Path, Outcome]) -> EventAccumulator:
 def test_a_run_has_a_curve_of_every_number(trained_events: EventAccumulator) -> None:
     scalars = scalars_of(trained_events)
     by_epoch = {f"{kind}/{split}" for kind in ("loss", "accuracy") for split in SPLITS}
-    by_epoch |= {"epoch/lr", "epoch/grad_norm", "epoch/number", "throughput/images_per_second"}
+    by_epoch |= {"epoch/lr", "epoch/grad_norm", "throughput/images_per_second"}
     by_step = {"step/loss", "step/grad_norm", "step/lr"}
     assert by_epoch | by_step <= set(scalars)
     assert {tag: list(scalars[tag]) for tag in by_epoch} == {tag: [2, 4] for tag in by_epoch}
     assert {tag: list(scalars[tag]) for tag in by_step} == {tag: [1, 2, 3, 4] for tag in by_step}
-    assert list(scalars["epoch/number"].values()) == [1, 2]
 
 
 def test_curves_have_the_values_of_the_records(trained: tuple[Path, Outcome], trained_events: EventAccumulator) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import socket
 import sys
-import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,13 +56,15 @@ def _download(archive: Path, md5: str) -> None:
         log.info("downloading %s", url)
         part = archive.with_name(archive.name + ".part")
         try:
+            if not url.startswith(("http://", "https://", "file://")):
+                raise ValueError("it is no address (http://…)")
             with _socket_timeout(TIMEOUT_SECONDS):
                 torch.hub.download_url_to_file(url, str(part), progress=sys.stderr.isatty())
             if not check_md5(str(part), md5):
                 raise ValueError(f"its MD5 is not {md5}")
             part.replace(archive)
             return
-        except (OSError, ValueError, urllib.error.URLError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             failures.append(f"{url}: {getattr(error, 'reason', None) or error}")
             log.info("failed: %s", failures[-1])
         finally:

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # whatever a file is called: Pillow would start Ghostscript for PostScript
 MAX_PIXELS = 1 << 25  # 4 bytes each: 128 MiB while one picture is decoded
 MAX_SKIPPED_SHARE = 0.05
 
@@ -89,7 +90,7 @@ def fill_from_files(target: Path, files: list[SourceFile], image_size: int) -> l
             pass
     images.flush()
     skipped = [problems[number] for number in sorted(problems)]
-    if len(skipped) > max(1, MAX_SKIPPED_SHARE * len(files)):
+    if len(skipped) > max(1, MAX_SKIPPED_SHARE * len(files)) or len(skipped) == len(files):
         raise ValueError(f"{len(skipped)} of {len(files)} images can't be read: {'; '.join(skipped[:3])} …")
     kept = np.array([number for number in range(len(files)) if number not in problems])
     if skipped:
@@ -108,7 +109,7 @@ def read_image(path: Path, image_size: int) -> np.ndarray:
         ValueError: it has more than 32 million pixels.
         OSError: it can't be decoded.
     """
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         image.draft("RGB", (image_size, image_size))  # a JPEG is decoded at a fraction of its size
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} × {image.height} pixels are more than {MAX_PIXELS}")

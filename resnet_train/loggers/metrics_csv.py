@@ -24,7 +24,7 @@ class MetricsCsv(Logger):
         rows = [_row(record) for record in self.history]
         _write(self.metrics, [_header(EpochRecord), *rows])
         known = {str(record.epoch) for record in self.history}
-        old = list(csv.reader(self.timing.open(newline=""))) if self.timing.exists() else []
+        old = list(csv.reader(io.StringIO(self.timing.read_text()))) if self.timing.exists() else []
         _write(self.timing, [_header(EpochTiming), *(row for row in old[1:] if row and row[0] in known)])
 
     def epoch_done(self, record: EpochRecord, timing: EpochTiming) -> None:

@@ -30,8 +30,7 @@ class TensorBoard(Logger):
     def run_started(self, info: RunInfo) -> None:
         """Opens the event file; everything after `info.first_step` written before is purged from the view."""
         self.info = info
-        purge = info.first_step + 1 if info.first_step else None
-        self.writer = SummaryWriter(str(self.folder), purge_step=purge)
+        self.writer = SummaryWriter(str(self.folder), purge_step=info.first_step and info.first_step + 1)
         if not info.first_step:
             rows = "\n".join(f"| {key} | {value} |" for key, value in info.config.items())
             self.writer.add_text("config", f"| setting | value |\n|---|---|\n{rows}", 0)
@@ -59,7 +58,6 @@ class TensorBoard(Logger):
                 writer.add_scalar(f"accuracy/{split}", accuracy, step)
         writer.add_scalar("epoch/lr", record.lr, step)
         writer.add_scalar("epoch/grad_norm", record.grad_norm, step)
-        writer.add_scalar("epoch/number", record.epoch, step)
         writer.add_scalar("throughput/images_per_second", timing.images_per_second, step)
 
     def flush(self) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnet_train.models.blocks import BasicBlock, conv3x3, init_weights, stage_strides, widening_shortcut
-from resnet_train.models.registry import ModelEntry, option_names, register_model, register_pattern
+from resnet_train.models.registry import ModelEntry, find_model, option_names, register_model, register_pattern
 
 FAMILY = "cifar_resnet"
 WIDTHS = (16, 32, 64)
@@ -93,8 +93,9 @@ def any_depth(name: str) -> ModelEntry:
     depth = int(name.removeprefix("resnet"))
     if depth < 8 or depth % 6 != 2:
         below = max(8, depth - (depth - 2) % 6)
+        fitting = [f"resnet{d}" for d in (below, below + 6) if d < 10_000 and find_model(f"resnet{d}").family == FAMILY]
         raise ValueError(
             f"unknown architecture {name!r}: a CIFAR ResNet has 6n+2 layers (n blocks of 2 convolutions in each of "
-            f"3 stages, a stem and a linear layer); the nearest are resnet{below} and resnet{below + 6}"
+            f"3 stages, a stem and a linear layer); the nearest: {' and '.join(fitting)}"
         )
     return ModelEntry(name, FAMILY, partial(CifarResNet, depth), option_names(CifarResNet))

@@ -76,7 +76,7 @@ class RunFolder:
             self._lock.acquire(timeout=0)
         except Timeout:
             text = "another process"
-            with suppress(OSError, ValueError, KeyError):
+            with suppress(OSError, ValueError, KeyError, TypeError):
                 about = json.loads(holder.read_text())
                 text = f"process {about['pid']} on {about['host']}"
             raise ValueError(f"{self.path} is being written by {text}") from None
