@@ -58,22 +58,6 @@ def poison_at(step: int, model: nn.Module) -> None:
     model.register_forward_hook(hook)
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnet20"])
-def test_eight_images_overfit(arch):
-    torch.manual_seed(0)
-    model = create_model(arch, num_classes=4)
-    images, labels = torch.randn(8, 3, 16, 16), torch.arange(8) % 4
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for _ in range(60):
-        loss = F.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if loss.item() < 0.01:
-            break
-    assert loss.item() < 0.01
-
-
 def test_training_learns_and_keeps_its_history():
     trainer = tiny_trainer(epochs=4)
     final = trainer.fit()
