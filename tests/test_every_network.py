@@ -21,7 +21,7 @@ SMALLEST |= {"wide_resnet": "wide_resnet16_8", "resnext": "resnext29_2x64d"}
 @pytest.mark.parametrize("name", [entry.name for entry in list_models()])
 def test_every_architecture_trains_one_step_and_evaluates(name):
     torch.manual_seed(0)
-    trainer = tiny_trainer(model=create_model(name, NUM_CLASSES), lr=0.01, batch_size=4)
+    trainer = tiny_trainer(model=create_model(name, NUM_CLASSES), lr=1e-4, batch_size=4)
     set_bn_momentum(trainer.model, 1.0)  # after one step the running statistics of deep networks fit nothing yet
     before = copy.deepcopy(trainer.model.linear.weight)
     trainer.model.train()
