@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from resnet_train.registry import nearest
 
-NETWORK, DATA, AUGMENTATION, OPTIMIZATION, RUN, MACHINE = (
+NETWORK, NETWORK_OPTIONS, DATA, AUGMENTATION, OPTIMIZATION, RUN, MACHINE = (
     "Network",
+    "Network options (not given: as the network has them)",
     "Data",
     "Augmentation",
     "Optimization",
@@ -26,7 +27,10 @@ NETWORK, DATA, AUGMENTATION, OPTIMIZATION, RUN, MACHINE = (
 
 
 def _option(default: Any, panel: str, *, short: str = "", on_resume: bool = False, **limits: Any) -> Any:
-    """A field; `on_resume` marks the ones that may differ when a run is resumed, as they leave the result alone."""
+    """A field; `on_resume` marks the ones that may be given anew when a run is resumed.
+
+    They leave the weights alone, but for `epochs`, which may be raised to train on.
+    """
     extra: dict[str, Any] = {"panel": panel, "short": short, "on_resume": on_resume}
     return Field(default, json_schema_extra=extra, **limits)
 
@@ -45,18 +49,20 @@ class TrainConfig(BaseModel):
     arch: str = _option("resnet18", NETWORK, short="-a")
     """Architecture; `resnet-info` lists them."""
 
-    stem: Literal["cifar", "imagenet"] = _option("cifar", NETWORK)
-    """First layers of the wide family: 3×3, or ImageNet's 7×7 with stride 2 and pooling."""
-    norm_order: Literal["conv-bn-relu", "conv-relu-bn"] = _option("conv-bn-relu", NETWORK)
-    """Where the norm stands in the wide family: before the activation (the paper) or after it."""
-    zero_init_residual: bool = _option(False, NETWORK)
-    """Start each block of the wide family as the identity: the weight of its last norm is 0."""
-    drop_path: float = _option(0.0, NETWORK, ge=0, lt=1)
-    """Skip the last block of the wide family with this probability, earlier ones less (stochastic depth)."""
-    shortcut: Literal["pad", "projection"] = _option("pad", NETWORK)
-    """How shortcuts of the 6n+2 networks widen: zeros (the paper) or a 1×1 convolution."""
     bn_momentum: float = _option(0.1, NETWORK, gt=0, le=1)
     """Weight of the newest batch in the batch norms' running statistics."""
+
+    # --- Options that only some networks have; each is a keyword argument of their constructors --------------------
+    stem: Literal["cifar", "imagenet"] | None = _option(None, NETWORK_OPTIONS)
+    """resnet18 … resnet152: start with a 3×3 convolution, or ImageNet's 7×7 with stride 2 and pooling."""
+    norm_order: Literal["conv-bn-relu", "conv-relu-bn"] | None = _option(None, NETWORK_OPTIONS)
+    """resnet18 … resnet152: the norm before the activation (the paper) or behind it."""
+    zero_init_residual: bool | None = _option(None, NETWORK_OPTIONS)
+    """resnet18 … resnet152: start each block as the identity, the weight of its last norm at 0."""
+    drop_path: float | None = _option(None, NETWORK_OPTIONS, ge=0, lt=1)
+    """resnet18 … resnet152: skip the last block with this probability, earlier ones less (stochastic depth)."""
+    shortcut: Literal["pad", "projection"] | None = _option(None, NETWORK_OPTIONS)
+    """resnet20 and other 6n+2 networks: shortcuts widen with zeros (the paper) or a 1×1 convolution."""
 
     # --- Data ----------------------------------------------------------------------------------------------------
     dataset: str = _option("cifar10", DATA)
@@ -98,11 +104,11 @@ class TrainConfig(BaseModel):
     lr: float = _option(0.1, OPTIMIZATION, gt=0)
     """Peak learning rate."""
     momentum: float = _option(0.9, OPTIMIZATION, ge=0, lt=1)
-    """Momentum of SGD."""
+    """Momentum of SGD and Muon."""
     nesterov: bool = _option(False, OPTIMIZATION)
     """Nesterov's momentum."""
     weight_decay: float = _option(5e-4, OPTIMIZATION, ge=0)
-    """L2 penalty on the weights."""
+    """L2 penalty on the weights; decoupled from the gradient with adamw and muon."""
     no_decay_norm_bias: bool = _option(False, OPTIMIZATION)
     """Leave norms and biases out of the weight decay."""
     schedule: str = _option("cosine", OPTIMIZATION)
@@ -150,7 +156,7 @@ class TrainConfig(BaseModel):
     """Compile the network with torch.compile; pays off on long runs."""
     deterministic: bool = _option(False, MACHINE)
     """Use only kernels that give the same bits each time (a CPU always does); slower on a GPU."""
-    channels_last: bool = _option(True, MACHINE, on_resume=True)
+    channels_last: bool = _option(True, MACHINE)
     """Keep images and weights in NHWC memory order."""
 
     @model_validator(mode="before")
@@ -159,7 +165,7 @@ class TrainConfig(BaseModel):
         """Refuses `seed: true`, which pydantic would read as 1."""
         for name, value in dict(values).items():
             field = cls.model_fields.get(name)
-            if isinstance(value, bool) and field is not None and field.annotation is not bool:
+            if isinstance(value, bool) and field is not None and field.annotation not in (bool, bool | None):
                 raise ValueError(f"{name} (={str(value).lower()}) must not be true or false")
         return values
 
@@ -183,6 +189,8 @@ class TrainConfig(BaseModel):
     @field_validator("name")
     @classmethod
     def _must_be_one_folder(cls, value: str | None) -> str | None:
+        if value is not None and len(value.encode()) > 200:
+            raise ValueError("must be at most 200 bytes long")
         if value is not None and (value in {".", ".."} or not value.isprintable() or set(value) & set("/\\")):
             raise ValueError("must be a plain folder name")
         return value

@@ -1,4 +1,4 @@
-"""Judging a finished model: from a checkpoint to its numbers. The second composition root, beside `run.py`."""
+"""Judging a finished model: from a checkpoint to its numbers. The counterpart of `run.py`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from resnet_train.config import TrainConfig, make_config
 from resnet_train.data.augment import Normalize
@@ -16,16 +17,16 @@ from resnet_train.data.datasets import ImageDataset, load_dataset, split_indices
 from resnet_train.data.loader import EVAL_BATCH_SIZE, eval_loader
 from resnet_train.report.metrics import summarize
 from resnet_train.runtime.device import device_name, prepare_machine
-from resnet_train.training.checkpoint import read_checkpoint, restore_model
+from resnet_train.training.checkpoint import check_parts, last_epoch, read_checkpoint, restore_model
 from resnet_train.training.evaluation import evaluate
 from resnet_train.training.run_folder import find_checkpoint
 
 
 def evaluate_checkpoint(
-    path: Path,
+    path: Path | str,
     *,
     dataset: str | None = None,
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     split: str | None = None,
     batch_size: int = EVAL_BATCH_SIZE,
     device: str = "auto",
@@ -35,20 +36,21 @@ def evaluate_checkpoint(
 
     Returns:
         `top1, top5, loss, n, ci95, per_class` as `summarize` makes them, and `images_per_second, checkpoint, arch,
-        epoch, split, title, device`.
+        epoch, steps_after_epoch, chosen_on, split, title, device`.
 
     Raises:
         ValueError: no usable checkpoint, unknown data set or split, or data with other classes.
     """
-    path = find_checkpoint(path)
+    path = find_checkpoint(Path(path))
     checkpoint = read_checkpoint(path)
+    check_parts(checkpoint, path)
     model = restore_model(checkpoint, path)
-    if not isinstance(checkpoint.get("config"), dict):
-        raise ValueError(f"{path} is not complete: it has no config")
     about, config = checkpoint["about"], make_config(checkpoint["config"], str(path))
     torch_device = prepare_machine(device, threads)
     data_dir = data_dir or (config.data_dir if dataset in (None, config.dataset) else TrainConfig().data_dir)
-    split, images, indices = _load_split(dataset or config.dataset, split, data_dir, config)
+    split, images, indices = _load_split(dataset or config.dataset, split, Path(data_dir), config)
+    if split != "test" and images.fingerprint != about["fingerprint"]:
+        raise ValueError(f"split {split}: {data_dir} does not hold the images this model was trained on")
     images = _with_classes(images, tuple(about["classes"]))
     normalize = Normalize(tuple(about["mean"]), tuple(about["std"]), config.channels_last)
     loader = eval_loader(images.images, images.labels, normalize, torch_device, indices, batch_size)
@@ -57,17 +59,35 @@ def evaluate_checkpoint(
     start = time.perf_counter()
     evaluation = evaluate(model, loader.epoch(0), len(images.classes), torch_device)
     seconds = time.perf_counter() - start
-    record = (checkpoint.get("history") or [checkpoint.get("metrics") or {"epoch": 0}])[-1]
+    record, steps_after = last_epoch(checkpoint)
     return {
         **summarize(evaluation, images.classes),
         "images_per_second": evaluation.n / seconds,
         "checkpoint": str(path),
         "arch": about["arch"],
-        "epoch": record["epoch"],
+        "epoch": record.get("epoch", 0),
+        "steps_after_epoch": steps_after,
+        "chosen_on": checkpoint.get("chosen_on"),
         "split": split,
         "title": images.title,
         "device": device_name(torch_device),
     }
+
+
+def load_model(path: Path | str) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a checkpoint or of a run's folder, for notebooks and scripts.
+
+    Returns:
+        The model in evaluation mode on the CPU, from normalized images float [B, 3, H, W] to logits float [B, C]; and
+        what the file says of it: `arch, classes, image_size, mean, std` and so on (mean and std on a 0–1 scale).
+
+    Raises:
+        ValueError: no usable checkpoint.
+    """
+    path = find_checkpoint(Path(path))
+    checkpoint = read_checkpoint(path)
+    check_parts(checkpoint, path)
+    return restore_model(checkpoint, path), checkpoint["about"]
 
 
 def _load_split(

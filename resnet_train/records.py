@@ -17,7 +17,6 @@ class RunInfo:
     config: dict[str, Any]
     epochs: int
     steps_per_epoch: int
-    images_per_epoch: int
     first_step: int = 0  # > 0: the run is resumed there
 
 

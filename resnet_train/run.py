@@ -1,62 +1,28 @@
-"""The composition root: from a config to data, model, optimizer, schedule and trainer, and through a whole run.
-
-The one file that knows all parts; nothing but the command line imports it.
-"""
+"""The life of a run: made or found again, trained, finished. The parts come from `build.py`."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
 import time
-from dataclasses import dataclass
-from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from resnet_train.build import RunData, build_trainer, check_names, load_data
 from resnet_train.config import TrainConfig, merge_on_resume, to_plain
-from resnet_train.data.augment import (
-    AlternatingFlip,
-    Cutout,
-    Normalize,
-    RandomCrop,
-    RandomErasing,
-    RandomFlip,
-    Transform,
-)
-from resnet_train.data.datasets import DATASETS, ImageDataset, load_dataset, split_indices
-from resnet_train.data.loader import BatchLoader, eval_loader, fits_on
-from resnet_train.data.mix import Mix
-from resnet_train.data.plan import draw_plan
-from resnet_train.data.trivial_augment import TrivialAugment
 from resnet_train.loggers.base import Logger, LoggerList
+from resnet_train.loggers.console import Console
+from resnet_train.loggers.log_file import LogFile
 from resnet_train.loggers.metrics_csv import MetricsCsv
-from resnet_train.loggers.progress import Progress
-from resnet_train.models import create_model
-from resnet_train.models.blocks import set_bn_momentum
-from resnet_train.optim.ema import AveragedModel
-from resnet_train.optim.optimizers import OPTIMIZERS, build_optimizer
-from resnet_train.optim.schedules import SCHEDULES, build_schedule
 from resnet_train.records import EpochRecord, RunInfo, RunResult
-from resnet_train.runtime.device import (
-    device_name,
-    peak_memory_bytes,
-    prepare_machine,
-    synchronize,
-)
+from resnet_train.runtime.device import device_name, peak_memory_bytes, prepare_machine, synchronize
 from resnet_train.runtime.environment import describe_environment
-from resnet_train.runtime.precision import choose_precision
-from resnet_train.training.checkpoint import read_checkpoint, restore_model, write_checkpoint
+from resnet_train.training.checkpoint import StateParts, check_parts, read_checkpoint, restore_model, write_checkpoint
 from resnet_train.training.evaluation import evaluate
-from resnet_train.training.run_folder import (
-    CheckpointSaver,
-    RunFolder,
-    existing_run_message,
-    find_runs,
-)
+from resnet_train.training.run_folder import CheckpointSaver, RunFolder, existing_run_message, find_runs
 from resnet_train.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -70,79 +36,101 @@ def train(config: TrainConfig, given: dict[str, Any] | None = None, resume: str 
     Args:
         config: all settings.
         given: those the user asked for; only these are held against a run that is resumed.
-        resume: None for a new run, "auto" for the newest unfinished run of this name, or the path of a run.
+        resume: None for a new run, "auto" for the newest run of this name (if it is finished, nothing is done), or
+            the path of a run, whose config then takes the place of `config`.
 
     Raises:
         ValueError: bad input; no run folder was made.
         NotFinite, Interrupted: see `Trainer.fit`.
     """
-    folder, state = _find_run(config, resume)
-    if state is not None:
-        config = merge_on_resume(state["config"], given or {})
-        _check_epochs(config, state["epoch"])
-    elif folder is None and config.name and (config.output_dir / config.name).exists():
+    folder = _find_run(config, resume)
+    if folder is None and config.name and (config.output_dir / config.name).exists():
         raise ValueError(existing_run_message(config.output_dir / config.name))
-    check_names(config)
-    device = prepare_machine(config.device, config.threads, config.deterministic)
-    data = load_data(config)
-    if state is not None and state["epoch"] == config.epochs:
-        assert folder is not None
-        log.info("%s is finished; nothing to do (--epochs with a larger number goes on)", folder.path)
-        return _result(config, data, folder, [EpochRecord(**r) for r in state["history"]], state)
-    trainer = build_trainer(config, data, device)
-    is_new = folder is None
     if folder is None:
-        folder = RunFolder.create(config.output_dir, config.name or default_name(config), given=config.name is not None)
-    else:
-        folder.lock()
+        return _start(config)
+    folder.lock()  # before the state is read: another process may be about to write a newer one
     try:
-        return _fit(config, data, trainer, folder, state, is_new)
+        if not folder.has_checkpoint():
+            return _start(config, folder)
+        return _continue(folder, _read_state(folder), given or {})
     finally:
         folder.unlock()
 
 
-def _fit(
-    config: TrainConfig,
-    data: RunData,
-    trainer: Trainer,
-    folder: RunFolder,
-    state: dict[str, Any] | None,
-    is_new: bool,
+def _start(config: TrainConfig, folder: RunFolder | None = None) -> RunResult:
+    """A run from its first step, in a new folder or in one that was never saved to."""
+    check_names(config)
+    device = prepare_machine(config.device, config.threads, config.deterministic)
+    data = load_data(config)
+    trainer = build_trainer(config, data, device)
+    if folder is not None:
+        log.info("%s was never saved to; starting over", folder.path)
+        return _fit(config, data, trainer, folder)
+    folder = RunFolder.create(config.output_dir, config.name or default_name(config), given=config.name is not None)
+    try:
+        return _fit(config, data, trainer, folder)
+    finally:
+        folder.unlock()
+
+
+def _continue(folder: RunFolder, state: dict[str, Any], given: dict[str, Any]) -> RunResult:
+    """A run from where it was saved, in its locked folder."""
+    config = merge_on_resume(state["config"], {**given, "output_dir": str(folder.path.parent), "name": folder.name})
+    _check_epochs(config, state)
+    common = {key: state[key] for key in ("about", "config", "environment")}
+    if state["epoch"] == config.epochs:
+        return _already_finished(config, folder, CheckpointSaver(folder, common), state)
+    check_names(config)
+    device = prepare_machine(config.device, config.threads, config.deterministic)
+    data = load_data(config)
+    if data.train.fingerprint != state["about"]["fingerprint"]:
+        raise ValueError(f"the training images in {config.data_dir} are not those that {folder.path} was started with")
+    trainer = build_trainer(config, data, device)
+    trainer.load_state_dict(state)
+    folder.model.unlink(missing_ok=True)  # of an end that is none any more
+    _warn_of_changes(state["environment"], describe_environment(device))
+    return _fit(config, data, trainer, folder)
+
+
+def _already_finished(
+    config: TrainConfig, folder: RunFolder, saver: CheckpointSaver, state: dict[str, Any]
 ) -> RunResult:
-    """Trains in a locked folder."""
-    environment = describe_environment(trainer.device)
-    if state is not None:
-        trainer.load_state_dict(state)
-        _warn_of_changes(state["environment"], environment)
-    saver = CheckpointSaver(
-        folder, {"about": data.about(config), "config": to_plain(config), "environment": environment}
-    )
-    trainer.saver = saver
-    trainer.interrupted_message = f"the state is saved; go on with: resnet-train --resume {folder.path}"
-    folder.write_description(to_plain(config), environment)
+    """The result of a finished run; writes the final model if the run was killed just before that."""
+    history = [EpochRecord(**record) for record in state["history"]]
+    if not folder.model.exists():
+        saver.save_final((state["averaged"] or state)["model"], history[-1])
+    log.info("%s is finished; nothing to do (a larger --epochs goes on)", folder.path)
+    return _result(config, state["about"]["title"], folder, history, state["best_epoch"], state["best_accuracy"])
+
+
+def _fit(config: TrainConfig, data: RunData, trainer: Trainer, folder: RunFolder) -> RunResult:
+    """Trains in a locked folder, from wherever the trainer stands."""
+    environment, settings = describe_environment(trainer.device), to_plain(config)
+    folder.write_description(settings, environment)
+    saver = CheckpointSaver(folder, {"about": data.about(config), "config": settings, "environment": environment})
+    loggers = LoggerList(_build_loggers(config, trainer, folder))
+    trainer.attach(loggers, saver, f"the state is saved; go on with: resnet-train --resume {folder.path}")
+    step = trainer.progress.step
     info = RunInfo(
         name=folder.name,
         title=data.train.title,
-        config=to_plain(config),
+        config=settings,
         epochs=config.epochs,
         steps_per_epoch=len(trainer.train_loader),
-        images_per_epoch=len(trainer.train_loader) * config.batch_size,
-        first_step=trainer.progress.step,
+        first_step=step,
     )
-    with LoggerList(_build_loggers(config, trainer, folder)) as logger, _LogFile(folder.path / "train.log"):
-        trainer.logger = logger
-        log.info("%s %s: %s", "new run" if is_new else "continuing", folder.path, _summary(config, data, trainer))
-        logger.run_started(info)
-        if not info.first_step:
-            logger.batch_seen(_first_batch(trainer, data))
+    with LogFile(folder.path / "train.log"), loggers:
+        log.info("%s %s: %s", "continuing" if step else "run", folder.path, _summary(config, data, trainer))
+        loggers.run_started(info)
+        if not step:
+            loggers.batch_seen(_first_batch(trainer, data))
         final = trainer.fit()
-        saver.save_final(trainer.judged_model.state_dict(), final)
-        progress = {
-            "best_epoch": trainer.progress.best_epoch,
-            "best_accuracy": trainer.progress.best_accuracy,
-        }
-        result = _result(config, data, folder, trainer.progress.history, progress)
-        logger.run_done(result)
+        saver.save_final(trainer.eval_model.state_dict(), final)
+        progress = trainer.progress
+        result = _result(
+            config, data.train.title, folder, progress.history, progress.best_epoch, progress.best_accuracy
+        )
+        loggers.run_done(result)
         return result
 
 
@@ -172,7 +160,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     eval_rate = evaluation.n / (time.perf_counter() - start)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "last.pt"
-        common = {"about": data.about(config), "config": to_plain(config)}
+        common = {"about": data.about(config), "config": to_plain(config), "environment": {}}
         write_checkpoint(path, {**common, **trainer.state_dict()})
         checkpoint_bytes = path.stat().st_size
         restore_model(read_checkpoint(path), path)
@@ -193,229 +181,62 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-# --- Building the parts ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class RunData:
-    """The images of a run: what it trains on, what it validates on (may be none), what it is tested on."""
-
-    train: ImageDataset
-    test: ImageDataset | None
-    train_indices: np.ndarray
-    val_indices: np.ndarray
-
-    def about(self, config: TrainConfig) -> dict[str, Any]:
-        """What a checkpoint says of its network: enough to use it without anything else."""
-        return {
-            "arch": config.arch,
-            "arch_options": arch_options(config),
-            "classes": list(self.train.classes),
-            "image_size": config.image_size,
-            "mean": list(self.train.mean),
-            "std": list(self.train.std),
-            "dataset": config.dataset,
-            "title": self.train.title,
-        }
-
-
-def check_names(config: TrainConfig) -> None:
-    """Everything that can be wrong without looking at data.
-
-    Raises:
-        ValueError: an unknown architecture, data set, optimizer or schedule, or images too small for the network.
-    """
-    for registry, name in (
-        (DATASETS, config.dataset),
-        (OPTIMIZERS, config.optimizer),
-        (SCHEDULES, config.schedule),
-    ):
-        registry[name]
-    with torch.device("meta"):  # no memory, no arithmetic: builds the network to see whether it can be built
-        model = create_model(config.arch, **arch_options(config))
-        stride: Any = model.stride
-    if config.image_size < stride:
-        raise ValueError(f"image_size (={config.image_size}) must be at least {stride}, the stride of {config.arch}")
-
-
-def load_data(config: TrainConfig) -> RunData:
-    """All images of a run.
-
-    Raises:
-        ValueError: the splits are larger than the data, or nothing is left to judge the model by.
-    """
-    train_set = load_dataset(config.dataset, "train", config.data_dir, config.image_size)
-    assert train_set is not None
-    test_set = load_dataset(config.dataset, "test", config.data_dir, config.image_size)
-    if test_set is not None and test_set.classes != train_set.classes:
-        raise ValueError("train and test images have different classes")
-    if test_set is None and not config.val_size:
-        raise ValueError(f"{config.data_dir} has no test/ folder; hold out images to judge by, as --val-size 1000")
-    train_indices, val_indices = split_indices(train_set.labels, config.val_size, config.train_size)
-    if config.batch_size > len(train_indices):
-        raise ValueError(
-            f"batch_size (={config.batch_size}) must be at most the number of training images (={len(train_indices)})"
-        )
-    return RunData(train_set, test_set, train_indices, val_indices)
-
-
-def arch_options(config: TrainConfig) -> dict[str, Any]:
-    """The settings that are options of the network, those that differ from their defaults only."""
-    names = ("stem", "norm_order", "zero_init_residual", "drop_path", "shortcut")
-    defaults = TrainConfig()
-    return {name: value for name in names if (value := getattr(config, name)) != getattr(defaults, name)}
-
-
-def build_transforms(config: TrainConfig, normalize: Normalize) -> list[Transform]:
-    """What happens to training images, in this order."""
-    transforms: list[Transform] = []
-    if config.trivial_augment:
-        transforms.append(TrivialAugment())
-    if config.crop_padding:
-        transforms.append(RandomCrop(config.crop_padding, config.padding_mode))
-    if config.flip != "none":
-        transforms.append(RandomFlip() if config.flip == "random" else AlternatingFlip())
-    transforms.append(normalize)
-    if config.cutout:
-        transforms.append(Cutout(config.cutout, config.image_size))
-    if config.random_erasing:
-        transforms.append(RandomErasing(config.random_erasing, config.image_size))
-    return transforms
-
-
-def build_trainer(config: TrainConfig, data: RunData, device: torch.device) -> Trainer:
-    """Data, model, optimizer, schedule, trainer. The seed decides the initial weights."""
-    num_classes = len(data.train.classes)
-    torch.manual_seed(config.seed)
-    model = create_model(config.arch, num_classes, **arch_options(config))
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = model.to(device).to(memory_format=layout)
-    set_bn_momentum(model, config.bn_momentum)
-    averaged = AveragedModel(model, config.ema_decay) if config.ema_decay else None
-    if config.compile:
-        model.compile()  # in place: torch.compile(model) would prefix the names of the weights
-    train_loader, eval_loaders = build_loaders(config, data, device)
-    return Trainer(
-        model=model,
-        optimizer=build_optimizer(
-            config.optimizer,
-            model,
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-            no_decay_norm_bias=config.no_decay_norm_bias,
-        ),
-        schedule=build_schedule(
-            config.schedule,
-            epochs=config.epochs,
-            steps_per_epoch=len(train_loader),
-            warmup_epochs=config.warmup_epochs,
-            milestones=config.milestones,
-            gamma=config.gamma,
-        ),
-        train_loader=train_loader,
-        eval_loaders=eval_loaders,
-        num_classes=num_classes,
-        epochs=config.epochs,
-        lr=config.lr,
-        label_smoothing=config.label_smoothing,
-        clip_grad=config.clip_grad,
-        eval_every=config.eval_every,
-        save_every=config.save_every,
-        log_every=config.log_every,
-        accumulate=config.accumulate,
-        averaged=averaged,
-        precision=choose_precision(config.amp, device),
-        seed=config.seed,
-        logger=Logger(),
-    )
-
-
-def build_loaders(
-    config: TrainConfig, data: RunData, device: torch.device
-) -> tuple[BatchLoader, dict[str, BatchLoader]]:
-    """The training loader, and the evaluation loaders by split."""
-    normalize = Normalize(data.train.mean, data.train.std, config.channels_last)
-    transforms = build_transforms(config, normalize)
-    mix = Mix(config.mixup, config.cutmix, config.image_size) if config.mixup or config.cutmix else None
-    train_loader = BatchLoader(
-        data.train.images,
-        data.train.labels,
-        indices=data.train_indices,
-        batch_size=config.batch_size,
-        transforms=transforms,
-        plan=partial(draw_plan, config.seed, num_images=len(data.train_indices), transforms=transforms, mix=mix),
-        device=device,
-        resident=fits_on(device, data.train.images.nbytes),
-        drop_last=True,
-    )
-    eval_loaders = {}
-    if len(data.val_indices):
-        eval_loaders["val"] = eval_loader(data.train.images, data.train.labels, normalize, device, data.val_indices)
-    if data.test is not None:
-        eval_loaders["test"] = eval_loader(data.test.images, data.test.labels, normalize, device)
-    return train_loader, eval_loaders
-
-
-# --- The run's folder and its records ----------------------------------------------------------------------------
-
-
 def default_name(config: TrainConfig) -> str:
     """The name of a run that was given none."""
     return f"{config.arch}-{config.dataset}-seed{config.seed}"
 
 
-def _find_run(config: TrainConfig, resume: str | None) -> tuple[RunFolder | None, dict[str, Any] | None]:
-    """The run to continue and its state; (None, None) for a new one, (folder, None) if it was never saved."""
+def _find_run(config: TrainConfig, resume: str | None) -> RunFolder | None:
+    """The folder of the run to continue; None for a new run."""
     if resume is None:
-        return None, None
+        return None
     if resume == "auto":
-        runs = find_runs(config.output_dir, config.name or default_name(config))
-        if not runs:
-            return None, None
-        if not runs[0].has_checkpoint():
-            return runs[0], None
-        return runs[0], _read_state(runs[0])
+        runs = find_runs(config.output_dir, config.name or default_name(config), given=config.name is not None)
+        return runs[0] if runs else None
     path = Path(resume)
-    if path.is_dir():
-        return RunFolder(path), _read_state(RunFolder(path))
-    state = read_checkpoint(path)
-    if "optimizer" not in state:
-        raise ValueError(f"{path} holds a model but not the state of a run; resume from last.pt or the run's folder")
-    if path.resolve().parent.name != "checkpoints":
-        raise ValueError(f"{path} is not inside a run folder; resume from <run>/checkpoints/last.pt or the folder")
-    return RunFolder(path.resolve().parent.parent), state
+    if not path.is_dir():
+        state = read_checkpoint(path)
+        if "optimizer" not in state:
+            raise ValueError(f"{path} holds a model but not the state of a run; resume from the run's folder")
+        if path.resolve().parent.name != "checkpoints" or path.name not in {"last.pt", "previous.pt"}:
+            raise ValueError(f"{path} is not inside a run folder; resume from <run>/checkpoints/last.pt or <run>")
+        path = path.resolve().parent.parent
+    folder = RunFolder(path if path.name not in {"", ".."} else path.resolve())
+    if not folder.has_checkpoint():
+        raise ValueError(f"{folder.path} has nothing to resume from; start it with its settings and --resume auto")
+    return folder
 
 
 def _read_state(folder: RunFolder) -> dict[str, Any]:
+    """The newest readable state of a run, whole and of the right types."""
     state, warnings = folder.read_last()
     for warning in warnings:
         log.warning("%s; falling back to %s", warning, folder.previous)
+        folder.set_damaged_aside()
+    check_parts(state, folder.last, StateParts)
     return state
 
 
-def _check_epochs(config: TrainConfig, finished: int) -> None:
-    if config.epochs < finished:
-        raise ValueError(f"epochs (={config.epochs}) must be at least the {finished} that the run has done")
+def _check_epochs(config: TrainConfig, state: dict[str, Any]) -> None:
+    """More epochs stretch the schedule; fewer would unmake what was done under the old one."""
+    before = state["config"]["epochs"]
+    if config.epochs < before:
+        raise ValueError(f"epochs (={config.epochs}) must be at least those the run was started with (={before})")
+    if config.epochs > before:
+        log.warning("epochs was %d and is %d now: the lr schedule is stretched over all of them", before, config.epochs)
 
 
 def _warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Bit-identity is promised for the same device, versions and thread count only."""
-    for key in ("torch", "device", "device_name", "threads"):
-        if before.get(key) != now[key]:
-            log.warning(
-                "%s was %s and is %s now: the result may differ in its last bits",
-                key,
-                before.get(key),
-                now[key],
-            )
-            return
+    keys = ("torch", "device", "device_name", "threads")
+    changed = [f"{key} was {before.get(key)} and is {now[key]} now" for key in keys if before.get(key) != now[key]]
+    if changed:
+        log.warning("%s: the result may differ in its last bits", "; ".join(changed))
 
 
 def _build_loggers(config: TrainConfig, trainer: Trainer, folder: RunFolder) -> list[Logger]:
     loggers: list[Logger] = [
-        Progress(config.batch_size, device_name(trainer.device)),
+        Console(config.batch_size, device_name(trainer.device)),
         MetricsCsv(folder.path, trainer.progress.history),
     ]
     if config.tensorboard:
@@ -425,27 +246,16 @@ def _build_loggers(config: TrainConfig, trainer: Trainer, folder: RunFolder) -> 
     return loggers
 
 
-class _LogFile:
-    """While entered, everything that is logged also goes to a file, with the time."""
-
-    def __init__(self, path: Path) -> None:
-        self.handler = logging.FileHandler(path, encoding="utf-8")
-        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-
-    def __enter__(self) -> None:
-        logging.getLogger("resnet_train").addHandler(self.handler)
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("resnet_train").removeHandler(self.handler)
-        self.handler.close()
-
-
 def _summary(config: TrainConfig, data: RunData, trainer: Trainer) -> str:
     params = sum(parameter.numel() for parameter in trainer.parameters)
-    held_out = f", {len(data.val_indices):,} held out" if len(data.val_indices) else ""
+    images = f"{len(data.train_indices):,} training images"
+    if len(data.val_indices):
+        images += f", {len(data.val_indices):,} held out"
+    if left_out := len(data.train_indices) % config.batch_size:
+        images += f"; {left_out:,} left out of each epoch, as they fill no batch"
     return (
-        f"{config.arch} ({params:,} parameters) on {data.train.title} ({len(data.train_indices):,} training images"
-        f"{held_out}), {config.epochs} epochs, {device_name(trainer.device)}"
+        f"{config.arch} ({params:,} parameters) on {data.train.title} ({images}), {config.epochs} epochs, "
+        f"{device_name(trainer.device)}"
     )
 
 
@@ -457,21 +267,17 @@ def _first_batch(trainer: Trainer, data: RunData) -> torch.Tensor:
 
 
 def _result(
-    config: TrainConfig,
-    data: RunData,
-    folder: RunFolder,
-    history: list[EpochRecord],
-    progress: dict[str, Any],
+    config: TrainConfig, title: str, folder: RunFolder, history: list[EpochRecord], best_epoch: int, best: float
 ) -> RunResult:
     return RunResult(
         name=folder.name,
-        title=data.train.title,
+        title=title,
         arch=config.arch,
         seed=config.seed,
         epochs=config.epochs,
         folder=str(folder.path),
         final=history[-1],
-        best_split="val" if len(data.val_indices) else "test",
-        best_epoch=progress["best_epoch"],
-        best_accuracy=progress["best_accuracy"],
+        best_split="val" if history[-1].val_accuracy is not None else "test",
+        best_epoch=best_epoch,
+        best_accuracy=best,
     )

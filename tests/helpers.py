@@ -56,7 +56,8 @@ def tiny_trainer(epochs: int = 2, seed: int = 0, batch_size: int = 8, model=None
     lr = settings.pop("lr", 0.05)
     name = settings.pop("optimizer", "sgd")
     optimizer = build_optimizer(name, model, lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    return Trainer(
+    logger, saver = settings.pop("logger", Logger()), settings.pop("saver", None)
+    trainer = Trainer(
         model=model,
         optimizer=optimizer,
         schedule=build_schedule("cosine", epochs=epochs, steps_per_epoch=len(train_loader)),
@@ -67,9 +68,10 @@ def tiny_trainer(epochs: int = 2, seed: int = 0, batch_size: int = 8, model=None
         epochs=epochs,
         lr=lr,
         seed=seed,
-        logger=settings.pop("logger", Logger()),
         **settings,
     )
+    trainer.attach(logger, saver)
+    return trainer
 
 
 def assert_same_tensors(left: object, right: object, where: str = "") -> None:

@@ -79,8 +79,8 @@ def test_the_average_is_what_is_judged():
     trainer = tiny_trainer(epochs=1)
     trainer.averaged = AveragedModel(trainer.model, 0.9)
     trainer.fit()
-    assert trainer.judged_model is trainer.averaged.model
-    raw, averaged = trainer.model.state_dict(), trainer.judged_model.state_dict()
+    assert trainer.eval_model is trainer.averaged.model
+    raw, averaged = trainer.model.state_dict(), trainer.eval_model.state_dict()
     assert not torch.equal(raw["linear.weight"], averaged["linear.weight"])
     trainer.averaged = None
     evaluation = trainer.evaluate(0)[0]["test"]

@@ -44,7 +44,8 @@ def run_app(app: typer.Typer, prog_name: str) -> None:
 def _run(command: Callable[[], Any]) -> int:
     try:
         code = command()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -55,7 +56,8 @@ def _run(command: Callable[[], Any]) -> int:
         if "--debug" in sys.argv:
             raise
         message, code = describe_error(error)
-        print(f"{getattr(error, 'label', 'error')}: {message}", file=sys.stderr)
+        shown = "".join(c if c.isprintable() else "?" for c in message)  # no escape sequences out of a file
+        print(f"{getattr(error, 'label', 'error')}: {shown}", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 
@@ -82,7 +84,7 @@ def describe_error(error: Exception) -> tuple[str, int]:
 
 def log_to_stderr() -> None:
     """Shows what the package logs: information as it is, warnings with their name in front."""
-    from resnet_train.loggers.progress import BarHandler
+    from resnet_train.loggers.console import BarHandler
 
     handler = BarHandler()
     handler.setFormatter(_LineFormatter())

@@ -50,7 +50,7 @@ def _describe(numbers: dict[str, Any]) -> str:
     width = max(len("class"), *(len(row["name"]) for row in numbers["per_class"]))
     lines = [
         f"checkpoint  {numbers['checkpoint']}",
-        f"network     {numbers['arch']}, {numbers['epoch']} epochs",
+        f"network     {numbers['arch']}, {_trained(numbers['epoch'], numbers['steps_after_epoch'])}",
         f"images      {numbers['n']:,} {numbers['split']} images of {numbers['title']}",
         f"top-1       {numbers['top1']:.2%}   (95 % interval {low:.2%} to {high:.2%})",
         f"top-5       {numbers['top5']:.2%}"
@@ -65,7 +65,14 @@ def _describe(numbers: dict[str, Any]) -> str:
             for row in numbers["per_class"]
         ),
     ]
+    if numbers["chosen_on"] == numbers["split"]:
+        lines.append(f"\nThis epoch was chosen on the {numbers['split']} images: a number to look at, not to quote.")
     return "\n".join(lines)
+
+
+def _trained(epochs: int, steps: int) -> str:
+    text = f"{epochs} epoch{'s' * (epochs != 1)}"
+    return f"{text} and {steps} step{'s' * (steps != 1)}" if steps else text
 
 
 def _share(value: float | None) -> str:

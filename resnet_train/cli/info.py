@@ -20,7 +20,7 @@ def info(
         str,
         typer.Argument(
             metavar="TOPIC",
-            help="models, recipes, datasets, optimizers or schedules; or a checkpoint, or a run's folder.",
+            help="models, recipes, datasets, optimizers or schedules; an architecture; a checkpoint or a run's folder.",
         ),
     ] = "models",
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects (an object for a file).")] = False,
@@ -31,6 +31,9 @@ def info(
     if topic in _TOPICS:
         rows = _TOPICS[topic]()
         typer.echo(json.dumps(rows) if as_json else _table(rows))
+    elif topic in _model_names():
+        contents = _model(topic)
+        typer.echo(json.dumps(contents) if as_json else _lines(contents))
     elif os.path.exists(topic):  # noqa: PTH110 - Path.exists raises on names that are too long
         contents = _read(Path(topic))
         typer.echo(json.dumps(contents) if as_json else _lines(contents))
@@ -46,6 +49,21 @@ def _models() -> list[dict[str, Any]]:
         size = measure_complexity(entry.name)
         rows.append({"name": entry.name, "family": entry.family, "params": size.params, "macs": size.macs})
     return rows
+
+
+def _model_names() -> list[str]:
+    from resnet_train.models import list_models
+
+    return [entry.name for entry in list_models()]
+
+
+def _model(name: str) -> dict[str, Any]:
+    """One architecture, with the options that it takes."""
+    from resnet_train.models import find_model, measure_complexity
+
+    entry, size = find_model(name), measure_complexity(name)
+    flags = ["--" + option.replace("_", "-") for option in entry.options]
+    return {"name": name, "family": entry.family, "params": size.params, "macs": size.macs, "options": flags}
 
 
 def _recipes() -> list[dict[str, Any]]:
@@ -88,15 +106,19 @@ def _described(registry: Any) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, Any]:
     """Everything in a checkpoint but its tensors."""
-    from resnet_train.training.checkpoint import read_checkpoint
+    from resnet_train.training.checkpoint import check_parts, last_epoch, read_checkpoint
     from resnet_train.training.run_folder import find_checkpoint
 
-    contents = read_checkpoint(find_checkpoint(path))
-    history = contents.get("history") or [contents.get("metrics", {})]
+    path = find_checkpoint(path)
+    contents = read_checkpoint(path)
+    check_parts(contents, path)
+    record, steps_after = last_epoch(contents)
     return {
         **contents["about"],
-        "epoch": history[-1].get("epoch"),
-        "metrics": history[-1],
+        "epoch": record.get("epoch", 0),
+        "steps_after_epoch": steps_after,
+        "chosen_on": contents.get("chosen_on"),
+        "metrics": record,
         "config": contents["config"],
         "environment": contents["environment"],
     }

@@ -44,11 +44,17 @@ def train(
     Settings come from the defaults, then --config, then flags. Everything of a run is in runs/<name>/.
     """
     given = gather_settings(config, settings)
-    resolved = make_config(given)
+    if resume is not None and (dry_run or print_config):
+        raise ValueError("--resume does not go with --dry-run or --print-config")
+    by_path = resume is not None and resume != "auto"  # the run's own config counts, not the defaults
+    if by_path and (moved := {"name", "output_dir"} & given.keys()):
+        raise ValueError(f"--{sorted(moved)[0].replace('_', '-')} does not go with --resume PATH")
+    resolved = make_config({} if by_path else given)
     log_to_stderr()
-    from resnet_train import run  # torch takes 2 s to import
+    from resnet_train import build, run  # torch takes 2 s to import
 
-    run.check_names(resolved)
+    if not by_path:
+        build.check_names(resolved)
     if print_config:
         typer.echo(to_yaml(to_plain(resolved)), nl=False)
     elif dry_run:
@@ -60,7 +66,7 @@ def train(
 
 
 def _describe_estimate(estimate: dict[str, Any]) -> str:
-    from resnet_train.loggers.progress import duration
+    from resnet_train.loggers.console import duration
 
     memory, step_ms = estimate["peak_memory_bytes"], estimate["step_seconds"] * 1000
     return "\n".join(

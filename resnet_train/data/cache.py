@@ -27,10 +27,11 @@ CHUNK_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class CachedArrays:
-    """images uint8 [N, 3, H, W], labels int64 [N], and what else is known about them (JSON values)."""
+    """images uint8 [N, 3, H, W], labels int64 [N], their checksums as text, and what else is known (JSON values)."""
 
     images: np.ndarray
     labels: np.ndarray
+    fingerprint: str
     facts: dict[str, Any]
 
 
@@ -107,7 +108,8 @@ def _open(folder: Path) -> CachedArrays:
         labels = np.load(folder / "labels.npy", allow_pickle=False)
     except (OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
-    return CachedArrays(images, labels, content["facts"])
+    fingerprint = "-".join(f"{content['crc32'][file]:08x}" for file in ("images.npy", "labels.npy"))
+    return CachedArrays(images, labels, fingerprint, content["facts"])
 
 
 def _remove_older(folder: Path, name: str) -> None:

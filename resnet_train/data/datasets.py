@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet_train.data.cache import CachedArrays, open_or_build
+from resnet_train.data.cache import open_or_build
 from resnet_train.data.download import fetch_archive
 from resnet_train.registry import Registry
 
@@ -31,6 +32,7 @@ class ImageDataset:
         classes: their names.
         mean, std: of the training pixels per channel, on a 0–1 scale.
         title: what to call it in every output.
+        fingerprint: the same for the same images and labels in the same order.
     """
 
     images: np.ndarray
@@ -39,6 +41,7 @@ class ImageDataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     title: str
+    fingerprint: str
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,7 +52,7 @@ LoadSplit = Callable[[str, Path, int], ImageDataset | None]
 DATASETS: Registry[LoadSplit] = Registry("data set")
 
 
-def load_dataset(name: str, split: str, data_dir: Path, image_size: int = 32) -> ImageDataset | None:
+def load_dataset(name: str, split: str, data_dir: Path | str, image_size: int = 32) -> ImageDataset | None:
     """Loads one split of a data set, from its cache where it has one.
 
     Args:
@@ -62,10 +65,12 @@ def load_dataset(name: str, split: str, data_dir: Path, image_size: int = 32) ->
         The split; None if it is "test" and the data set has no test images.
 
     Raises:
-        ValueError: unknown name, wrong image size, missing or unusable files.
+        ValueError: unknown name or split, wrong image size, missing or unusable files.
         ConnectionError: a download failed.
     """
-    return DATASETS[name](split, data_dir, image_size)
+    if split not in {"train", "test"}:
+        raise ValueError(f"unknown split {split!r}; use train or test")
+    return DATASETS[name](split, Path(data_dir), image_size)
 
 
 def balanced_order(labels: np.ndarray) -> np.ndarray:
@@ -108,42 +113,34 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     return tuple(mean.round(6).tolist()), tuple(std.round(6).tolist())
 
 
-def _require_size(name: str, image_size: int, size: int) -> None:
-    if image_size != size:
-        raise ValueError(f"image_size (={image_size}) must be {size} for {name}, whose images have that size")
-
-
-def write_arrays(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """What a cache holds."""
-    np.save(folder / "images.npy", np.ascontiguousarray(images), allow_pickle=False)
-    np.save(folder / "labels.npy", labels.astype(np.int64), allow_pickle=False)
-
-
 @DATASETS.register("cifar10")
 def cifar10(split: str, data_dir: Path, image_size: int) -> ImageDataset:
     """CIFAR-10 (Krizhevsky 2009): 50,000 and 10,000 images of 10 classes, through torchvision, downloaded on demand."""
     from torchvision.datasets import CIFAR10
 
-    _require_size("cifar10", image_size, 32)
     # Channel statistics of the 50,000 training images; the 0.2023 0.1994 0.2010 of many scripts is a mean of stds.
-    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-    cached = _cache_torchvision(CIFAR10, "cifar10", split, data_dir)
-    return ImageDataset(cached.images, cached.labels, tuple(cached.facts["classes"]), mean, std, "CIFAR-10")
+    statistics = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    return _torchvision_cifar(CIFAR10, "CIFAR-10", statistics, split, data_dir, image_size)
 
 
 @DATASETS.register("cifar100")
 def cifar100(split: str, data_dir: Path, image_size: int) -> ImageDataset:
-    """CIFAR-100 (Krizhevsky 2009): 50,000 and 10,000 images of 100 classes, likewise."""
+    """CIFAR-100 (Krizhevsky 2009): 50,000 and 10,000 images of 100 classes, through torchvision, on demand."""
     from torchvision.datasets import CIFAR100
 
-    _require_size("cifar100", image_size, 32)
-    mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)  # of the 50,000 training images
-    cached = _cache_torchvision(CIFAR100, "cifar100", split, data_dir)
-    return ImageDataset(cached.images, cached.labels, tuple(cached.facts["classes"]), mean, std, "CIFAR-100")
+    statistics = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)  # of the 50,000 training images
+    return _torchvision_cifar(CIFAR100, "CIFAR-100", statistics, split, data_dir, image_size)
 
 
-def _cache_torchvision(kind: Any, name: str, split: str, data_dir: Path) -> CachedArrays:
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def _torchvision_cifar(
+    kind: Any, title: str, statistics: Statistics, split: str, data_dir: Path, image_size: int
+) -> ImageDataset:
     """A torchvision CIFAR class as arrays; its constructor checks the MD5 of every file before it is unpickled."""
+    if image_size != 32:
+        raise ValueError(f"image_size (={image_size}) must be 32 for {title}, whose images have that size")
 
     def fill(folder: Path) -> dict[str, Any]:
         try:
@@ -151,10 +148,14 @@ def _cache_torchvision(kind: Any, name: str, split: str, data_dir: Path) -> Cach
         except RuntimeError:  # torchvision's word for missing or damaged files
             fetch_archive(data_dir, kind.filename, kind.tgz_md5)
             source = kind(str(data_dir), train=split == "train", download=False)
-        write_arrays(folder, source.data.transpose(0, 3, 1, 2), np.array(source.targets))
+        images = np.ascontiguousarray(source.data.transpose(0, 3, 1, 2))
+        np.save(folder / "images.npy", images, allow_pickle=False)
+        np.save(folder / "labels.npy", np.array(source.targets, dtype=np.int64), allow_pickle=False)
         return {"classes": list(source.classes)}
 
-    return open_or_build(data_dir, f"{name}-{split}", kind.tgz_md5, fill)
+    cached = open_or_build(data_dir, f"{title.lower()}-{split}", kind.tgz_md5, fill)
+    classes = tuple(cached.facts["classes"])
+    return ImageDataset(cached.images, cached.labels, classes, *statistics, title, cached.fingerprint)
 
 
 @DATASETS.register("digits")
@@ -172,7 +173,9 @@ def digits(split: str, data_dir: Path, image_size: int) -> ImageDataset:
     mean, std = channel_statistics(images[train])
     chosen = np.sort(train if split == "train" else test)
     classes = tuple(str(digit) for digit in range(10))
-    return ImageDataset(images[chosen], labels[chosen].astype(np.int64), classes, mean, std, "digits, not CIFAR-10")
+    images, labels = images[chosen], labels[chosen].astype(np.int64)
+    fingerprint = f"{zlib.crc32(images.tobytes()):08x}-{zlib.crc32(labels.tobytes()):08x}"
+    return ImageDataset(images, labels, classes, mean, std, "digits, not CIFAR-10", fingerprint)
 
 
 @DATASETS.register("folder")
@@ -194,7 +197,8 @@ def folder(split: str, data_dir: Path, image_size: int) -> ImageDataset | None:
     cached = open_or_build(data_dir, f"folder-{split}-{image_size}", fingerprint, fill)
     _report_skipped(cached.facts["skipped"], split)
     mean, std = tuple(cached.facts["mean"]), tuple(cached.facts["std"])
-    return ImageDataset(cached.images, cached.labels, classes, mean, std, f"folder {data_dir.resolve().name}")
+    title = f"folder {data_dir.resolve().name}"
+    return ImageDataset(cached.images, cached.labels, classes, mean, std, title, cached.fingerprint)
 
 
 def _report_skipped(skipped: list[str], split: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
+
+log = logging.getLogger(__name__)
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # whatever a file is called: Pillow would start Ghostscript for PostScript
@@ -44,19 +47,25 @@ def find_images(data_dir: Path, split: str) -> tuple[list[SourceFile], tuple[str
         raise ValueError(f"{data_dir} has no folder {split}/; images must lie in {split}/<class>/*")
     classes = _class_names(train if train.is_dir() else wanted)
     files: list[SourceFile] = []
+    ignored = 0
     for name in _class_names(wanted):
         if name not in classes:
             raise ValueError(f"{wanted / name} is a class that {train} does not have")
+        entries = sorted(os.scandir(wanted / name), key=lambda entry: entry.name)
+        pictures = [e for e in entries if e.is_file() and Path(e.name).suffix.lower() in EXTENSIONS]
+        ignored += len(entries) - len(pictures)
         found = [
-            SourceFile(Path(entry.path), classes.index(name), entry.stat().st_size, entry.stat().st_mtime_ns)
-            for entry in sorted(os.scandir(wanted / name), key=lambda entry: entry.name)
-            if entry.is_file() and Path(entry.name).suffix.lower() in EXTENSIONS
+            SourceFile(Path(e.path), classes.index(name), e.stat().st_size, e.stat().st_mtime_ns) for e in pictures
         ]
         if not found and split == "train":
             raise ValueError(f"{wanted / name} holds no images ({', '.join(sorted(EXTENSIONS))})")
         files += found
     if not files:
         raise ValueError(f"{wanted} holds no images in folders named after classes")
+    if ignored:
+        log.warning(
+            "%s: %d entries of class folders are no PNG, JPEG, WebP or BMP files and are ignored", wanted, ignored
+        )
     return files, classes
 
 

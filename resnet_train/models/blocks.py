@@ -7,6 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises ValueError if an option of a network has another value than these."""
+    if value not in choices:
+        raise ValueError(f"{name} (={value!r}) must be one of {', '.join(choices)}")
+
+
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     """3×3 convolution that keeps the size (divided by the stride); no bias, as a norm follows."""
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
@@ -44,8 +50,7 @@ def widening_shortcut(kind: str, in_channels: int, out_channels: int, stride: in
     Raises:
         ValueError: another kind.
     """
-    if kind not in {"pad", "projection"}:
-        raise ValueError(f"shortcut (={kind!r}) must be one of pad, projection")
+    require_choice("shortcut", kind, ("pad", "projection"))
     if stride == 1 and in_channels == out_channels:
         return nn.Sequential()
     make = PadShortcut if kind == "pad" else projection_shortcut

@@ -34,14 +34,16 @@ class CifarResNet(nn.Module):
 
     def __init__(self, depth: int, num_classes: int = 10, shortcut: str = "pad") -> None:
         super().__init__()
+        if depth < 8 or depth % 6 != 2:
+            raise ValueError(f"depth (={depth}) must be 6n+2 for a whole n of at least 1")
         self.conv1 = conv3x3(3, 16)
         self.bn1 = nn.BatchNorm2d(16)
         channels, stages = 16, []
         for width, stride in zip(WIDTHS, (1, 2, 2)):
             blocks = []
             for block_stride in stage_strides((depth - 2) // 6, stride):
-                beside = widening_shortcut(shortcut, channels, width, block_stride)
-                blocks.append(BasicBlock(channels, width, block_stride, beside))
+                widening = widening_shortcut(shortcut, channels, width, block_stride)
+                blocks.append(BasicBlock(channels, width, block_stride, widening))
                 channels = width
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3 = stages

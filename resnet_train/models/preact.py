@@ -34,10 +34,10 @@ class PreActBasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(x))
-        beside = x if self.shortcut is None else self.shortcut(out)
+        shortcut = x if self.shortcut is None else self.shortcut(out)
         out = self.conv1(out)
         out = self.conv2(F.relu(self.bn2(out)))
-        return out + beside
+        return out + shortcut
 
 
 class PreActBottleneck(nn.Module):
@@ -57,11 +57,11 @@ class PreActBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(x))
-        beside = x if self.shortcut is None else self.shortcut(out)
+        shortcut = x if self.shortcut is None else self.shortcut(out)
         out = self.conv1(out)
         out = self.conv2(F.relu(self.bn2(out)))
         out = self.conv3(F.relu(self.bn3(out)))
-        return out + beside
+        return out + shortcut
 
 
 class PreActResNet(nn.Module):
@@ -96,20 +96,31 @@ class PreActResNet(nn.Module):
                 out = width * block.expansion
                 shortcut: nn.Module | None = None
                 if stride != 1 or channels != out:
-                    shortcut = PadShortcut(channels, out, stride) if pad else conv1x1(channels, out, stride)
+                    shortcut = _widening_shortcut(channels, out, stride, pad)
                 blocks.append(block(channels, width, stride, shortcut))
                 channels = out
             stages.append(nn.Sequential(*blocks))
-        self.layers = nn.Sequential(*stages)
+        self.layers = [f"layer{number + 1}" for number in range(len(stages))]
+        for name, stage in zip(self.layers, stages):
+            self.add_module(name, stage)
         self.bn = nn.BatchNorm2d(channels)
         self.linear = nn.Linear(channels, num_classes)
         init_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.layers(self.conv1(images))
+        x = self.conv1(images)
+        for name in self.layers:
+            x = self.get_submodule(name)(x)
         x = F.relu(self.bn(x))
         x = x.mean(dim=(2, 3))
         return self.linear(x)
+
+
+def _widening_shortcut(in_channels: int, out_channels: int, stride: int, pad: bool) -> nn.Module:
+    """Zeros or a 1×1 convolution; no norm, as the input comes from one."""
+    if pad:
+        return PadShortcut(in_channels, out_channels, stride)
+    return nn.Sequential(conv1x1(in_channels, out_channels, stride))
 
 
 WIDE, NARROW = (64, 128, 256, 512), (16, 32, 64)

@@ -27,7 +27,7 @@ class ModelEntry:
 
 _MODELS: Registry[Constructor] = Registry("architecture")
 _ENTRIES: dict[str, ModelEntry] = {}
-_PATTERNS: list[tuple[re.Pattern[str], Callable[[str], ModelEntry | None]]] = []
+_PATTERNS: list[tuple[re.Pattern[str], Callable[[str], ModelEntry]]] = []
 
 
 def register_model(family: str, options: type[nn.Module] | None = None) -> Callable[[Constructor], Constructor]:
@@ -57,13 +57,13 @@ def option_names(network: type[nn.Module]) -> tuple[str, ...]:
 
 def register_pattern(
     pattern: str,
-) -> Callable[[Callable[[str], ModelEntry | None]], Callable[[str], ModelEntry | None]]:
+) -> Callable[[Callable[[str], ModelEntry]], Callable[[str], ModelEntry]]:
     """Decorator: files a function that makes an entry from any name of this form that no constructor has.
 
     The function returns the entry, or raises a ValueError that explains why there is no such network.
     """
 
-    def add(make_entry: Callable[[str], ModelEntry | None]) -> Callable[[str], ModelEntry | None]:
+    def add(make_entry: Callable[[str], ModelEntry]) -> Callable[[str], ModelEntry]:
         _PATTERNS.append((re.compile(pattern), make_entry))
         return make_entry
 
@@ -80,9 +80,7 @@ def find_model(name: str) -> ModelEntry:
         return _ENTRIES[name]
     for pattern, make_entry in _PATTERNS:
         if pattern.fullmatch(name):
-            entry = make_entry(name)
-            if entry is not None:
-                return entry
+            return make_entry(name)
     _MODELS[name]  # raises, with the nearest name
     raise AssertionError(name)
 
@@ -96,7 +94,8 @@ def create_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
         options: keyword arguments of that architecture's constructor.
 
     Returns:
-        A module from images, float [B, 3, H, W], to logits, float [B, C].
+        A module from normalized images, float [B, 3, H, W], to logits, float [B, C]; its attribute `stride` is the
+        smallest H and W.
 
     Raises:
         ValueError: unknown name or option, or fewer than 1 class.

@@ -17,6 +17,7 @@ from resnet_train.models.blocks import (
     conv3x3,
     init_weights,
     norm_relu,
+    require_choice,
     stage_strides,
     widening_shortcut,
 )
@@ -53,8 +54,8 @@ class ResNet(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        _require("stem", stem, ("cifar", "imagenet"))
-        _require("norm_order", norm_order, ("conv-bn-relu", "conv-relu-bn"))
+        require_choice("stem", stem, ("cifar", "imagenet"))
+        require_choice("norm_order", norm_order, ("conv-bn-relu", "conv-relu-bn"))
         is_cifar = stem == "cifar"
         self.norm_order = norm_order
         self.stride = 8 if is_cifar else 32
@@ -88,11 +89,6 @@ class ResNet(nn.Module):
         x = self.layer4(x)
         x = x.mean(dim=(2, 3))
         return self.linear(x)
-
-
-def _require(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} (={value!r}) must be one of {', '.join(allowed)}")
 
 
 @register_model("resnet", options=ResNet)

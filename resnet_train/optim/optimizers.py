@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,12 +21,19 @@ def build_optimizer(name: str, model: nn.Module, **settings: Any) -> Optimizer:
 
     Args:
         name: a name that `OPTIMIZERS` knows.
-        settings: `lr`, `momentum`, `nesterov`, `weight_decay` and `no_decay_norm_bias`.
+        settings: `lr`, `momentum`, `nesterov`, `weight_decay` and `no_decay_norm_bias`; the optimizer's function is
+            given those that it takes.
 
     Raises:
         ValueError: unknown name.
     """
-    return OPTIMIZERS[name](model, **settings)
+    taken = optimizer_settings(name)
+    return OPTIMIZERS[name](model, **{key: value for key, value in settings.items() if key in taken})
+
+
+def optimizer_settings(name: str) -> tuple[str, ...]:
+    """The settings that an optimizer takes."""
+    return tuple(key for key in inspect.signature(OPTIMIZERS[name]).parameters if key != "model")
 
 
 def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float, no_decay_norm_bias: bool) -> list[Group]:
@@ -54,9 +62,7 @@ def sgd(
 
 
 @OPTIMIZERS.register("adamw")
-def adamw(
-    model: nn.Module, *, lr: float, weight_decay: float = 0.0, no_decay_norm_bias: bool = False, **_: Any
-) -> Optimizer:
+def adamw(model: nn.Module, *, lr: float, weight_decay: float = 0.0, no_decay_norm_bias: bool = False) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019); betas 0.9 and 0.999; a usual lr is 0.001."""
     groups = decay_groups(model.parameters(), weight_decay, no_decay_norm_bias)
     return torch.optim.AdamW(groups, lr=lr, fused=_can_fuse(model))
@@ -70,7 +76,6 @@ def muon(
     momentum: float = 0.95,
     weight_decay: float = 0.0,
     no_decay_norm_bias: bool = False,
-    **_: Any,
 ) -> Optimizer:
     """Momentum made orthogonal (Jordan et al. 2024) for convolutions, AdamW for all else; a usual lr is 0.003."""
     return Muon(model, lr=lr, momentum=momentum, weight_decay=weight_decay, no_decay_norm_bias=no_decay_norm_bias)

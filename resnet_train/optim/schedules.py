@@ -51,7 +51,7 @@ def build_schedule(
         Timeline(
             total=epochs * steps_per_epoch,
             warmup=None if warmup_epochs is None else round(warmup_epochs * steps_per_epoch),
-            milestones=None if milestones is None else [round(m * steps_per_epoch) for m in milestones],
+            milestones=None if milestones is None else [max(1, round(m * steps_per_epoch)) for m in milestones],
             gamma=gamma,
         )
     )

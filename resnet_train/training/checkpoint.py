@@ -9,12 +9,14 @@ import errno
 import os
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from resnet_train.models import create_model
+from resnet_train.records import EpochRecord
 
 FORMAT = "resnet_train checkpoint"
 VERSION = 1
@@ -142,6 +144,64 @@ def _verify_records(path: Path) -> None:
         raise ValueError(f"{path} is damaged or not a checkpoint: {error}") from None
 
 
+class About(BaseModel):
+    """What a checkpoint says of its network."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    arch: str
+    arch_options: dict[str, Any]
+    classes: list[str] = Field(min_length=2)
+    image_size: int = Field(ge=1)
+    mean: list[float] = Field(min_length=3, max_length=3)
+    std: list[Annotated[float, Field(gt=0)]] = Field(min_length=3, max_length=3)
+    dataset: str
+    title: str
+    fingerprint: str
+
+
+class ModelParts(BaseModel):
+    """What every checkpoint holds."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    about: About
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    model: dict[str, Any]
+    chosen_on: str | None = None
+    metrics: EpochRecord | None = None
+
+
+class StateParts(ModelParts):
+    """What the state of a run holds besides."""
+
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    averaged: dict[str, Any] | None
+    epoch: int = Field(ge=0)
+    step: int = Field(ge=0)
+    sums: list[float] = Field(min_length=8, max_length=8)
+    epoch_seconds: float
+    history: list[EpochRecord]
+    best_epoch: int
+    best_accuracy: float
+
+
+def check_parts(contents: dict[str, Any], path: Path, kind: type[ModelParts] = ModelParts) -> None:
+    """Checks that everything is there and of the right type.
+
+    Raises:
+        ValueError: something is not; the message names it.
+    """
+    try:
+        kind.model_validate(contents)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        where = ".".join(str(part) for part in detail["loc"])
+        raise ValueError(f"{path} is not a complete checkpoint: {where}: {detail['msg']}") from None
+
+
 def restore_model(checkpoint: dict[str, Any], path: Path) -> nn.Module:
     """The network that a checkpoint describes, with its weights, in evaluation mode.
 
@@ -151,8 +211,16 @@ def restore_model(checkpoint: dict[str, Any], path: Path) -> nn.Module:
     try:
         about = checkpoint["about"]
         model = create_model(about["arch"], len(about["classes"]), **about["arch_options"])
-        model.load_state_dict(checkpoint["model"])
+        averaged = checkpoint.get("averaged")  # of a running state; a finished model has nothing but its weights
+        model.load_state_dict(averaged["model"] if averaged else checkpoint["model"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} does not hold the network it describes: {reason}") from None
     return model.eval()
+
+
+def last_epoch(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """The record of the last finished epoch (empty if there is none), and the steps that were done after it."""
+    history = checkpoint.get("history")
+    record = dict(history[-1]) if history else dict(checkpoint.get("metrics") or {})
+    return record, checkpoint.get("step", record.get("step", 0)) - record.get("step", 0)

@@ -61,12 +61,11 @@ class RunFolder:
             except OSError as error:
                 raise ValueError(f"cannot make the run folder {path}: {error.strerror}") from None
         folder = RunFolder(path)
-        folder.checkpoints.mkdir()
         folder.lock()
         return folder
 
     def lock(self) -> None:
-        """Makes this process the only writer until it ends.
+        """Makes this process the only writer until it ends; makes what a killed one did not come to make.
 
         Raises:
             ValueError: another one is; the message names it.
@@ -80,6 +79,7 @@ class RunFolder:
                 about = json.loads(holder.read_text())
                 text = f"process {about['pid']} on {about['host']}"
             raise ValueError(f"{self.path} is being written by {text}") from None
+        self.checkpoints.mkdir(exist_ok=True)
         holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
 
     def unlock(self) -> None:
@@ -107,6 +107,11 @@ class RunFolder:
                 warnings.append(str(error))
         raise ValueError(f"{self.path} has no checkpoint to resume from: {'; '.join(warnings)}")
 
+    def set_damaged_aside(self) -> None:
+        """Takes an unreadable last.pt out of the way: the next save would make it the previous one."""
+        if self.last.exists():
+            self.last.replace(self.checkpoints / "damaged.pt")
+
     def has_checkpoint(self) -> bool:
         """Whether there is anything to resume from, readable or not."""
         return self.last.exists() or self.previous.exists()
@@ -129,17 +134,18 @@ def find_checkpoint(path: Path) -> Path:
 
 def existing_run_message(path: Path) -> str:
     """What to say when a named run is there already."""
-    return f"run {path} exists already; give another --name, or continue it with --resume {path}"
+    how = f"--resume {path}" if RunFolder(path).has_checkpoint() else "--resume auto, which starts it over"
+    return f"run {path} exists already; give another --name, or continue it with {how}"
 
 
-def find_runs(output_dir: Path, name: str) -> list[RunFolder]:
-    """The runs of this name and its numbered successors, newest first."""
+def find_runs(output_dir: Path, name: str, *, given: bool) -> list[RunFolder]:
+    """The runs of this name, newest first; a name that was not given by the user has numbered successors."""
     if not output_dir.is_dir():
         return []
     found = [
         RunFolder(path)
         for path in output_dir.iterdir()
-        if path.is_dir() and (path.name == name or _is_numbered(path.name, name))
+        if path.is_dir() and (path.name == name or (not given and _is_numbered(path.name, name)))
     ]
     return sorted(found, key=lambda run: _number(run.name, name), reverse=True)
 
@@ -169,11 +175,14 @@ class CheckpointSaver:
 
     def save_best(self, weights: dict[str, Tensor], split: str, record: EpochRecord) -> None:
         """best.pt, or best-on-test.pt if it was chosen there."""
-        self._save_weights(self.folder.best(split), weights, record)
+        self._save_weights(self.folder.best(split), weights, record, chosen_on=split)
 
     def save_final(self, weights: dict[str, Tensor], record: EpochRecord) -> None:
         """model.pt: the weights after the last epoch."""
         self._save_weights(self.folder.model, weights, record)
 
-    def _save_weights(self, path: Path, weights: dict[str, Tensor], record: EpochRecord) -> None:
-        write_checkpoint(path, {**self.common, "model": weights, "metrics": record.to_plain()})
+    def _save_weights(
+        self, path: Path, weights: dict[str, Tensor], record: EpochRecord, chosen_on: str | None = None
+    ) -> None:
+        metrics = record.to_plain()
+        write_checkpoint(path, {**self.common, "model": weights, "metrics": metrics, "chosen_on": chosen_on})

@@ -17,18 +17,19 @@ from torch.optim import Optimizer
 
 from resnet_train.data.loader import Batch, BatchLoader
 from resnet_train.loggers.base import Logger
-from resnet_train.models.blocks import DropPath
 from resnet_train.optim.ema import AveragedModel
 from resnet_train.optim.optimizers import load_optimizer_state, set_lr
 from resnet_train.optim.schedules import Schedule
 from resnet_train.records import EpochRecord, EpochTiming, Evaluation, StepRecord
-from resnet_train.runtime.device import peak_memory_bytes, sum_dtype, synchronize
+from resnet_train.runtime.device import peak_memory_bytes, sum_dtype
 from resnet_train.training.evaluation import evaluate
 from resnet_train.training.signals import Interrupted, SignalWatch
 
+REMEDY = "start a new run with a smaller --lr, --warmup-epochs 5 or --clip-grad 1 (--resume would repeat this one)"
+
 
 class NotFinite(Exception):
-    """Loss or gradient became NaN or infinite; the weights are those before that step."""
+    """Loss, gradient or weights became NaN or infinite. Nothing of it was saved."""
 
     exit_code = 3
 
@@ -57,9 +58,17 @@ class RunningSums:
     def add(self, loss: Tensor, correct: Tensor, num_images: int, grad_norm: Tensor, bad_step: Tensor) -> None:
         """Adds one step: its mean loss, correct predictions, number of images and gradient norm."""
         one = torch.ones_like(loss)
-        added = torch.stack([loss * num_images, correct, one * num_images, grad_norm, one]).to(self.values.dtype)
+        # A gradient that overflowed in float16 was skipped: it has no part in the mean.
+        counts = torch.isfinite(grad_norm)
+        norm = torch.where(counts, grad_norm, 0.0)
+        added = torch.stack([loss * num_images, correct, one * num_images, norm, one * counts]).to(self.values.dtype)
         self.values[:5] += added
         self.values[5:] = torch.stack([loss, grad_norm, bad_step]).to(self.values.dtype)
+
+    @property
+    def bad_step(self) -> Tensor:
+        """The first step that was not finite, -1 if there is none; on the device."""
+        return self.values[-1]
 
     def read(self) -> dict[str, float]:
         """The values by name; waits for the device."""
@@ -73,6 +82,15 @@ def split_batch(batch: Batch, num_parts: int) -> list[Batch]:
     return [Batch(*values) for values in zip(*(part or [None] * num_parts for part in parts))]
 
 
+def count_correct(logits: Tensor, batch: Batch) -> Tensor:
+    """How many images were classified right; a mixed image counts by the share of the label that was found."""
+    predicted = logits.argmax(1)
+    own = (predicted == batch.labels).float()
+    if batch.partner_labels is None or batch.weights is None:
+        return own.sum()
+    return torch.lerp((predicted == batch.partner_labels).float(), own, batch.weights).sum()
+
+
 @dataclass
 class Progress:
     """How far a run has come: everything besides tensors that a checkpoint needs to go on exactly."""
@@ -82,6 +100,14 @@ class Progress:
     history: list[EpochRecord] = field(default_factory=list)
     best_epoch: int = 0
     best_accuracy: float = -1.0
+
+    def add(self, record: EpochRecord, best_split: str) -> None:
+        """One more finished epoch; it is the best if no other was as good on that split."""
+        self.epoch = record.epoch
+        self.history.append(record)
+        accuracy = getattr(record, f"{best_split}_accuracy")
+        if accuracy is not None and accuracy > self.best_accuracy:
+            self.best_epoch, self.best_accuracy = record.epoch, accuracy
 
 
 class Trainer:
@@ -95,13 +121,10 @@ class Trainer:
         num_classes: C.
         epochs, lr, label_smoothing, clip_grad: as in the config.
         eval_every, save_every, log_every: as in the config.
-        logger: takes the records.
-        saver: takes the state; None saves nothing.
         accumulate: parts each batch is computed in.
         averaged: follows the model; it is what is evaluated and saved as the result.
         precision: the format to autocast to; float16 brings a loss scaler.
-        seed: of drop path.
-        interrupted_message: what to tell a user who stopped the run.
+        seed: of drop path and dropout.
     """
 
     def __init__(
@@ -115,8 +138,6 @@ class Trainer:
         num_classes: int,
         epochs: int,
         lr: float,
-        logger: Logger,
-        saver: Saver | None = None,
         label_smoothing: float = 0.0,
         clip_grad: float = 0.0,
         eval_every: int = 1,
@@ -126,7 +147,6 @@ class Trainer:
         averaged: AveragedModel | None = None,
         precision: torch.dtype | None = None,
         seed: int = 0,
-        interrupted_message: str = "",
     ) -> None:
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.train_loader, self.eval_loaders = train_loader, eval_loaders
@@ -134,16 +154,18 @@ class Trainer:
         self.label_smoothing, self.clip_grad = label_smoothing, clip_grad
         self.eval_every, self.save_every, self.log_every = eval_every, save_every, log_every
         self.accumulate, self.averaged, self.precision, self.seed = accumulate, averaged, precision, seed
-        self.logger, self.saver = logger, saver
-        self.interrupted_message = interrupted_message
+        self.attach(Logger())
         self.device = train_loader.device
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.is_stochastic = any(isinstance(module, DropPath) for module in model.modules())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision is torch.float16)
         self.progress = Progress()
         self.sums = RunningSums(self.device)
         self.signals = SignalWatch()
-        self.epoch_seconds, self.epoch_images = 0.0, 0
+        self.epoch_seconds = 0.0  # of training in the running epoch, those before a resume included
+
+    def attach(self, logger: Logger, saver: Saver | None = None, interrupted_message: str = "") -> None:
+        """Who is told: of records, of the state (None saves nothing), and what a user who stopped the run reads."""
+        self.logger, self.saver, self.interrupted_message = logger, saver, interrupted_message
 
     # --- The loop ------------------------------------------------------------------------------------------------
 
@@ -168,30 +190,30 @@ class Trainer:
         first = self.progress.step - epoch * len(self.train_loader)
         self.logger.epoch_started(epoch + 1, first)
         self.model.train()
-        start = time.perf_counter()
+        start = time.perf_counter() - self.epoch_seconds
         for batch in self.until_interrupted(self.train_loader.epoch(epoch, first)):
             self.train_step(batch)
             self.logger.step_done()
             if self.progress.step % self.log_every == 0:
                 self.read_step(epoch)
+            self.epoch_seconds = time.perf_counter() - start
         self.check_finite(self.sums.read())
-        synchronize(self.device)
+        self.check_weights()
         self.epoch_seconds = time.perf_counter() - start
-        self.epoch_images = (len(self.train_loader) - first) * self.train_loader.batch_size
 
     def train_step(self, batch: Batch) -> None:
         """One optimizer step: forward, loss, backward, clip, step, average."""
-        set_lr(self.optimizer, self.current_lr())
+        set_lr(self.optimizer, self.lr_at(self.progress.step))
         self.seed_step()
         step_loss = torch.zeros((), device=self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        correct = torch.zeros((), device=self.device)
         for part in split_batch(batch, self.accumulate):
             with self.autocast():
                 logits = self.model(part.images)
             loss = self.loss(logits.float(), part) / self.accumulate  # float32: bf16 rounds a log-sum-exp to 3 digits
             self.scaler.scale(loss).backward()
             step_loss += loss.detach()
-            correct += (logits.detach().argmax(1) == part.labels).sum()
+            correct += count_correct(logits.detach(), part)
         grad_norm = self.clip_gradients()
         bad_step = self.find_bad_step(step_loss, grad_norm)
         self.step_unless_bad(bad_step)
@@ -202,9 +224,8 @@ class Trainer:
         self.progress.step += 1
 
     def seed_step(self) -> None:
-        """Drop path draws from (seed, step) alone, so no generator state has to be saved."""
-        if self.is_stochastic:
-            torch.manual_seed(int(np.random.SeedSequence([self.seed, self.progress.step]).generate_state(1)[0]))
+        """Drop path and dropout draw from (seed, step) alone, so no generator state has to be saved."""
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, self.progress.step]).generate_state(1)[0]))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision within, if it is on."""
@@ -222,9 +243,9 @@ class Trainer:
         )
         return torch.lerp(partner, own, batch.weights).mean()
 
-    def current_lr(self) -> float:
-        """The learning rate of the step that comes next."""
-        return self.lr * self.schedule(self.progress.step)
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        return self.lr * self.schedule(step)
 
     def clip_gradients(self) -> Tensor:
         """The gradient's L2 norm over all parameters, before it is scaled down to `clip_grad` (if that is not 0)."""
@@ -236,7 +257,7 @@ class Trainer:
 
     def find_bad_step(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
         """The first step, this one included, that was not finite; -1 if there is none. Stays on the device."""
-        known = self.sums.values[-1]
+        known = self.sums.bad_step
         good = torch.isfinite(loss)
         if not self.scaler.is_enabled():  # the scaler tries scales until one overflows: its gradients may be infinite
             good &= torch.isfinite(grad_norm)
@@ -260,6 +281,7 @@ class Trainer:
             yield batch
             if self.signals.received is not None:
                 self.check_finite(self.sums.read())
+                self.check_weights()
                 self.logger.flush()
                 self.save_state()
                 raise Interrupted(self.signals.received, self.interrupted_message)
@@ -272,7 +294,7 @@ class Trainer:
             return {}, 0.0
         start = time.perf_counter()
         evaluations = {
-            split: evaluate(self.judged_model, self.until_interrupted(loader.epoch(0)), self.num_classes, self.device)
+            split: evaluate(self.eval_model, self.until_interrupted(loader.epoch(0)), self.num_classes, self.device)
             for split, loader in self.eval_loaders.items()
         }
         return evaluations, time.perf_counter() - start
@@ -283,10 +305,10 @@ class Trainer:
         record = EpochRecord(
             epoch=epoch + 1,
             step=self.progress.step,
-            lr=self.lr * self.schedule(self.progress.step - 1),
+            lr=self.lr_at(self.progress.step - 1),
             train_loss=sums["loss"] / sums["images"],
             train_accuracy=sums["correct"] / sums["images"],
-            grad_norm=sums["grad_norm"] / sums["steps"],
+            grad_norm=sums["grad_norm"] / max(1.0, sums["steps"]),
             **{f"{split}_loss": evaluation.loss for split, evaluation in evaluations.items()},
             **{f"{split}_accuracy": evaluation.top1 for split, evaluation in evaluations.items()},
         )
@@ -295,28 +317,22 @@ class Trainer:
             step=record.step,
             train_seconds=self.epoch_seconds,
             eval_seconds=eval_seconds,
-            images_per_second=self.epoch_images / self.epoch_seconds,
+            images_per_second=sums["images"] / self.epoch_seconds,
             peak_memory_bytes=peak_memory_bytes(self.device),
         )
-        self.progress.epoch = record.epoch
-        self.progress.history.append(record)
-        self.sums = RunningSums(self.device)
+        self.progress.add(record, self.best_split)
+        self.sums, self.epoch_seconds = RunningSums(self.device), 0.0
         self.logger.epoch_done(record, timing)
 
     def save(self, epoch: int) -> None:
         """The state, if this epoch is one to save, and the model, if it is the best so far."""
-        record, split = self.progress.history[-1], self.best_split
-        accuracy = getattr(record, f"{split}_accuracy")
-        is_best = accuracy is not None and accuracy > self.progress.best_accuracy
-        if is_best:
-            self.progress.best_epoch, self.progress.best_accuracy = record.epoch, accuracy
-        if is_best and self.saver is not None:
-            self.saver.save_best(self.judged_model.state_dict(), split, record)
+        if self.saver is not None and self.progress.best_epoch == epoch + 1:
+            self.saver.save_best(self.eval_model.state_dict(), self.best_split, self.progress.history[-1])
         if (epoch + 1) % self.save_every == 0 or epoch + 1 == self.epochs:
             self.save_state()
 
     @property
-    def judged_model(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The model that is evaluated, saved and reported: the averaged one if averaging is on."""
         return self.model if self.averaged is None else self.averaged.model
 
@@ -328,14 +344,14 @@ class Trainer:
     # --- Reading and saving --------------------------------------------------------------------------------------
 
     def read_step(self, epoch: int) -> None:
-        """Tells the loggers how the epoch goes; the one place within an epoch that waits for the device."""
+        """Tells the loggers how it goes; the host waits for the device here (with unfused optimizers, always)."""
         sums = self.sums.read()
         self.check_finite(sums)
         self.logger.step_read(
             StepRecord(
                 epoch=epoch + 1,
                 step=self.progress.step,
-                lr=self.lr * self.schedule(self.progress.step - 1),
+                lr=self.lr_at(self.progress.step - 1),
                 loss=sums["last_loss"],
                 mean_loss=sums["loss"] / sums["images"],
                 accuracy=sums["correct"] / sums["images"],
@@ -348,9 +364,14 @@ class Trainer:
         if sums["bad_step"] >= 0:
             step = int(sums["bad_step"])
             raise NotFinite(
-                f"the loss or its gradient is not finite at step {step} (lr {self.lr * self.schedule(step):.4g}); "
-                f"the checkpoint before it is kept; try a smaller --lr, --warmup-epochs 5 or --clip-grad 1"
+                f"the loss or its gradient is not finite at step {step} (lr {self.lr_at(step):.4g}); {REMEDY}"
             )
+
+    def check_weights(self) -> None:
+        """Raises NotFinite if a weight or a running statistic is: a loss can stay finite while they overflow."""
+        floats = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
+        if not torch.stack([torch.isfinite(tensor).all() for tensor in floats]).all():
+            raise NotFinite(f"weights or running statistics are not finite at step {self.progress.step}; {REMEDY}")
 
     def save_state(self) -> None:
         """Everything that is needed to go on exactly here."""
@@ -367,6 +388,7 @@ class Trainer:
             "epoch": self.progress.epoch,
             "step": self.progress.step,
             "sums": self.sums.values.tolist(),
+            "epoch_seconds": self.epoch_seconds,
             "history": [record.to_plain() for record in self.progress.history],
             "best_epoch": self.progress.best_epoch,
             "best_accuracy": self.progress.best_accuracy,
@@ -386,4 +408,5 @@ class Trainer:
             best_epoch=state["best_epoch"],
             best_accuracy=state["best_accuracy"],
         )
+        self.epoch_seconds = state["epoch_seconds"]
         self.sums.values.copy_(torch.tensor(state["sums"], dtype=self.sums.values.dtype))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from resnet_train.loggers import progress
-from resnet_train.loggers.progress import BarHandler, Progress, duration
+from resnet_train.loggers.console import BarHandler, Console, duration
 from resnet_train.records import EpochRecord, EpochTiming, RunInfo, StepRecord
 
 STEP = StepRecord(epoch=1, step=2, lr=0.1, loss=2.0, mean_loss=2.1, accuracy=0.25, grad_norm=1.0)
@@ -42,8 +42,8 @@ def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> 
     return lambda: [record.getMessage() for record in caplog.records]
 
 
-def started(epochs: int = 10, steps_per_epoch: int = 10) -> Progress:
-    logger = Progress(batch_size=32, device_name="cpu (2 threads)")
+def started(epochs: int = 10, steps_per_epoch: int = 10) -> Console:
+    logger = Console(batch_size=32, device_name="cpu (2 threads)")
     logger.run_started(RunInfo("x", "t", {}, epochs, steps_per_epoch, images_per_epoch=32 * steps_per_epoch))
     return logger
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import suppress
 
 from tqdm import tqdm
 
@@ -20,10 +21,12 @@ class BarHandler(logging.Handler):
     """Writes log lines to stderr above a live bar, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        with suppress(OSError):  # the reader of a pipe has gone: the training, and train.log, go on
+            if sys.stderr is not None:
+                tqdm.write(self.format(record), file=sys.stderr)
 
 
-class Progress(Logger):
+class Console(Logger):
     """Bar and lines; says after the first batches how long the run will take."""
 
     def __init__(self, batch_size: int, device_name: str) -> None:
@@ -44,7 +47,7 @@ class Progress(Logger):
             desc=f"epoch {epoch}/{self.info.epochs}",
             unit=" images",
             unit_scale=True,
-            disable=None,  # off where stderr is no terminal
+            disable=sys.stderr is None or not sys.stderr.isatty(),
             leave=False,
             dynamic_ncols=True,
         )

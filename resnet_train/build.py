@@ -1,0 +1,202 @@
+"""From a config to the parts of a run: data, model, optimizer, schedule, trainer. The one file that knows them all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from resnet_train.config import NETWORK_OPTIONS, TrainConfig, option_metadata, option_names
+from resnet_train.data.augment import (
+    AlternatingFlip,
+    Cutout,
+    Normalize,
+    RandomCrop,
+    RandomErasing,
+    RandomFlip,
+    Transform,
+)
+from resnet_train.data.datasets import DATASETS, ImageDataset, load_dataset, split_indices
+from resnet_train.data.loader import BatchLoader, eval_loader, fits_on
+from resnet_train.data.mix import Mix
+from resnet_train.data.plan import draw_plan
+from resnet_train.data.trivial_augment import TrivialAugment
+from resnet_train.models import create_model
+from resnet_train.models.blocks import set_bn_momentum
+from resnet_train.optim.ema import AveragedModel
+from resnet_train.optim.optimizers import OPTIMIZERS, build_optimizer, optimizer_settings
+from resnet_train.optim.schedules import SCHEDULES, build_schedule
+from resnet_train.runtime.precision import choose_precision
+from resnet_train.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The images of a run: what it trains on, what it validates on (may be none), what it is tested on."""
+
+    train: ImageDataset
+    test: ImageDataset | None
+    train_indices: np.ndarray
+    val_indices: np.ndarray
+
+    def about(self, config: TrainConfig) -> dict[str, Any]:
+        """What a checkpoint says of its network: enough to use it without anything else."""
+        return {
+            "arch": config.arch,
+            "arch_options": arch_options(config),
+            "classes": list(self.train.classes),
+            "image_size": config.image_size,
+            "mean": list(self.train.mean),
+            "std": list(self.train.std),
+            "dataset": config.dataset,
+            "title": self.train.title,
+            "fingerprint": self.train.fingerprint,
+        }
+
+
+def check_names(config: TrainConfig) -> None:
+    """Everything that can be wrong without looking at data.
+
+    Raises:
+        ValueError: an unknown architecture, data set, optimizer or schedule, or images too small for the network.
+    """
+    choices = ((DATASETS, config.dataset), (OPTIMIZERS, config.optimizer), (SCHEDULES, config.schedule))
+    for registry, name in choices:
+        registry[name]
+    if config.nesterov and "nesterov" not in optimizer_settings(config.optimizer):
+        raise ValueError(f"nesterov (=true) is not a setting of {config.optimizer}")
+    with torch.device("meta"):  # no memory, no arithmetic: builds the network to see whether it can be built
+        model = create_model(config.arch, **arch_options(config))
+        stride: Any = model.stride
+    if config.image_size < stride:
+        raise ValueError(f"image_size (={config.image_size}) must be at least {stride}, the stride of {config.arch}")
+    if config.image_size == stride and config.batch_size == config.accumulate:
+        raise ValueError(
+            f"batch_size (={config.batch_size}) must be more than accumulate (={config.accumulate}) for images of "
+            f"{stride} pixels: the last norms would see a single value"
+        )
+
+
+def load_data(config: TrainConfig) -> RunData:
+    """All images of a run.
+
+    Raises:
+        ValueError: the splits are larger than the data, or nothing is left to judge the model by.
+    """
+    train_set = load_dataset(config.dataset, "train", config.data_dir, config.image_size)
+    assert train_set is not None
+    test_set = load_dataset(config.dataset, "test", config.data_dir, config.image_size)
+    if test_set is not None and test_set.classes != train_set.classes:
+        raise ValueError("train and test images have different classes")
+    if test_set is None and not config.val_size:
+        raise ValueError(f"{config.data_dir} has no test/ folder; hold out images to judge by, as --val-size 1000")
+    if len(train_set.classes) < 2:
+        raise ValueError(
+            f"{config.data_dir} has one class only ({train_set.classes[0]!r}); there is nothing to tell apart"
+        )
+    train_indices, val_indices = split_indices(train_set.labels, config.val_size, config.train_size)
+    if config.batch_size > len(train_indices):
+        raise ValueError(
+            f"batch_size (={config.batch_size}) must be at most the number of training images (={len(train_indices)})"
+        )
+    return RunData(train_set, test_set, train_indices, val_indices)
+
+
+def arch_options(config: TrainConfig) -> dict[str, Any]:
+    """The options of the network that were given; the others are as the network has them."""
+    names = [name for name in option_names() if option_metadata(name)["panel"] == NETWORK_OPTIONS]
+    return {name: value for name in names if (value := getattr(config, name)) is not None}
+
+
+def build_transforms(config: TrainConfig, normalize: Normalize) -> list[Transform]:
+    """What happens to training images, in this order."""
+    transforms: list[Transform] = []
+    if config.trivial_augment:
+        transforms.append(TrivialAugment())
+    if config.crop_padding:
+        transforms.append(RandomCrop(config.crop_padding, config.padding_mode))
+    if config.flip != "none":
+        transforms.append(RandomFlip() if config.flip == "random" else AlternatingFlip())
+    transforms.append(normalize)
+    if config.cutout:
+        transforms.append(Cutout(config.cutout, config.image_size))
+    if config.random_erasing:
+        transforms.append(RandomErasing(config.random_erasing, config.image_size))
+    return transforms
+
+
+def build_trainer(config: TrainConfig, data: RunData, device: torch.device) -> Trainer:
+    """Data, model, optimizer, schedule, trainer. The seed decides the initial weights."""
+    num_classes = len(data.train.classes)
+    torch.manual_seed(config.seed)
+    model = create_model(config.arch, num_classes, **arch_options(config))
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = model.to(device).to(memory_format=layout)
+    set_bn_momentum(model, config.bn_momentum)
+    averaged = AveragedModel(model, config.ema_decay) if config.ema_decay else None
+    if config.compile:
+        model.compile()  # in place: torch.compile(model) would prefix the names of the weights
+    train_loader, eval_loaders = build_loaders(config, data, device)
+    return Trainer(
+        model=model,
+        optimizer=build_optimizer(
+            config.optimizer,
+            model,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+            no_decay_norm_bias=config.no_decay_norm_bias,
+        ),
+        schedule=build_schedule(
+            config.schedule,
+            epochs=config.epochs,
+            steps_per_epoch=len(train_loader),
+            warmup_epochs=config.warmup_epochs,
+            milestones=config.milestones,
+            gamma=config.gamma,
+        ),
+        train_loader=train_loader,
+        eval_loaders=eval_loaders,
+        num_classes=num_classes,
+        epochs=config.epochs,
+        lr=config.lr,
+        label_smoothing=config.label_smoothing,
+        clip_grad=config.clip_grad,
+        eval_every=config.eval_every,
+        save_every=config.save_every,
+        log_every=config.log_every,
+        accumulate=config.accumulate,
+        averaged=averaged,
+        precision=choose_precision(config.amp, device),
+        seed=config.seed,
+    )
+
+
+def build_loaders(
+    config: TrainConfig, data: RunData, device: torch.device
+) -> tuple[BatchLoader, dict[str, BatchLoader]]:
+    """The training loader, and the evaluation loaders by split."""
+    normalize = Normalize(data.train.mean, data.train.std, config.channels_last)
+    transforms = build_transforms(config, normalize)
+    mix = Mix(config.mixup, config.cutmix, config.image_size) if config.mixup or config.cutmix else None
+    train_loader = BatchLoader(
+        data.train.images,
+        data.train.labels,
+        indices=data.train_indices,
+        batch_size=config.batch_size,
+        transforms=transforms,
+        plan=partial(draw_plan, config.seed, num_images=len(data.train_indices), transforms=transforms, mix=mix),
+        device=device,
+        resident=fits_on(device, data.train.images.nbytes),
+        drop_last=True,
+    )
+    eval_loaders = {}
+    if len(data.val_indices):
+        eval_loaders["val"] = eval_loader(data.train.images, data.train.labels, normalize, device, data.val_indices)
+    if data.test is not None:
+        eval_loaders["test"] = eval_loader(data.test.images, data.test.labels, normalize, device)
+    return train_loader, eval_loaders
