@@ -17,7 +17,7 @@ from resnet_train.registry import nearest
 
 NETWORK, NETWORK_OPTIONS, DATA, AUGMENTATION, OPTIMIZATION, RUN, MACHINE = (
     "Network",
-    "Network options (not given: as the network has them)",
+    "Network options",
     "Data",
     "Augmentation",
     "Optimization",

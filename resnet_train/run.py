@@ -99,7 +99,7 @@ def _already_finished(
     history = [EpochRecord(**record) for record in state["history"]]
     if not folder.model.exists():
         saver.save_final((state["averaged"] or state)["model"], history[-1])
-    log.info("%s is finished; nothing to do (a larger --epochs goes on)", folder.path)
+    log.info("%s is finished; nothing to do (--epochs with a larger number goes on)", folder.path)
     return _result(config, state["about"]["title"], folder, history, state["best_epoch"], state["best_accuracy"])
 
 
@@ -120,7 +120,7 @@ def _fit(config: TrainConfig, data: RunData, trainer: Trainer, folder: RunFolder
         first_step=step,
     )
     with LogFile(folder.path / "train.log"), loggers:
-        log.info("%s %s: %s", "continuing" if step else "run", folder.path, _summary(config, data, trainer))
+        log.info("%s %s: %s", "continuing" if step else "new run", folder.path, _summary(config, data, trainer))
         loggers.run_started(info)
         if not step:
             loggers.batch_seen(_first_batch(trainer, data))

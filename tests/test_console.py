@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from resnet_train.loggers import progress
+from resnet_train.loggers import console
 from resnet_train.loggers.console import BarHandler, Console, duration
 from resnet_train.records import EpochRecord, EpochTiming, RunInfo, StepRecord
 
@@ -44,7 +44,6 @@ def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> 
 
 def started(epochs: int = 10, steps_per_epoch: int = 10) -> Console:
     logger = Console(batch_size=32, device_name="cpu (2 threads)")
-    logger.run_started(RunInfo("x", "t", {}, epochs, steps_per_epoch, images_per_epoch=32 * steps_per_epoch))
     return logger
 
 
@@ -134,7 +133,7 @@ def test_a_long_run_says_once_how_long_it_takes(
     monkeypatch: pytest.MonkeyPatch, lines: Callable[[], list[str]]
 ) -> None:
     logger = started(epochs=100, steps_per_epoch=100)
-    monkeypatch.setattr(progress, "time", Clock(2.0))
+    monkeypatch.setattr(console, "time", Clock(2.0))
     for epoch in (1, 2):
         logger.epoch_started(epoch, 0)
         for _ in range(2):
@@ -147,7 +146,7 @@ def test_a_long_run_says_once_how_long_it_takes(
 
 def test_a_short_run_says_nothing(monkeypatch: pytest.MonkeyPatch, lines: Callable[[], list[str]]) -> None:
     logger = started(epochs=1, steps_per_epoch=10)
-    monkeypatch.setattr(progress, "time", Clock(2.0))
+    monkeypatch.setattr(console, "time", Clock(2.0))
     logger.epoch_started(1, 0)
     for _ in range(3):
         logger.step_done()
@@ -158,7 +157,7 @@ def test_a_short_run_says_nothing(monkeypatch: pytest.MonkeyPatch, lines: Callab
 
 def test_the_first_step_alone_is_no_estimate(monkeypatch: pytest.MonkeyPatch, lines: Callable[[], list[str]]) -> None:
     logger = started(epochs=1000, steps_per_epoch=1000)
-    monkeypatch.setattr(progress, "time", Clock(1000.0))
+    monkeypatch.setattr(console, "time", Clock(1000.0))
     logger.epoch_started(1, 0)
     logger.step_done()
     logger.step_read(STEP)
