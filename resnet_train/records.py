@@ -35,7 +35,11 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """A row of metrics.csv: a function of config and seed alone, so no times in it. Accuracies are 0–1."""
+    """A row of metrics.csv: a function of config and seed alone, so no times in it. Accuracies are 0–1.
+
+    The training numbers are those of the training itself: on augmented images, with weights that change from step to
+    step, and with label smoothing and mixing in the loss. The others are plain cross-entropy on plain images.
+    """
 
     epoch: int  # finished epochs
     step: int
