@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +26,8 @@ from resnet_train.records import EpochRecord, EpochTiming, Evaluation, StepRecor
 from resnet_train.runtime.device import peak_memory_bytes, sum_dtype
 from resnet_train.training.evaluation import evaluate
 from resnet_train.training.signals import Interrupted, SignalWatch
+
+log = logging.getLogger(__name__)
 
 REMEDY = "start a new run with a smaller --lr, --warmup-epochs 5 or --clip-grad 1 (--resume would repeat this one)"
 
@@ -297,6 +301,8 @@ class Trainer:
             split: evaluate(self.eval_model, self.until_interrupted(loader.epoch(0)), self.num_classes, self.device)
             for split, loader in self.eval_loaders.items()
         }
+        for split, evaluation in evaluations.items():
+            self.check_evaluation(epoch, split, evaluation.loss)
         return evaluations, time.perf_counter() - start
 
     def record(self, epoch: int, evaluations: dict[str, Evaluation], eval_seconds: float) -> None:
@@ -366,6 +372,15 @@ class Trainer:
             raise NotFinite(
                 f"the loss or its gradient is not finite at step {step} (lr {self.lr_at(step):.4g}); {REMEDY}"
             )
+
+    def check_evaluation(self, epoch: int, split: str, loss: float) -> None:
+        """An early loss that overflows may come back; one at the end is no result: raises NotFinite."""
+        if math.isfinite(loss):
+            return
+        message = f"the {split} loss after epoch {epoch + 1} is not finite"
+        if epoch + 1 == self.epochs:
+            raise NotFinite(f"{message}; {REMEDY}")
+        log.warning(message)
 
     def check_weights(self) -> None:
         """Raises NotFinite if a weight or a running statistic is: a loss can stay finite while they overflow."""
