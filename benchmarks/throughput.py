@@ -27,10 +27,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from resnet_train.build import RunData, build_trainer
 from resnet_train.config import make_config
 from resnet_train.data.datasets import ImageDataset
 from resnet_train.models import create_model
-from resnet_train.run import RunData, build_trainer
 from resnet_train.runtime.device import select_device, synchronize
 from resnet_train.runtime.environment import describe_environment
 
@@ -148,7 +148,7 @@ def main(
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, size=(NUM_IMAGES, 3, 32, 32), dtype=np.uint8)
     classes = tuple(str(i) for i in range(10))
-    images = ImageDataset(pixels, rng.integers(0, 10, size=NUM_IMAGES), classes, MEAN, STD, "random images")
+    images = ImageDataset(pixels, rng.integers(0, 10, size=NUM_IMAGES), classes, MEAN, STD, "random images", "")
     variants = {
         "plain": plain_loop(arch, batch_size, device, images, workers),
         "ours": our_loop(arch, batch_size, device, images),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from resnet_train.build import RunData, build_trainer, check_names, load_data
-from resnet_train.config import TrainConfig, merge_on_resume, to_plain
+from resnet_train.config import TrainConfig, make_config, merge_on_resume, to_plain
 from resnet_train.loggers.base import Logger, LoggerList
 from resnet_train.loggers.console import Console
 from resnet_train.loggers.log_file import LogFile
@@ -86,7 +86,11 @@ def _continue(folder: RunFolder, state: dict[str, Any], given: dict[str, Any]) -
     if data.train.fingerprint != state["about"]["fingerprint"]:
         raise ValueError(f"the training images in {config.data_dir} are not those that {folder.path} was started with")
     trainer = build_trainer(config, data, device)
-    trainer.load_state_dict(state)
+    try:
+        trainer.load_state_dict(state)
+    except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder.last} does not hold a state of this run: {reason}") from None
     folder.model.unlink(missing_ok=True)  # of an end that is none any more
     _warn_of_changes(state["environment"], describe_environment(device))
     return _fit(config, data, trainer, folder)
@@ -219,7 +223,7 @@ def _read_state(folder: RunFolder) -> dict[str, Any]:
 
 def _check_epochs(config: TrainConfig, state: dict[str, Any]) -> None:
     """More epochs stretch the schedule; fewer would unmake what was done under the old one."""
-    before = state["config"]["epochs"]
+    before = make_config(state["config"]).epochs
     if config.epochs < before:
         raise ValueError(f"epochs (={config.epochs}) must be at least those the run was started with (={before})")
     if config.epochs > before:

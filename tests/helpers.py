@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from resnet_train.data.augment import Normalize, RandomCrop, RandomFlip
 from resnet_train.data.loader import BatchLoader
 from resnet_train.data.plan import draw_plan, fixed_plan
 from resnet_train.loggers.base import Logger
-from resnet_train.models import create_model
+from resnet_train.models import create_model, measure_complexity
 from resnet_train.optim.ema import AveragedModel
 from resnet_train.optim.optimizers import build_optimizer
 from resnet_train.optim.schedules import build_schedule
@@ -19,6 +19,7 @@ from resnet_train.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 NUM_CLASSES = 3
+cached_complexity = cache(measure_complexity)  # the deepest networks take seconds
 
 
 def tiny_images(num_images: int = 48, size: int = 8) -> tuple[np.ndarray, np.ndarray]:

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from resnet_train.data.datasets import ImageDataset, load_dataset
+from resnet_train.judge import load_model
 from resnet_train.training.checkpoint import read_checkpoint, write_checkpoint
-from tests.conftest import Outcome, RunCli
+from resnet_train.training.trainer import Trainer
+from tests.conftest import SMALL, Outcome, RunCli
 
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -230,3 +233,95 @@ def test_a_run_without_validation_images_has_no_split_of_them(run_cli: RunCli, f
     write_checkpoint(tmp_path / "no-val.pt", contents)
     error = run_cli("resnet-eval", "no-val.pt", "--split", "val", cwd=tmp_path).error
     assert error == "error: split val: this model was trained without --val-size"
+
+
+# --- Running states and chosen epochs --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stopped(run_cli: RunCli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with averaged weights that was stopped after 3 epochs and 1 of 2 steps."""
+    cwd = tmp_path_factory.mktemp("stopped")
+
+    def step_and_stop(trainer: Trainer, batch: object) -> None:
+        train_step(trainer, batch)  # type: ignore[arg-type]
+        if trainer.progress.step == 7:
+            trainer.signals.received = 15
+
+    train_step = Trainer.train_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", step_and_stop)
+        arguments = [*SMALL, "--epochs", 5, "--ema-decay", 0.5, "--val-size", 60, "--no-tensorboard", "--name", "x"]
+        assert run_cli("resnet-train", *arguments, cwd=cwd).code == 143
+    return cwd / "runs" / "x"
+
+
+def test_a_running_state_is_judged_by_its_averaged_weights(stopped: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    state = read_checkpoint(stopped / "checkpoints" / "last.pt")
+    assert any((state["model"][name] != tensor).any() for name, tensor in state["averaged"]["model"].items())
+    found = evaluate(run_cli, stopped, cwd=tmp_path)
+    for kind in ("averaged", "plain"):
+        weights = state["averaged"]["model"] if kind == "averaged" else state["model"]
+        parts = {name: state[name] for name in ("about", "config", "environment")}
+        write_checkpoint(tmp_path / f"{kind}.pt", {**parts, "model": weights})
+    assert found["loss"] == evaluate(run_cli, "averaged.pt", cwd=tmp_path)["loss"]
+    assert found["loss"] != evaluate(run_cli, "plain.pt", cwd=tmp_path)["loss"]
+    model, about = load_model(stopped)
+    assert about == state["about"]
+    assert not model.training
+    assert all((model.state_dict()[name] == tensor).all() for name, tensor in state["averaged"]["model"].items())
+
+
+def test_a_running_state_tells_epochs_and_steps(stopped: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    numbers = evaluate(run_cli, stopped, cwd=tmp_path)
+    assert (numbers["epoch"], numbers["steps_after_epoch"], numbers["chosen_on"]) == (3, 1, None)
+    text = run_cli("resnet-eval", stopped, "--device", "cpu", cwd=tmp_path).stdout
+    assert "network     resnet8, 3 epochs and 1 step" in text.splitlines()
+    assert "This epoch was chosen" not in text
+    described = json.loads(run_cli("resnet-info", stopped, "--json", cwd=tmp_path).stdout)
+    assert (described["epoch"], described["steps_after_epoch"]) == (3, 1)
+
+
+def test_more_than_one_step_are_steps(stopped: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    contents = read_checkpoint(stopped / "checkpoints" / "last.pt")
+    contents["step"] = 10
+    write_checkpoint(tmp_path / "some.pt", contents)
+    text = run_cli("resnet-eval", "some.pt", "--device", "cpu", cwd=tmp_path).stdout
+    assert "network     resnet8, 3 epochs and 4 steps" in text.splitlines()
+
+
+def test_a_state_before_its_first_epoch_has_steps_only(stopped: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    contents = read_checkpoint(stopped / "checkpoints" / "last.pt")
+    contents.update(history=[], epoch=0, step=1)
+    write_checkpoint(tmp_path / "some.pt", contents)
+    text = run_cli("resnet-eval", "some.pt", "--device", "cpu", cwd=tmp_path).stdout
+    assert "network     resnet8, 0 epochs and 1 step" in text.splitlines()
+
+
+def test_a_model_judged_on_the_images_it_was_chosen_on_says_so(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    best = folder / "checkpoints" / "best.pt"
+    remark = "This epoch was chosen on the val images: a number to look at, not to quote."
+    on_val = run_cli("resnet-eval", best, "--split", "val", "--device", "cpu", cwd=tmp_path).stdout
+    assert on_val.splitlines()[-1] == remark
+    assert remark not in run_cli("resnet-eval", best, "--device", "cpu", cwd=tmp_path).stdout
+    assert evaluate(run_cli, best, cwd=tmp_path)["chosen_on"] == "val"
+    final = run_cli("resnet-eval", folder, "--split", "val", "--device", "cpu", cwd=tmp_path).stdout
+    assert remark not in final
+    contents = read_checkpoint(best)
+    write_checkpoint(tmp_path / "best-on-test.pt", {**contents, "chosen_on": "test"})
+    on_test = run_cli("resnet-eval", "best-on-test.pt", "--device", "cpu", cwd=tmp_path).stdout
+    assert on_test.splitlines()[-1] == remark.replace("val", "test")
+
+
+def test_a_run_without_validation_says_that_its_best_was_chosen_on_test(run_cli: RunCli, tmp_path: Path) -> None:
+    assert run_cli("resnet-train", *SMALL, "--no-tensorboard", "--name", "x", cwd=tmp_path).code == 0
+    found = evaluate(run_cli, "runs/x/checkpoints/best-on-test.pt", cwd=tmp_path)
+    assert (found["chosen_on"], found["split"], found["steps_after_epoch"]) == ("test", "test", 0)
+
+
+def test_a_model_loads_by_the_folder_of_its_run(folder: Path) -> None:
+    model, about = load_model(str(folder))
+    assert about["classes"] == DIGITS
+    assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
+    with pytest.raises(ValueError, match="cannot read"):
+        load_model(folder / "nothing.pt")

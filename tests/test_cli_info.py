@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 
 import pytest
 
 from resnet_train.data.datasets import DATASETS
-from resnet_train.models import list_models, measure_complexity
+from resnet_train.models import list_models
 from resnet_train.optim.optimizers import OPTIMIZERS
 from resnet_train.optim.schedules import SCHEDULES
 from resnet_train.recipes import recipe_names
 from tests.conftest import Outcome, RunCli
+from tests.helpers import cached_complexity
 
 NAMES = {
     "models": [entry.name for entry in list_models()],
@@ -26,10 +26,10 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def models(run_cli: RunCli, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Outcome]:
-    """The table of models and its JSON; each network, which takes seconds, is measured once for both."""
+    """The table of models and its JSON; each network is measured once for both."""
     cwd = tmp_path_factory.mktemp("info")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("resnet_train.models.measure_complexity", functools.cache(measure_complexity))
+        patch.setattr("resnet_train.models.measure_complexity", cached_complexity)
         return run_cli("resnet-info", cwd=cwd), run_cli("resnet-info", "models", "--json", cwd=cwd)
 
 
@@ -92,3 +92,25 @@ def test_a_file_that_is_no_checkpoint_is_refused(run_cli: RunCli, tmp_path: Path
     (tmp_path / "notes.txt").write_text("nothing")
     assert "notes.txt is damaged or not a checkpoint" in run_cli("resnet-info", "notes.txt", cwd=tmp_path).error
     assert "is a folder without checkpoints/model.pt" in run_cli("resnet-info", ".", cwd=tmp_path).error
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet18", "--stem, --norm-order, --zero-init-residual, --drop-path"),
+        ("resnet20", "--shortcut"),
+        ("resnet9", ""),
+    ],
+)
+def test_an_architecture_is_described_with_its_options(
+    name: str, options: str, run_cli: RunCli, tmp_path: Path
+) -> None:
+    text = run_cli("resnet-info", name, cwd=tmp_path)
+    described = json.loads(run_cli("resnet-info", name, "--json", cwd=tmp_path).stdout)
+    size = cached_complexity(name)
+    assert (text.code, text.stderr) == (0, "")
+    assert (described["name"], described["params"], described["macs"]) == (name, size.params, size.macs)
+    assert sorted(described["options"]) == sorted(options.split(", ")) if options else described["options"] == []
+    assert f"params             {size.params}" in text.stdout.splitlines()
+    (line,) = [line for line in text.stdout.splitlines() if line.startswith("options")]
+    assert all(option in line for option in options.split(", "))

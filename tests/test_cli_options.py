@@ -57,13 +57,13 @@ def test_help_shows_every_setting_with_its_short_flag(name: str, helps: dict[str
     flag = "--" + name.replace("_", "-")
     (line,) = [line for line in helps["resnet-train"].stdout.splitlines() if re.match(rf"\W*{flag}(?![\w-])", line)]
     assert option_metadata(name)["short"] in line
-    if TrainConfig.model_fields[name].annotation is bool:
+    if TrainConfig.model_fields[name].annotation in (bool, bool | None):
         assert f"--no-{flag[2:]}" in line
 
 
 def test_help_groups_the_settings_in_panels_and_shows_defaults(helps: dict[str, Outcome]) -> None:
     text = helps["resnet-train"].stdout
-    titles = [match[1] for line in text.splitlines() if (match := re.match(r"\W*─ ([A-Z]\w+) ─", line))]
+    titles = [match[1] for line in text.splitlines() if (match := re.match(r"\W*─ ([A-Z][\w ]+?) ─", line))]
     assert titles == ["Options", *dict.fromkeys(option_metadata(name)["panel"] for name in option_names())]
     assert "Default: resnet18." in text
     assert "Default: 0.0005." in text
@@ -120,7 +120,7 @@ def as_flags(name: str, value: Any) -> list[str]:
 def test_every_setting_can_be_given_as_a_flag(
     name: str, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resnet_train.run.check_names", lambda config: None)  # no network takes every setting
+    monkeypatch.setattr("resnet_train.build.check_names", lambda config: None)  # no network takes every setting
     value = another_value(name)
     config = printed_config(run_cli("resnet-train", *as_flags(name, value), "--print-config", cwd=tmp_path), tmp_path)
     assert config == make_config({name: value})

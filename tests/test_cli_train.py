@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import re
 import tempfile
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from resnet_train import run
+from resnet_train.cli.entry import log_to_stderr
 from resnet_train.config import make_config
+from resnet_train.data.datasets import load_dataset
 from resnet_train.recipes import read_yaml
 from resnet_train.training.checkpoint import read_checkpoint, write_checkpoint
 from resnet_train.training.run_folder import RunFolder
@@ -44,6 +49,17 @@ def files_below(folder: Path) -> set[str]:
         (["--arch", ""], "unknown architecture ''"),
         (["--arch", "resnet18", "--shortcut", "projection"], "resnet18 has no option 'shortcut'"),
         (["--arch", "resnet18", "--stem", "imagenet", "--image-size", "31"], r"image_size \(=31\) .* at least 32"),
+        (["--arch", "resnet18", "--shortcut", "pad"], r"resnet18 has no option 'shortcut'; its options: .*stem"),
+        (["--arch", "resnet20", "--stem", "cifar"], r"resnet20 has no option 'stem'; its options: shortcut"),
+        (["--arch", "resnet9", "--drop-path", "0"], r"resnet9 has no option 'drop_path'; its options: none"),
+        (["--arch", "preact_resnet18", "--no-zero-init-residual"], "has no option 'zero_init_residual'"),
+        (
+            ["--arch", "resnet18", "--batch-size", "1"],
+            r"batch_size \(=1\) must be more than accumulate \(=1\) .* 8 pixels",
+        ),
+        (["--arch", "resnet18", "--batch-size", "4", "--accumulate", "4"], r"more than accumulate \(=4\)"),
+        (["--optimizer", "adamw", "--nesterov"], r"nesterov \(=true\) is not a setting of adamw"),
+        (["--optimizer", "muon", "--nesterov"], r"nesterov \(=true\) is not a setting of muon"),
         (["--dataset", "cifar"], r"unknown data set 'cifar'; did you mean 'cifar10'\?"),
         (["--optimizer", "sdg"], r"unknown optimizer 'sdg'; did you mean 'sgd'\?"),
         (["--schedule", "cosin"], r"unknown schedule 'cosin'; did you mean 'cosine'\?"),
@@ -68,14 +84,19 @@ def files_below(folder: Path) -> set[str]:
         (["--image-size", "4"], r"image_size \(='4'\) must be greater than or equal to 8"),
         (["--seed", "-1"], r"seed \(='-1'\)"),
         (["--name", "a/b"], r"name \(='a/b'\) must be a plain folder name"),
+        (["--name", "ö" * 101], "must be at most 200 bytes long"),
+        (["--name", "a\x1b[2Jb"], r"name \(=.*must be a plain folder name"),
+        (["--config", "a\x1b[2Jb"], r"config .* is neither a recipe nor a readable file"),
+        (["--data-dir", "a\x1b[2J\x9bb", "--dataset", "folder"], "is not a folder"),
+        (["--resume", "a\x1b[2Jb"], r"cannot read a\?\[2Jb"),
         (["--name", "x" * 200, "--output-dir", "file"], "cannot make the run folder"),
         (["--milestones", "150,100"], r"milestones \(="),
         (["--momentum", "0", "--nesterov"], "nesterov .* needs momentum"),
         (["--resume", "missing"], "cannot read missing: No such file or directory"),
         (["--resume", "garbage.yaml"], r"garbage\.yaml is damaged or not a checkpoint"),
         (["--resume", "foreign.pt"], r"foreign\.pt is not a checkpoint of resnet_train"),
-        (["--resume", "a-folder"], "a-folder has no checkpoint to resume from"),
-        (["--resume", ""], "no checkpoint|cannot read"),
+        (["--resume", "a-folder"], "a-folder has nothing to resume from; start it with its settings and --resume auto"),
+        (["--resume", ""], "has nothing to resume from; start it with its settings"),
         (["--device", "abacus"], "unknown device 'abacus'"),
         (["--device", ""], "unknown device ''"),
         (["--device", "meta"], "unknown device 'meta'"),
@@ -90,7 +111,11 @@ def files_below(folder: Path) -> set[str]:
         (["--dataset", "folder", "--data-dir", "nowhere"], "data_dir 'nowhere' is not a folder"),
         (["--dataset", "folder", "--data-dir", "file"], "data_dir 'file' is not a folder"),
         (["--dataset", "folder", "--data-dir", "a-folder"], "a-folder has no folder train/"),
-        (["--dataset", "cifar10", "--image-size", "8"], r"image_size \(=8\) must be 32 for cifar10"),
+        (
+            ["--dataset", "folder", "--data-dir", "one-class"],
+            "one-class has one class only \\('cat'\\); there is nothing",
+        ),
+        (["--dataset", "cifar10", "--image-size", "8"], r"image_size \(=8\) must be 32 for CIFAR-10"),
     ],
 )
 def test_bad_input_gives_one_line_and_leaves_nothing_behind(
@@ -99,6 +124,11 @@ def test_bad_input_gives_one_line_and_leaves_nothing_behind(
     (tmp_path / "runs" / "taken").mkdir(parents=True)
     (tmp_path / "a-folder").mkdir()
     (tmp_path / "file").write_text("")
+    for split in ("train", "test"):
+        (tmp_path / "one-class" / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "one-class" / split / "cat" / "1.png")
+    load_dataset("folder", "train", tmp_path / "one-class", 8)  # makes the cache, which is none of what may be left
+    load_dataset("folder", "test", tmp_path / "one-class", 8)
     (tmp_path / "unknown-key.yaml").write_text("leraning_rate: 0.1\n")
     (tmp_path / "list.yaml").write_text("- lr: 0.1\n")
     (tmp_path / "garbage.yaml").write_text("lr: [0.1\nepochs: }\n")
@@ -110,6 +140,7 @@ def test_bad_input_gives_one_line_and_leaves_nothing_behind(
     before = sorted(tmp_path.rglob("*"))
     outcome = run_cli("resnet-train", *ON_DIGITS, "--no-tensorboard", *arguments, cwd=tmp_path)
     assert re.search(message, outcome.error)
+    assert outcome.error.isprintable()
     assert outcome.stdout == ""
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -137,6 +168,38 @@ def test_a_loss_that_is_not_finite_has_its_own_exit_code(run_cli: RunCli, tmp_pa
     assert outcome.code == 3
     assert outcome.stderr.splitlines()[-1].startswith("error: the loss or its gradient is not finite at step ")
     assert "Traceback" not in outcome.stderr
+
+
+def test_a_run_that_diverges_saves_nothing_bad_and_logs_why(run_cli: RunCli, tmp_path: Path) -> None:
+    arguments = [*ON_DIGITS, "--no-tensorboard", "--lr", "1e5", "--epochs", "1", "--name", "x"]
+    outcome = run_cli("resnet-train", *arguments, cwd=tmp_path)
+    assert outcome.code == 3, outcome
+    assert re.match(
+        r"error: .* not finite at step \d+.*; start a new run with a smaller --lr", outcome.stderr.splitlines()[-1]
+    )
+    assert list((tmp_path / "runs" / "x" / "checkpoints").iterdir()) == []
+    assert rows_of(tmp_path / "runs" / "x" / "metrics.csv") == []
+    last = (tmp_path / "runs" / "x" / "train.log").read_text().splitlines()[-1]
+    assert " ERROR NotFinite: " in last
+
+
+def test_a_result_whose_loss_is_not_finite_is_none(run_cli: RunCli, tmp_path: Path) -> None:
+    """With 2 steps at this rate weights and statistics stay finite, but the logits of test images overflow."""
+    outcome = run_cli("resnet-train", *QUICK, "--lr", "1e5", "--epochs", "1", "--name", "x", cwd=tmp_path)
+    assert outcome.code == 3, outcome
+    assert outcome.stderr.splitlines()[-1].startswith("error: the test loss after epoch 1 is not finite; start a new")
+    assert not (tmp_path / "runs" / "x" / "checkpoints" / "model.pt").exists()
+    longer = run_cli("resnet-train", *QUICK, "--lr", "1e5", "--epochs", "2", "--name", "y", cwd=tmp_path)
+    assert longer.code == 3, longer
+    assert "warning: the test loss after epoch 1 is not finite" in longer.stderr.splitlines()
+
+
+def test_every_arch_takes_the_settings_of_a_run_that_gave_no_options(run_cli: RunCli, tmp_path: Path) -> None:
+    for arch in ("resnet18", "resnet20", "preact_resnet18", "resnet9"):
+        outcome = run_cli("resnet-train", "--arch", arch, "--print-config", cwd=tmp_path)
+        assert outcome.code == 0, outcome
+        assert "stem: null" in outcome.stdout.splitlines()
+        assert "shortcut: null" in outcome.stdout.splitlines()
 
 
 # --- A whole run -----------------------------------------------------------------------------------------------------
@@ -325,7 +388,8 @@ def test_resume_auto_goes_on_with_the_run_of_that_name(one_epoch: Path, run_cli:
     before = (one_epoch / "metrics.csv").read_text()
     outcome = run_cli("resnet-train", *QUICK, "--name", "same", "--resume", "auto", cwd=tmp_path)
     assert outcome.code == 0, outcome
-    first, *epochs = outcome.stderr.splitlines()
+    warning, first, *epochs = outcome.stderr.splitlines()
+    assert warning == "warning: epochs was 1 and is 2 now: the lr schedule is stretched over all of them"
     assert first.startswith("continuing runs/same: ")
     assert [line[:10] for line in epochs] == ["epoch 2/2 "]
     assert (one_epoch / "metrics.csv").read_text().startswith(before)
@@ -380,10 +444,10 @@ def test_a_changed_setting_is_refused_with_both_values(one_epoch: Path, run_cli:
     assert (one_epoch / "config.yaml").read_text() == before
 
 
-def test_fewer_epochs_than_done_are_refused(run_cli: RunCli, tmp_path: Path) -> None:
+def test_fewer_epochs_than_at_the_start_are_refused(run_cli: RunCli, tmp_path: Path) -> None:
     assert run_cli("resnet-train", *QUICK, "--name", "same", cwd=tmp_path).code == 0
     error = run_cli("resnet-train", "--resume", "runs/same", "--epochs", 1, cwd=tmp_path).error
-    assert error == "error: epochs (=1) must be at least the 2 that the run has done"
+    assert error == "error: epochs (=1) must be at least those the run was started with (=2)"
 
 
 def test_a_model_without_state_cannot_be_resumed(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
@@ -428,3 +492,46 @@ def test_another_thread_count_is_warned_of(one_epoch: Path, run_cli: RunCli, tmp
     assert outcome.code == 0, outcome
     assert "warning: " in outcome.stderr
     assert "the result may differ in its last bits" in outcome.stderr
+
+
+# --- Lost terminals --------------------------------------------------------------------------------------------------
+
+
+class Gone(io.StringIO):
+    """A stream whose reader has gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.mark.parametrize("stderr", [Gone(), None])
+def test_a_training_goes_on_without_anyone_who_reads_its_progress(
+    stderr: io.StringIO | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = logging.getLogger("resnet_train")
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setattr(package, "handlers", [])
+    monkeypatch.setattr(package, "propagate", False)
+    monkeypatch.setattr(package, "level", package.level)
+    log_to_stderr()
+    values = {"dataset": "digits", "arch": "resnet8", "image_size": 8, "batch_size": 32, "device": "cpu", "epochs": 2}
+    config = make_config({**values, "train_size": 64, "tensorboard": False, "output_dir": tmp_path, "name": "x"})
+    result = run.train(config)
+    assert result.final.epoch == 2
+    lines = (tmp_path / "x" / "train.log").read_text().splitlines()
+    assert [line.split(" INFO ")[1][:9] for line in lines] == ["new run " + str(tmp_path)[0], "epoch 1/2", "epoch 2/2"]
+
+
+def test_a_command_without_stdout_and_stderr_trains_to_the_end(run_cli: RunCli, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("contextlib.redirect_stdout", lambda _: redirect_stdout(None))
+        patch.setattr("contextlib.redirect_stderr", lambda _: redirect_stderr(None))
+        outcome = run_cli("resnet-train", *QUICK, "--epochs", 1, "--name", "x", cwd=tmp_path)
+    assert outcome == (0, "", "")
+    assert (tmp_path / "runs" / "x" / "checkpoints" / "model.pt").exists()
+
+
+def test_a_name_may_be_200_bytes_long_and_no_more(run_cli: RunCli, tmp_path: Path) -> None:
+    outcome = run_cli("resnet-train", *QUICK, "--epochs", 1, "--name", "ö" * 100, cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert (tmp_path / "runs" / ("ö" * 100) / "metrics.csv").exists()

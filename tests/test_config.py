@@ -17,6 +17,7 @@ from resnet_train.config import (
     DATA,
     MACHINE,
     NETWORK,
+    NETWORK_OPTIONS,
     OPTIMIZATION,
     RUN,
     TrainConfig,
@@ -28,7 +29,8 @@ from resnet_train.config import (
 )
 from resnet_train.recipes import read_yaml, to_yaml
 
-PANELS = {NETWORK, DATA, AUGMENTATION, OPTIMIZATION, RUN, MACHINE}
+BOOLEANS = {name for name in option_names() if TrainConfig.model_fields[name].annotation in (bool, bool | None)}
+PANELS = {NETWORK, NETWORK_OPTIONS, DATA, AUGMENTATION, OPTIMIZATION, RUN, MACHINE}
 
 
 def message_of(values: dict[str, Any]) -> str:
@@ -169,7 +171,7 @@ def test_a_bad_value_is_refused_in_one_line_with_setting_and_value(name: str, va
     assert "<class" not in message
 
 
-@pytest.mark.parametrize("name", [n for n in option_names() if TrainConfig.model_fields[n].annotation is not bool])
+@pytest.mark.parametrize("name", [name for name in option_names() if name not in BOOLEANS])
 @pytest.mark.parametrize("value", [True, False])
 def test_true_and_false_are_no_number_and_no_name(name: str, value: bool) -> None:
     assert message_of({name: value}) == f"{name} (={str(value).lower()}) must not be true or false"
@@ -248,6 +250,18 @@ def test_a_name_must_be_one_folder(name: str) -> None:
     assert message.endswith("must be a plain folder name")
 
 
+def test_a_name_has_at_most_200_bytes() -> None:
+    assert message_of({"name": "ö" * 101}).endswith("must be at most 200 bytes long")
+    assert make_config({"name": "ö" * 100}).name == "ö" * 100
+
+
+def test_options_of_the_network_are_as_the_network_has_them_unless_given() -> None:
+    options = [name for name in option_names() if option_metadata(name)["panel"] == NETWORK_OPTIONS]
+    assert options == ["stem", "norm_order", "zero_init_residual", "drop_path", "shortcut"]
+    assert [getattr(make_config({}), name) for name in options] == [None] * 5
+    assert [TrainConfig.model_fields[name].default for name in options] == [None] * 5
+
+
 @pytest.mark.parametrize("name", option_names())
 def test_every_setting_has_a_help_text_and_a_panel(name: str) -> None:
     description = TrainConfig.model_fields[name].description
@@ -275,7 +289,8 @@ def another_value(name: str) -> Any:
     """A valid value of a setting that is not its default, by itself and as YAML has it."""
     field = TrainConfig.model_fields[name]
     numbers = [1, 2, 0.5, 8, 64, 300]
-    kinds: list[Any] = [*get_args(field.annotation), not field.default, *numbers, [1.0], "another", "1"]
+    allowed = [value for part in get_args(field.annotation) for value in (part, *get_args(part))]
+    kinds: list[Any] = [*allowed, not field.default, *numbers, [1.0], "another", "1"]
     for value in kinds:
         try:
             if getattr(make_config({name: value}), name) != field.default:
@@ -293,11 +308,12 @@ def test_what_decides_the_result_must_stay_on_resume_and_the_rest_may_change() -
     assert {
         "arch", "dataset", "image_size", "train_size", "val_size", "crop_padding", "padding_mode", "flip", "cutout",
         "batch_size", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "schedule", "warmup_epochs",
-        "milestones", "gamma", "label_smoothing", "clip_grad", "seed",
+        "milestones", "gamma", "label_smoothing", "clip_grad", "seed", "channels_last", "stem", "norm_order",
+        "shortcut", "zero_init_residual", "drop_path",
     } <= set(MUST_STAY)  # fmt: skip
     assert {
         "data_dir", "epochs", "name", "output_dir", "eval_every", "save_every", "log_every", "tensorboard", "device",
-        "threads", "channels_last",
+        "threads", "compile",
     } <= set(MAY_CHANGE)  # fmt: skip
 
 

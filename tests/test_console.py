@@ -44,6 +44,7 @@ def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> 
 
 def started(epochs: int = 10, steps_per_epoch: int = 10) -> Console:
     logger = Console(batch_size=32, device_name="cpu (2 threads)")
+    logger.run_started(RunInfo("x", "t", {}, epochs, steps_per_epoch))
     return logger
 
 

@@ -181,7 +181,7 @@ def test_channel_statistics_of_one_color_can_be_divided_by():
 
 
 def test_cifar10_refuses_another_image_size(tmp_path):
-    with pytest.raises(ValueError, match=r"image_size \(=64\) must be 32 for cifar10"):
+    with pytest.raises(ValueError, match=r"image_size \(=64\) must be 32 for CIFAR-10"):
         load_dataset("cifar10", "train", tmp_path, image_size=64)
     assert list(tmp_path.iterdir()) == []
 
@@ -304,3 +304,24 @@ def test_cifar10_without_files_and_network_says_what_to_do(tmp_path, monkeypatch
     small_cifar10(monkeypatch)
     with pytest.raises(ConnectionError, match="--dataset digits needs no download"):
         load_dataset("cifar10", "train", tmp_path)
+
+
+def test_an_unknown_split_is_refused_by_every_data_set(tmp_path):
+    for name in DATASETS.names():
+        with pytest.raises(ValueError, match="unknown split 'val'; use train or test"):
+            load_dataset(name, "val", tmp_path)
+
+
+def test_the_data_directory_may_be_text(tmp_path):
+    as_text, as_path = (load_dataset("digits", "test", place, 8) for place in (str(tmp_path), tmp_path))
+    assert np.array_equal(as_text.images, as_path.images)
+    with pytest.raises(ValueError, match="nowhere' is not a folder"):
+        load_dataset("folder", "train", str(tmp_path / "nowhere"), 8)
+
+
+def test_the_fingerprint_tells_splits_and_sizes_apart(tmp_path):
+    prints = {
+        load_dataset("digits", split, tmp_path, size).fingerprint for split in ("train", "test") for size in (8, 9)
+    }
+    assert len(prints) == 4
+    assert load_dataset("digits", "train", tmp_path, 8).fingerprint in prints

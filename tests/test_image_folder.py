@@ -542,3 +542,33 @@ def test_damaged_cache_is_made_anew(tmp_path, caplog):
     path.write_bytes(content)
     assert np.array_equal(load(tmp_path).images, expected)
     assert [r.levelno for r in caplog.records if r.name == "resnet_train.data.cache"] == [logging.WARNING]
+
+
+def test_entries_of_class_folders_that_are_no_pictures_are_counted_in_a_warning(tmp_path, caplog):
+    fill_folder(tmp_path)
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("")
+    (tmp_path / "train" / "cat" / "more").mkdir()
+    (tmp_path / "train" / "dog" / "x.gif").write_bytes(b"")
+    with caplog.at_level(logging.WARNING, logger="resnet_train"):
+        files, _ = find_images(tmp_path, "train")
+    (record,) = [record for record in caplog.records if record.name == "resnet_train.data.image_folder"]
+    assert "3 entries of class folders are no PNG, JPEG, WebP or BMP files and are ignored" in record.getMessage()
+    assert len(files) == 6
+
+
+def test_class_folders_of_pictures_alone_are_no_reason_to_warn(tmp_path, caplog):
+    fill_folder(tmp_path)
+    (tmp_path / "train" / "README.txt").write_text("")
+    with caplog.at_level(logging.WARNING, logger="resnet_train"):
+        find_images(tmp_path, "train")
+    assert caplog.records == []
+
+
+def test_the_fingerprint_of_a_folder_is_that_of_its_pictures_not_of_its_place(tmp_path):
+    for name in ("a", "b"):
+        fill_folder(tmp_path / name)
+    fill_folder(tmp_path / "c", each=4)
+    os.utime(tmp_path / "b" / "train" / "cat" / "000.png", (1, 1))
+    first, second, other = (load(tmp_path / name).fingerprint for name in ("a", "b", "c"))
+    assert first == second
+    assert first != other

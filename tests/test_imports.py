@@ -83,13 +83,33 @@ def test_a_layer_imports_only_what_lies_below_it(layer: str, allowed: tuple[str,
 
 @pytest.mark.parametrize("layer", ["models", "data", "optim", "runtime", "loggers", "report", "config", "recipes"])
 def test_no_part_imports_what_puts_the_parts_together(layer: str) -> None:
-    upper = ("training", "run", "judge", "cli", *(() if layer in {"loggers", "report"} else ("loggers", "report")))
+    upper = (
+        "training",
+        "build",
+        "run",
+        "judge",
+        "cli",
+        *(() if layer in {"loggers", "report"} else ("loggers", "report")),
+    )
     assert [
         f"{module} imports {name}"
         for module in modules_of(layer)
         for name in project_imports(module)
         if is_within(name, *upper)
     ] == []
+
+
+def test_the_maker_of_the_parts_does_not_know_who_uses_them() -> None:
+    assert [
+        name for name in project_imports(f"{TOP}.build") if is_within(name, "run", "judge", "cli", "loggers", "report")
+    ] == []
+
+
+def test_only_what_uses_the_parts_imports_their_maker() -> None:
+    allowed = {f"{TOP}.run", f"{TOP}.judge"}
+    users = {module for module in MODULES if f"{TOP}.build" in project_imports(module)}
+    assert f"{TOP}.run" in users
+    assert [module for module in users - allowed if not is_within(module, "cli")] == []
 
 
 @pytest.mark.parametrize("top", ["run", "judge", "cli"])

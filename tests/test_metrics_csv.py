@@ -15,6 +15,7 @@ from resnet_train.loggers.metrics_csv import MetricsCsv
 from resnet_train.records import EpochRecord, EpochTiming, RunInfo
 
 RECORD = EpochRecord(epoch=1, step=7, lr=0.1, train_loss=2.5, train_accuracy=0.1, grad_norm=1 / 3)
+INFO = RunInfo(name="x", title="t", config={}, epochs=3, steps_per_epoch=7)
 TIMING = EpochTiming(1, 7, train_seconds=0.1 + 0.2, eval_seconds=1e-9, images_per_second=1e6, peak_memory_bytes=None)
 
 

@@ -7,8 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from resnet_train.build import arch_options, check_names
+from resnet_train.config import make_config
 from resnet_train.models import create_model, list_models
 from resnet_train.models.blocks import BasicBlock, DropPath, set_bn_momentum
+from resnet_train.models.cifar_resnet import CifarResNet
 from tests.helpers import assert_same_tensors
 
 
@@ -123,3 +126,33 @@ def test_creating_a_network_depends_on_torchs_seed_alone():
         torch.manual_seed(11)
         states.append(create_model("resnet20").state_dict())
     assert_same_tensors(*states)
+
+
+@pytest.mark.parametrize("depth", [-4, 0, 2, 7, 9, 25])
+def test_a_depth_that_is_not_6n_2_is_refused(depth):
+    with pytest.raises(ValueError, match=rf"depth \(={depth}\) must be 6n\+2"):
+        CifarResNet(depth)
+
+
+@pytest.mark.parametrize(("name", "stages"), [("preact_resnet18", 4), ("preact_resnet110", 3), ("preact_resnet164", 3)])
+def test_preact_networks_name_their_stages_by_number(name, stages):
+    names = [child for child, _ in create_model(name).named_children() if child.startswith("layer")]
+    assert names == [f"layer{number + 1}" for number in range(stages)]
+
+
+def test_only_options_that_were_given_reach_the_network():
+    assert arch_options(make_config({})) == {}
+    given = {"stem": "cifar", "zero_init_residual": False, "drop_path": 0.0}
+    assert arch_options(make_config(given)) == given
+    check_names(make_config(given))
+    for name in ("resnet18", "resnet20", "resnet9"):
+        check_names(make_config({"arch": name}))
+
+
+def test_an_image_of_the_size_of_the_stride_needs_more_than_one_image_a_part():
+    values = {"arch": "resnet18", "image_size": 8}
+    for batch_size, accumulate in ((1, 1), (4, 4)):
+        with pytest.raises(ValueError, match=rf"batch_size \(={batch_size}\) must be more than accumulate"):
+            check_names(make_config({**values, "batch_size": batch_size, "accumulate": accumulate}))
+    check_names(make_config({**values, "batch_size": 8, "accumulate": 4}))
+    check_names(make_config({**values, "image_size": 9, "batch_size": 1}))

@@ -147,10 +147,11 @@ def test_runs_of_a_name_are_found_newest_first(tmp_path: Path) -> None:
     for other in ("x-two", "x-2-3", "xx", "y-2", "x-", "x2", "ax", "x--4", "x-1.5"):
         (tmp_path / other).mkdir()
     (tmp_path / "x-99").write_text("a file")
-    assert [run.name for run in find_runs(tmp_path, "x")] == ["x-11", "x-10", "x-9", "x-3", "x-2", "x"]
-    assert [run.name for run in find_runs(tmp_path, "x-2")] == ["x-2-3", "x-2"]
-    assert find_runs(tmp_path, "nothing") == []
-    assert find_runs(tmp_path / "nowhere", "x") == []
+    assert [run.name for run in find_runs(tmp_path, "x", given=False)] == ["x-11", "x-10", "x-9", "x-3", "x-2", "x"]
+    assert [run.name for run in find_runs(tmp_path, "x-2", given=False)] == ["x-2-3", "x-2"]
+    assert [run.name for run in find_runs(tmp_path, "x", given=True)] == ["x"]
+    assert find_runs(tmp_path, "nothing", given=False) == []
+    assert find_runs(tmp_path / "nowhere", "x", given=False) == []
 
 
 # --- Checkpoints -----------------------------------------------------------------------------------------------------

@@ -147,3 +147,10 @@ def test_name_like_no_other_gives_all_names():
     with pytest.raises(ValueError, match="unknown schedule 'x'; known: ") as refusal:
         build_schedule("x", epochs=1, steps_per_epoch=1)
     assert all(name in str(refusal.value) for name in ("cosine", "multi-step", "one-cycle"))
+
+
+@pytest.mark.parametrize(("name", "milestones"), [("step", [0.01]), ("multi-step", [0.01, 0.02])])
+def test_a_milestone_is_at_least_one_step(name, milestones):
+    schedule = build_schedule(name, epochs=2, steps_per_epoch=4, milestones=milestones, gamma=0.5)
+    per_step = [schedule(step) for step in range(3)]
+    assert per_step == ([1, 0.5, 0.25] if name == "step" else [1, 0.25, 0.25])

@@ -67,7 +67,7 @@ def epoch_record(epoch: int, value: float) -> EpochRecord:
 def log_run(folder: Path, steps: range, value: float, images: torch.Tensor | None = None) -> None:
     """Tells a logger of these steps, and of the epochs that end among them."""
     logger = TensorBoard(folder)
-    logger.run_started(RunInfo("x", "t", {"lr": 0.1, "arch": "resnet8"}, 3, STEPS_PER_EPOCH, 64, steps.start))
+    logger.run_started(RunInfo("x", "t", {"lr": 0.1, "arch": "resnet8"}, 3, STEPS_PER_EPOCH, steps.start))
     if images is not None:
         logger.batch_seen(images)
     for step in range(steps.start + 1, steps.stop + 1):

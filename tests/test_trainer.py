@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from resnet_train.data.loader import Batch
 from resnet_train.data.mix import Mix
 from resnet_train.loggers.base import Logger
 from resnet_train.models import create_model
 from resnet_train.optim.optimizers import load_optimizer_state
 from resnet_train.training.signals import Interrupted
-from resnet_train.training.trainer import NotFinite
-from tests.helpers import NUM_CLASSES, assert_same_tensors, tiny_trainer
+from resnet_train.training.trainer import NotFinite, RunningSums, count_correct
+from tests.helpers import CPU, NUM_CLASSES, assert_same_tensors, tiny_trainer
 
 
 class MemorySaver:
@@ -229,3 +230,124 @@ def test_loading_a_state_keeps_this_machines_choice_of_fused_kernels():
     fused, plain = (torch.optim.SGD(model.parameters(), lr=0.1, fused=choice) for choice in (True, False))
     load_optimizer_state(plain, fused.state_dict())
     assert plain.param_groups[0]["fused"] is False
+
+
+def test_a_mixed_image_is_right_by_the_share_of_the_label_that_was_found():
+    logits = torch.eye(3)[[0, 1, 2, 2]]
+    labels, partners = torch.tensor([0, 0, 0, 2]), torch.tensor([1, 1, 1, 2])
+    weights = torch.tensor([0.75, 0.75, 0.75, 0.3])
+    mixed = Batch(torch.zeros(4, 3, 8, 8), labels, partners, weights)
+    assert count_correct(logits, mixed).item() == pytest.approx(0.75 + 0.25 + 0 + 1)
+    plain = Batch(torch.zeros(4, 3, 8, 8), labels, None, None)
+    assert count_correct(logits, plain).item() == 2
+
+
+def test_the_accuracy_of_a_mixed_batch_reaches_the_sums():
+    trainer = tiny_trainer(mix=Mix(1.0, 1.0, 8))
+    batch = next(trainer.train_loader.epoch(0))
+    with torch.no_grad():
+        expected = count_correct(copy.deepcopy(trainer.model).train()(batch.images), batch)
+    trainer.train_step(batch)
+    assert trainer.sums.read()["correct"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_gradients_that_overflowed_have_no_part_in_the_mean_norm():
+    sums = RunningSums(CPU)
+    one, good = torch.tensor(1.0), torch.tensor(-1.0)
+    for norm in (2.0, float("inf"), 4.0, float("nan")):
+        sums.add(one, one, 8, torch.tensor(norm), good)
+    values = sums.read()
+    assert (values["grad_norm"], values["steps"]) == (6.0, 2.0)
+    assert (values["loss"], values["correct"], values["images"], values["bad_step"]) == (32.0, 4.0, 32.0, -1.0)
+
+
+def test_an_epoch_whose_gradients_all_overflowed_has_a_norm_of_0():
+    trainer = tiny_trainer(epochs=1)
+    for _ in range(6):
+        trainer.sums.add(torch.tensor(1.0), torch.tensor(1.0), 8, torch.tensor(float("inf")), torch.tensor(-1.0))
+    trainer.progress.step, trainer.epoch_seconds = 6, 1.0
+    trainer.record(0, trainer.evaluate(0)[0], 0.0)
+    assert trainer.progress.history[-1].grad_norm == 0
+
+
+def test_resume_is_exact_with_dropout():
+    def dropout_model():
+        torch.manual_seed(0)
+        model = create_model("resnet8", NUM_CLASSES)
+        model.linear = nn.Sequential(nn.Dropout(0.5), model.linear)
+        return model
+
+    check_exact_resume(8, {}, dropout_model)
+
+
+def test_dropout_depends_on_seed_and_step_alone():
+    def draw(seed, step):
+        trainer = tiny_trainer(seed=seed)
+        trainer.progress.step = step
+        trainer.seed_step()
+        return torch.rand(4)
+
+    assert torch.equal(draw(0, 3), draw(0, 3))
+    assert not torch.equal(draw(0, 3), draw(0, 4))
+    assert not torch.equal(draw(0, 3), draw(1, 3))
+    assert not torch.equal(draw(0, 1), draw(1, 0))
+
+
+@pytest.mark.parametrize("stop_after", [3, 6, 8])
+def test_the_time_of_an_epoch_includes_the_part_before_an_interruption(stop_after):
+    class Timings(Logger):
+        def __init__(self):
+            self.seen = []
+
+        def epoch_done(self, record, timing):
+            self.seen.append(timing)
+
+    saver, timings = MemorySaver(), Timings()
+    with pytest.raises(Interrupted):
+        tiny_trainer(saver=saver, logger=SignalAt(stop_after)).fit()
+    state = saver.states[-1]
+    assert state["epoch_seconds"] > 0
+    state["epoch_seconds"] += 1000
+    resumed = tiny_trainer(logger=timings)
+    resumed.load_state_dict(state)
+    resumed.fit()
+    assert timings.seen[0].train_seconds > 1000
+    assert timings.seen[0].images_per_second == pytest.approx(48 / timings.seen[0].train_seconds)
+    assert all(timing.images_per_second > 0 for timing in timings.seen)
+    assert all(timing.train_seconds < 1000 for timing in timings.seen[1:])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("tensor", ["linear.weight", "bn1.running_var"])
+def test_weights_and_statistics_that_are_not_finite_end_the_run_and_are_not_saved(tensor, value):
+    class Spoil(Logger):
+        """Spoils the network after the last step of an epoch, where no loss can show it."""
+
+        steps = 0
+
+        def step_done(self):
+            self.steps += 1
+            if self.steps == 12:
+                trainer.model.state_dict()[tensor].view(-1)[0] = value
+
+    saver = MemorySaver()
+    trainer = tiny_trainer(epochs=3, saver=saver, logger=Spoil())
+    with pytest.raises(NotFinite, match="weights or running statistics are not finite at step 12") as stop:
+        trainer.fit()
+    assert stop.value.exit_code == 3
+    assert [state["epoch"] for state in saver.states] == [1]
+    assert all(epoch == 1 for _, epoch in saver.best)
+
+
+def test_an_interrupted_run_does_not_save_weights_that_are_not_finite():
+    class SpoilAndStop(SignalAt):
+        def step_done(self):
+            if self.left == 1:
+                trainer.model.linear.weight.data[0] = float("nan")
+            super().step_done()
+
+    saver = MemorySaver()
+    trainer = tiny_trainer(saver=saver, logger=SpoilAndStop(3))
+    with pytest.raises(NotFinite):
+        trainer.fit()
+    assert saver.states == []

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -80,6 +82,19 @@ def describe_error(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError):
         return message, FAILED
     return f"{message} ({type(error).__name__}; --debug shows the traceback)", FAILED
+
+
+def to_json(value: Any) -> str:
+    """Strict JSON: numbers that are not finite become null."""
+
+    def finite(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: finite(item) for key, item in part.items()}
+        if isinstance(part, list | tuple):
+            return [finite(item) for item in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(finite(value), allow_nan=False)
 
 
 def log_to_stderr() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from resnet_train.cli.entry import Debug, Version, log_to_stderr, new_app, run_app
+from resnet_train.cli.entry import Debug, Version, log_to_stderr, new_app, run_app, to_json
 
 app = new_app()
 
@@ -42,7 +41,7 @@ def evaluate(
         device=device,
         threads=threads,
     )
-    typer.echo(json.dumps(numbers) if as_json else _describe(numbers))
+    typer.echo(to_json(numbers) if as_json else _describe(numbers))
 
 
 def _describe(numbers: dict[str, Any]) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from resnet_train.cli.entry import Debug, Version, new_app, run_app
+from resnet_train.cli.entry import Debug, Version, new_app, run_app, to_json
 
 app = new_app()
 
@@ -30,13 +29,13 @@ def info(
     """List the architectures (or another topic), or show what a checkpoint holds."""
     if topic in _TOPICS:
         rows = _TOPICS[topic]()
-        typer.echo(json.dumps(rows) if as_json else _table(rows))
+        typer.echo(to_json(rows) if as_json else _table(rows))
     elif topic in _model_names():
         contents = _model(topic)
-        typer.echo(json.dumps(contents) if as_json else _lines(contents))
+        typer.echo(to_json(contents) if as_json else _lines(contents))
     elif os.path.exists(topic):  # noqa: PTH110 - Path.exists raises on names that are too long
         contents = _read(Path(topic))
-        typer.echo(json.dumps(contents) if as_json else _lines(contents))
+        typer.echo(to_json(contents) if as_json else _lines(contents))
     else:
         raise ValueError(f"{topic!r} is no file and no topic; topics: {', '.join(_TOPICS)}")
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
-from resnet_train.cli.entry import Debug, Version, log_to_stderr, new_app, run_app
+from resnet_train.cli.entry import Debug, Version, log_to_stderr, new_app, run_app, to_json
 from resnet_train.cli.options import gather_settings, with_config_options
 from resnet_train.config import make_config, to_plain
 from resnet_train.recipes import to_yaml
@@ -59,10 +58,10 @@ def train(
         typer.echo(to_yaml(to_plain(resolved)), nl=False)
     elif dry_run:
         estimate = run.dry_run(resolved)
-        typer.echo(json.dumps(estimate) if as_json else _describe_estimate(estimate))
+        typer.echo(to_json(estimate) if as_json else _describe_estimate(estimate))
     else:
         result = run.train(resolved, given, resume)
-        typer.echo(json.dumps(asdict(result)) if as_json else _describe_result(result))
+        typer.echo(to_json(asdict(result)) if as_json else _describe_result(result))
 
 
 def _describe_estimate(estimate: dict[str, Any]) -> str:

@@ -9,10 +9,10 @@ import errno
 import os
 import zipfile
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
 from resnet_train.models import create_model
@@ -186,6 +186,14 @@ class StateParts(ModelParts):
     history: list[EpochRecord]
     best_epoch: int
     best_accuracy: float
+
+    @model_validator(mode="after")
+    def _must_fit_together(self) -> Self:
+        if [record.epoch for record in self.history] != list(range(1, self.epoch + 1)):
+            raise ValueError(f"the history does not hold the {self.epoch} finished epochs")
+        if self.averaged is not None and not isinstance(self.averaged.get("model"), dict):
+            raise ValueError("averaged holds no model")
+        return self
 
 
 def check_parts(contents: dict[str, Any], path: Path, kind: type[ModelParts] = ModelParts) -> None:

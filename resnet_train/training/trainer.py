@@ -410,7 +410,14 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to where `state_dict` was called."""
+        """Goes back to where `state_dict` was called.
+
+        Raises:
+            ValueError: the state is of another run: its step lies outside its epoch.
+        """
+        steps = len(self.train_loader)
+        if not state["epoch"] * steps <= state["step"] <= (state["epoch"] + 1) * steps:
+            raise ValueError(f"step {state['step']} does not follow {state['epoch']} epochs of {steps} steps")
         self.model.load_state_dict(state["model"])
         load_optimizer_state(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

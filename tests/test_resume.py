@@ -1,0 +1,350 @@
+"""Resuming in odd situations: names, locks, killed processes, missing or damaged files, other images, more epochs."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_train import run
+from resnet_train.config import make_config
+from resnet_train.recipes import read_yaml
+from resnet_train.training.checkpoint import read_checkpoint, write_checkpoint
+from resnet_train.training.run_folder import RunFolder
+from tests.conftest import SMALL, Outcome, RunCli
+
+QUICK = [*SMALL, "--no-tensorboard"]
+EMPTY = "has nothing to resume from; start it with its settings and --resume auto"
+
+
+@pytest.fixture(scope="module")
+def finished(run_cli: RunCli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs/exp, finished after one epoch. Read only."""
+    cwd = tmp_path_factory.mktemp("finished")
+    assert run_cli("resnet-train", *QUICK, "--epochs", 1, "--name", "exp", cwd=cwd).code == 0
+    return cwd
+
+
+@pytest.fixture
+def exp(finished: Path, tmp_path: Path) -> Path:
+    """A copy of that run: <tmp_path>/runs/exp."""
+    shutil.copytree(finished / "runs", tmp_path / "runs")
+    return tmp_path / "runs" / "exp"
+
+
+def epochs_of(folder: Path) -> list[str]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [row["epoch"] for row in csv.DictReader(file)]
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def cut_after(epochs: int, *arguments: object, run_cli: RunCli, cwd: Path) -> Outcome:
+    """Runs until the evaluation after these epochs, which fails as if the power were out."""
+
+    def evaluate_or_fail(trainer: run.Trainer, number: int) -> object:
+        if number == epochs:
+            raise OSError("the power is out")
+        return evaluate(trainer, number)
+
+    evaluate = run.Trainer.evaluate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.Trainer, "evaluate", evaluate_or_fail)
+        outcome = run_cli("resnet-train", *arguments, cwd=cwd)
+    assert (outcome.code, outcome.stderr.splitlines()[-1]) == (1, "error: the power is out")
+    return outcome
+
+
+# --- Which run it is -------------------------------------------------------------------------------------------------
+
+
+def test_a_given_name_means_exactly_that_run(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    shutil.copytree(exp, exp.with_name("exp-2"))
+    before = files_below(exp.with_name("exp-2"))
+    outcome = run_cli("resnet-train", *QUICK, "--name", "exp", "--resume", "auto", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert epochs_of(exp) == ["1", "2"]
+    assert files_below(exp.with_name("exp-2")) == before
+
+
+def test_a_given_name_starts_its_run_although_a_numbered_one_exists(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    exp.rename(exp.with_name("exp-2"))
+    outcome = run_cli("resnet-train", *QUICK, "--name", "exp", "--resume", "auto", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert outcome.stderr.startswith("new run runs/exp: ")
+    assert epochs_of(exp.with_name("exp-2")) == ["1"]
+
+
+def test_without_a_name_the_newest_numbered_run_goes_on(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    for number in ("", "-2", "-10"):
+        shutil.copytree(exp, exp.with_name(f"resnet8-digits-seed0{number}"))
+    outcome = run_cli("resnet-train", *QUICK, "--resume", "auto", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert "continuing runs/resnet8-digits-seed0-10: " in outcome.stderr
+    assert [epochs_of(exp.with_name(f"resnet8-digits-seed0{n}")) for n in ("", "-2")] == [["1"], ["1"]]
+
+
+@pytest.mark.parametrize("content", ["nothing", "checkpoints", "config"])
+def test_a_run_that_was_never_saved_to_is_started_over(content: str, run_cli: RunCli, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "exp"
+    folder.mkdir(parents=True)
+    if content == "checkpoints":
+        (folder / "checkpoints").mkdir()
+    elif content == "config":
+        (folder / "config.yaml").write_text("lr: 99\n")
+        (folder / "metrics.csv").write_text("epoch\n1\n")
+    outcome = run_cli("resnet-train", *QUICK, "--name", "exp", "--resume", "auto", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert outcome.stderr.startswith("runs/exp was never saved to; starting over\nnew run runs/exp: ")
+    assert epochs_of(folder) == ["1", "2"]
+    assert make_config(read_yaml(folder / "config.yaml")).lr == 0.1
+    assert (folder / "checkpoints" / "model.pt").exists()
+
+
+def test_a_run_that_was_never_saved_to_is_named_with_the_way_out(run_cli: RunCli, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "exp").mkdir(parents=True)
+    error = run_cli("resnet-train", *QUICK, "--name", "exp", cwd=tmp_path).error
+    assert error.endswith("continue it with --resume auto, which starts it over")
+
+
+@pytest.mark.parametrize("target", ["runs/exp", "runs", "."])
+def test_a_folder_without_a_checkpoint_is_refused_and_left_alone(target: str, run_cli: RunCli, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "exp" / "checkpoints").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    assert run_cli("resnet-train", "--resume", target, cwd=tmp_path).error.endswith(EMPTY)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("target", [".", "checkpoints/last.pt", "../exp", "checkpoints/.."])
+def test_a_run_can_be_resumed_from_inside_its_folder(target: str, exp: Path, run_cli: RunCli) -> None:
+    outcome = run_cli("resnet-train", "--resume", target, "--epochs", 2, cwd=exp)
+    assert outcome.code == 0, outcome
+    assert epochs_of(exp) == ["1", "2"]
+    assert {path.name for path in exp.parent.iterdir()} == {"exp"}
+
+
+def test_a_moved_run_goes_on_where_it_is(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    moved = exp.rename(tmp_path / "elsewhere" / "other")
+    outcome = run_cli("resnet-train", "--resume", "elsewhere/other", "--epochs", 2, cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert epochs_of(moved) == ["1", "2"]
+    config = make_config(read_yaml(moved / "config.yaml"))
+    assert (config.name, config.output_dir) == ("other", Path("elsewhere"))
+
+
+# --- Flags beside --resume -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", [["--name", "new"], ["--output-dir", "new"]])
+def test_a_run_given_by_its_path_has_its_name_and_place(flag: list[str], exp: Path, run_cli: RunCli) -> None:
+    before = files_below(exp)
+    error = run_cli("resnet-train", "--resume", exp, *flag, cwd=exp.parent).error
+    assert error == f"error: {flag[0]} does not go with --resume PATH"
+    assert files_below(exp) == before
+
+
+@pytest.mark.parametrize("mode", ["--dry-run", "--print-config"])
+@pytest.mark.parametrize("target", ["auto", "runs/exp"])
+def test_resume_does_not_go_with_what_trains_nothing(
+    mode: str, target: str, exp: Path, run_cli: RunCli, tmp_path: Path
+) -> None:
+    before = files_below(exp)
+    error = run_cli("resnet-train", "--resume", target, mode, cwd=tmp_path).error
+    assert error == "error: --resume does not go with --dry-run or --print-config"
+    assert files_below(exp) == before
+
+
+def test_settings_given_again_are_held_against_the_runs_own_not_against_defaults(
+    run_cli: RunCli, tmp_path: Path
+) -> None:
+    own = ["--shortcut", "projection", "--warmup-epochs", 300, "--no-tensorboard", "--image-size", 8, "--cutout", 16]
+    start = [*QUICK, *own, "--epochs", 400, "--name", "exp"]
+
+    cut_after(1, *start, run_cli=run_cli, cwd=tmp_path)
+    # warmup_epochs 300 does not fit into the default 200 epochs, nor the shortcut to the default network
+    outcome = cut_after(1, "--resume", "runs/exp", *own, run_cli=run_cli, cwd=tmp_path)
+    assert outcome.stderr.startswith("continuing runs/exp: ")
+    error = run_cli("resnet-train", "--resume", "runs/exp", "--shortcut", "pad", cwd=tmp_path).error
+    assert error.startswith("error: shortcut (=pad) is not what the run to resume was started with (=projection);")
+
+
+def test_the_memory_order_must_stay(exp: Path, run_cli: RunCli) -> None:
+    error = run_cli("resnet-train", "--resume", exp, "--epochs", 2, "--no-channels-last", cwd=exp.parent).error
+    assert error.startswith("error: channels_last (=False) is not what the run to resume was started with (=True);")
+
+
+# --- More epochs -----------------------------------------------------------------------------------------------------
+
+
+def test_more_epochs_stretch_the_schedule_with_a_warning(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    outcome = run_cli("resnet-train", "--resume", "runs/exp", "--epochs", 3, cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert "warning: epochs was 1 and is 3 now: the lr schedule is stretched over all of them" in outcome.stderr
+    with (exp / "metrics.csv").open(newline="") as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file)]
+    assert rates[1] > rates[2] > 0
+    assert rates[1] == pytest.approx(0.1 * (1 + np.cos(np.pi * 3 / 6)) / 2)
+
+
+@pytest.mark.parametrize("target", ["runs/long", "auto"])
+def test_fewer_epochs_are_refused_even_if_they_are_not_done_yet(target: str, run_cli: RunCli, tmp_path: Path) -> None:
+    cut_after(1, *QUICK, "--epochs", 3, "--name", "long", run_cli=run_cli, cwd=tmp_path)
+    name = ["--name", "long"] if target == "auto" else []
+    error = run_cli("resnet-train", *QUICK, *name, "--resume", target, "--epochs", 2, cwd=tmp_path).error
+    assert error == "error: epochs (=2) must be at least those the run was started with (=3)"
+
+
+def test_a_finished_run_that_is_extended_has_no_final_model_until_it_ends_again(
+    exp: Path, run_cli: RunCli, tmp_path: Path
+) -> None:
+    cut_after(1, *QUICK, "--name", "exp", "--resume", "auto", run_cli=run_cli, cwd=tmp_path)
+    assert not (exp / "checkpoints" / "model.pt").exists()
+    assert run_cli("resnet-train", *QUICK, "--name", "exp", "--resume", "auto", cwd=tmp_path).code == 0
+    assert read_checkpoint(exp / "checkpoints" / "model.pt")["metrics"]["epoch"] == 2
+
+
+# --- Killed processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay", [0, 0.5])
+def test_a_final_model_that_a_kill_prevented_is_written(decay: float, run_cli: RunCli, tmp_path: Path) -> None:
+    arguments = [*QUICK, "--name", "exp", "--ema-decay", decay]
+    assert run_cli("resnet-train", *arguments, cwd=tmp_path).code == 0
+    path = tmp_path / "runs" / "exp" / "checkpoints" / "model.pt"
+    expected = read_checkpoint(path)
+    path.unlink()
+    outcome = run_cli("resnet-train", *arguments, "--resume", "auto", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert "exp is finished; nothing to do" in outcome.stderr
+    written = read_checkpoint(path)
+    assert written["metrics"] == expected["metrics"]
+    assert written["about"] == expected["about"]
+    assert written["model"].keys() == expected["model"].keys()
+    assert all((written["model"][name] == tensor).all() for name, tensor in expected["model"].items())
+
+
+def test_the_lock_is_taken_before_the_state_is_read(
+    exp: Path, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = []
+    read_last = RunFolder.read_last
+
+    def read_while_watched(folder: RunFolder) -> object:
+        with pytest.raises(ValueError, match="is being written by process"):
+            RunFolder(folder.path).lock()
+        locked.append(folder.path)
+        return read_last(folder)
+
+    monkeypatch.setattr(RunFolder, "read_last", read_while_watched)
+    for target in (["--resume", "runs/exp"], [*QUICK, "--epochs", 1, "--name", "exp", "--resume", "auto"]):
+        assert run_cli("resnet-train", *target, cwd=tmp_path).code == 0
+    assert [path.name for path in locked] == ["exp", "exp"]
+
+
+def test_a_refused_resume_gives_the_lock_back(exp: Path, run_cli: RunCli) -> None:
+    assert run_cli("resnet-train", "--resume", exp, "--lr", 3, cwd=exp.parent).code == 2
+    folder = RunFolder(exp)
+    folder.lock()
+    folder.unlock()
+
+
+# --- Damaged files ---------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_state_is_set_aside_and_never_becomes_the_previous_one(run_cli: RunCli, tmp_path: Path) -> None:
+    arguments = [*QUICK, "--name", "exp"]
+    assert run_cli("resnet-train", *arguments, cwd=tmp_path).code == 0
+    folder = tmp_path / "runs" / "exp" / "checkpoints"
+    damaged = (folder / "last.pt").read_bytes()[:-1000]
+    (folder / "last.pt").write_bytes(damaged)
+    cut_after(1, *QUICK, "--name", "exp", "--resume", "auto", run_cli=run_cli, cwd=tmp_path)
+    assert (folder / "damaged.pt").read_bytes() == damaged
+    assert read_checkpoint(folder / "previous.pt")["epoch"] == 1
+    assert not (folder / "last.pt").exists()
+    outcome = run_cli("resnet-train", *arguments, "--resume", "auto", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert [read_checkpoint(folder / f"{name}.pt")["epoch"] for name in ("last", "previous")] == [2, 1]
+
+
+# --- Other images ----------------------------------------------------------------------------------------------------
+
+
+def write_pictures(folder: Path, seed: int) -> None:
+    """Two classes of four pictures each for training, and of two for testing."""
+    rng = np.random.default_rng(seed)
+    for split, each in (("train", 4), ("test", 2)):
+        for name in ("cat", "dog"):
+            for number in range(each):
+                path = folder / split / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+
+
+def test_other_training_images_are_refused_on_resume_and_as_its_split(run_cli: RunCli, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_pictures(tmp_path / f"pictures{seed}", seed)
+    shutil.copytree(tmp_path / "pictures0", tmp_path / "copy")
+    on_folder = ["--dataset", "folder", "--arch", "resnet8", "--image-size", 8, "--device", "cpu", "--no-tensorboard"]
+    start = [*on_folder, "--batch-size", 4, "--val-size", 2, "--epochs", 1, "--name", "exp"]
+    assert run_cli("resnet-train", *start, "--data-dir", "pictures0", cwd=tmp_path).code == 0
+    exp = tmp_path / "runs" / "exp"
+    assert read_checkpoint(exp / "checkpoints" / "last.pt")["about"]["fingerprint"]
+
+    again = ["--resume", "runs/exp", "--epochs", 2, "--data-dir"]
+    before = files_below(exp)
+    refused = run_cli("resnet-train", *again, "pictures1", cwd=tmp_path)
+    message = "error: the training images in pictures1 are not those that runs/exp was started with"
+    assert (refused.code, refused.stderr.splitlines()[-1]) == (2, message)
+    assert files_below(exp) == before
+    for split in ("val", "train"):
+        judge = ["runs/exp", "--split", split, "--device", "cpu", "--data-dir"]
+        error = run_cli("resnet-eval", *judge, "pictures1", cwd=tmp_path).error
+        assert error == f"error: split {split}: pictures1 does not hold the images this model was trained on"
+        assert run_cli("resnet-eval", *judge, "copy", cwd=tmp_path).code == 0
+    assert run_cli("resnet-eval", "runs/exp", "--device", "cpu", "--data-dir", "pictures1", cwd=tmp_path).code == 0
+    outcome = run_cli("resnet-train", *again, "copy", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert epochs_of(exp) == ["1", "2"]
+
+
+def test_a_finished_run_needs_no_images(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    last = exp / "checkpoints" / "last.pt"
+    contents = read_checkpoint(last)
+    contents["config"] |= {"dataset": "folder", "data_dir": "gone"}
+    write_checkpoint(last, contents)
+    outcome = run_cli("resnet-train", "--resume", "runs/exp", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+
+
+# --- Times -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_time_of_an_epoch_survives_an_interruption_during_its_evaluation(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate_after_a_signal(trainer: run.Trainer, number: int) -> object:
+        trainer.signals.received = 15
+        return evaluate(trainer, number)
+
+    evaluate = run.Trainer.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Trainer, "evaluate", evaluate_after_a_signal)
+        stopped = run_cli("resnet-train", *QUICK, "--epochs", 1, "--name", "exp", cwd=tmp_path)
+    assert stopped.code == 143
+    folder = tmp_path / "runs" / "exp"
+    assert re.search(r"go on with: resnet-train --resume runs/exp$", stopped.stderr.rstrip())
+    state = read_checkpoint(folder / "checkpoints" / "last.pt")
+    assert (state["epoch"], state["step"]) == (0, 2)
+    assert run_cli("resnet-train", "--resume", "runs/exp", cwd=tmp_path).code == 0
+    with (folder / "timing.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["train_seconds"]) >= state["epoch_seconds"] > 0
+    assert float(row["images_per_second"]) > 0
