@@ -7,6 +7,7 @@ another module of the project except `registry.nearest`, so `--help` stays quick
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from pathlib import Path
 from typing import Any, Literal
@@ -259,7 +260,7 @@ def _one_line(detail: Any) -> str:
     """One pydantic error as `field (=value) must be …`."""
     message = detail["msg"].removeprefix("Value error, ")
     message = message.replace("Input should be", "must be", 1)
-    message = message.replace("a valid path for <class 'pathlib.Path'>", "a path")
+    message = re.sub(r"a valid path for <class '[\w.]*'>", "a path", message)
     location = [part for part in detail["loc"] if isinstance(part, str)]
     if not location:
         return message
