@@ -7,6 +7,7 @@ applies one batch's rows of them with torch on any device. Each is tested agains
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -108,9 +109,17 @@ class Normalize:
 
     def __call__(self, images: Tensor, parameters: Tensor | None) -> Tensor:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        scale = images.new_tensor([1 / (255 * s) for s in self.std], dtype=torch.float32)[:, None, None]
-        shift = images.new_tensor([-m / s for m, s in zip(self.mean, self.std)], dtype=torch.float32)[:, None, None]
+        scale, shift = _scale_and_shift(self.mean, self.std, images.device)
         return images.to(torch.float32, memory_format=layout).mul_(scale).add_(shift)
+
+
+@lru_cache
+@torch.inference_mode(False)  # made in an evaluation, they serve a training, too
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Both [3, 1, 1], made once: copied to a GPU for each batch they would stop the host each time."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std)], device=device)
+    return scale[:, None, None], shift[:, None, None]
 
 
 @dataclass(frozen=True)
