@@ -23,6 +23,7 @@ from resnet_train.data.datasets import DATASETS, ImageDataset, load_dataset, spl
 from resnet_train.data.loader import BatchLoader, eval_loader, fits_on
 from resnet_train.data.mix import Mix
 from resnet_train.data.plan import draw_plan
+from resnet_train.data.progressive import size_schedule
 from resnet_train.data.trivial_augment import TrivialAugment
 from resnet_train.models import create_model
 from resnet_train.models.blocks import set_bn_momentum
@@ -31,6 +32,9 @@ from resnet_train.optim.optimizers import OPTIMIZERS, build_optimizer, optimizer
 from resnet_train.optim.schedules import SCHEDULES, build_schedule
 from resnet_train.runtime.precision import choose_precision
 from resnet_train.training.trainer import Trainer
+
+# Batches made at once on a GPU, in float32 bytes: 21,845 images of 32 pixels, so that one launch serves many steps.
+CUDA_CHUNK_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,11 @@ def check_names(config: TrainConfig) -> None:
     with torch.device("meta"):  # no memory, no arithmetic: builds the network to see whether it can be built
         model = create_model(config.arch, **arch_options(config))
         stride: Any = model.stride
-    if config.image_size < stride:
-        raise ValueError(f"image_size (={config.image_size}) must be at least {stride}, the stride of {config.arch}")
-    if config.image_size == stride and config.batch_size == config.accumulate:
+    smallest = config.progressive_sizes[0][0] if config.progressive_sizes else config.image_size
+    if smallest < stride:
+        name = "progressive_sizes (from " if config.progressive_sizes else "image_size (="
+        raise ValueError(f"{name}{smallest}) must be at least {stride}, the stride of {config.arch}")
+    if smallest == stride and config.batch_size == config.accumulate:
         raise ValueError(
             f"batch_size (={config.batch_size}) must be more than accumulate (={config.accumulate}) for images of "
             f"{stride} pixels: the last norms would see a single value"
@@ -183,6 +189,8 @@ def build_loaders(
     normalize = Normalize(data.train.mean, data.train.std, config.channels_last)
     transforms = build_transforms(config, normalize)
     mix = Mix(config.mixup, config.cutmix, config.image_size) if config.mixup or config.cutmix else None
+    total_steps = config.epochs * (len(data.train_indices) // config.batch_size)
+    stages = config.progressive_sizes
     train_loader = BatchLoader(
         data.train.images,
         data.train.labels,
@@ -193,6 +201,8 @@ def build_loaders(
         device=device,
         resident=fits_on(device, data.train.images.nbytes),
         drop_last=True,
+        size_at=size_schedule(stages, config.image_size, total_steps) if stages else None,
+        chunk_bytes=CUDA_CHUNK_BYTES if device.type == "cuda" else 0,
     )
     eval_loaders = {}
     if len(data.val_indices):

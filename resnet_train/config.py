@@ -10,9 +10,9 @@ import math
 import re
 import reprlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, field_validator, model_validator
 
 from resnet_train.registry import nearest
 
@@ -34,6 +34,13 @@ def _option(default: Any, panel: str, *, short: str = "", on_resume: bool = Fals
     """
     extra: dict[str, Any] = {"panel": panel, "short": short, "on_resume": on_resume}
     return Field(default, json_schema_extra=extra, **limits)
+
+
+Stages = tuple[tuple[int, float], ...]
+
+
+def _stages_as_text(stages: Stages | None) -> str | None:
+    return None if stages is None else ",".join(f"{size}:{share:g}" for size, share in stages)
 
 
 class TrainConfig(BaseModel):
@@ -94,6 +101,9 @@ class TrainConfig(BaseModel):
     """Blend each image with another by a weight from Beta(A, A); 0 is off."""
     cutmix: float = _option(0.0, AUGMENTATION, ge=0, le=100)
     """Paste a box of another image, its area from Beta(A, A); 0 is off; with --mixup too, a coin decides."""
+
+    progressive_sizes: Annotated[Stages | None, PlainSerializer(_stages_as_text)] = _option(None, AUGMENTATION)
+    """Train on images scaled down at first: sides in pixels, each until a share of the run, as 16:0.4,24:0.7."""
 
     # --- Optimization --------------------------------------------------------------------------------------------
     epochs: int = _option(200, OPTIMIZATION, on_resume=True, ge=1, le=1_000_000)
@@ -187,6 +197,27 @@ class TrainConfig(BaseModel):
             raise ValueError("must be rising epochs greater than 0")
         return value
 
+    @field_validator("progressive_sizes", mode="before")
+    @classmethod
+    def _split_stages(cls, value: Any) -> Any:
+        """Reads `16:0.4,24:0.7`."""
+        if isinstance(value, str):
+            value = [part.split(":") for part in value.split(",") if part.strip()]
+        if not isinstance(value, list | tuple) or any(not isinstance(s, list | tuple) or len(s) != 2 for s in value):
+            raise ValueError("must be pairs of a side and a share of the run, as 16:0.4,24:0.7")
+        return value
+
+    @field_validator("progressive_sizes")
+    @classmethod
+    def _stages_must_rise(cls, value: Stages | None) -> Stages | None:
+        if value is None:
+            return None
+        sizes, shares = [size for size, _ in value], [share for _, share in value]
+        rising = sizes == sorted(set(sizes)) and shares == sorted(set(shares))
+        if not value or not rising or sizes[0] < 4 or shares[0] <= 0 or shares[-1] >= 1:
+            raise ValueError("must be rising sides of at least 4 pixels with rising shares between 0 and 1")
+        return value
+
     @field_validator("name")
     @classmethod
     def _must_be_one_folder(cls, value: str | None) -> str | None:
@@ -218,6 +249,9 @@ class TrainConfig(BaseModel):
             )
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size (={self.batch_size}) must be a multiple of accumulate (={self.accumulate})")
+        if self.progressive_sizes and self.progressive_sizes[-1][0] >= self.image_size:
+            largest = self.progressive_sizes[-1][0]
+            raise ValueError(f"progressive_sizes (up to {largest}) must be less than image_size (={self.image_size})")
         if self.cutout > 2 * self.image_size:
             raise ValueError(f"cutout (={self.cutout}) must be at most twice image_size (={self.image_size})")
         return self

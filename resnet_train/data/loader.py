@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from resnet_train.data.augment import Normalize, Transform
 from resnet_train.data.mix import mix_images
@@ -35,6 +36,11 @@ class Batch(NamedTuple):
     partner_labels: Tensor | None = None
     weights: Tensor | None = None
 
+    def split(self, sizes: int | list[int]) -> list[Batch]:
+        """Cuts it into batches of this size or these sizes, one after the other."""
+        parts = [None if tensor is None else tensor.split(sizes) for tensor in self]
+        return [Batch(*(None if part is None else part[i] for part in parts)) for i in range(len(parts[0] or ()))]
+
 
 class ResidentImages:
     """A data set that lives on the training device: a batch is one gather."""
@@ -44,10 +50,11 @@ class ResidentImages:
         chosen = images if everything else images[indices]  # the whole array is read in one sweep, without a copy
         self.images = torch.from_numpy(np.array(chosen)).to(device)
 
-    def gather(self, numbers: Sequence[np.ndarray], device: torch.device) -> Iterator[Tensor]:
-        """uint8 [B, 3, H, W] for each array of image numbers."""
+    def gather(self, numbers: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each array of image numbers: they, int64 [B], and the images, uint8 [B, 3, H, W], on the device."""
         for chosen in numbers:
-            yield self.images[torch.from_numpy(chosen).to(device, non_blocking=True)]
+            rows = to_device(torch.from_numpy(chosen), device)
+            yield rows, self.images[rows]
 
 
 class StreamedImages:
@@ -56,23 +63,35 @@ class StreamedImages:
     def __init__(self, images: np.ndarray, indices: np.ndarray) -> None:
         self.images, self.indices = images, indices
 
-    def gather(self, numbers: Sequence[np.ndarray], device: torch.device) -> Iterator[Tensor]:
-        """uint8 [B, 3, H, W] for each array of image numbers."""
+    def gather(self, numbers: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each array of image numbers: they, int64 [B], and the images, uint8 [B, 3, H, W], on the device."""
 
-        def read(chosen: np.ndarray) -> Tensor:
-            batch = torch.from_numpy(self.images[self.indices[chosen]])
-            return batch.pin_memory() if device.type == "cuda" else batch
+        def read(chosen: np.ndarray) -> tuple[Tensor, Tensor]:
+            return torch.from_numpy(chosen), pin(torch.from_numpy(self.images[self.indices[chosen]]), device)
 
-        for batch in _prefetch(read, numbers):
-            yield batch.to(device, non_blocking=True)
+        for chosen, images in _prefetch(read, numbers):
+            yield to_device(chosen, device), to_device(images, device)
 
 
-def _prefetch(read: Callable[[np.ndarray], Tensor], numbers: Sequence[np.ndarray]) -> Iterator[Tensor]:
+def pin(tensor: Tensor, device: torch.device) -> Tensor:
+    """Memory that a GPU copies from by itself, while the host goes on; the tensor as it is for other devices."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device that the host does not wait for."""
+    return pin(tensor, device).to(device, non_blocking=True)
+
+
+Gathered = tuple[Tensor, Tensor]
+
+
+def _prefetch(read: Callable[[np.ndarray], Gathered], numbers: Sequence[np.ndarray]) -> Iterator[Gathered]:
     """Yields `read(n) for n in numbers`, computed by one thread a few items ahead; its exceptions are raised here."""
-    ready: queue.Queue[Tensor | BaseException | None] = queue.Queue(PREFETCHED_BATCHES)
+    ready: queue.Queue[Gathered | BaseException | None] = queue.Queue(PREFETCHED_BATCHES)
     stopped = threading.Event()
 
-    def put(item: Tensor | BaseException | None) -> None:
+    def put(item: Gathered | BaseException | None) -> None:
         while not stopped.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -115,6 +134,8 @@ class BatchLoader:
         device: where the batches are.
         resident: keep all images on the device.
         drop_last: leave out the last, smaller batch (training), or give it, too (evaluation).
+        size_at: from an optimizer step to the side in pixels the images are scaled down to; None leaves them.
+        chunk_bytes: as many batches as fill this many bytes are made at once; 0 makes one by one.
         rank, num_ranks: this process takes every num_ranks-th image of each batch, from `rank` on.
     """
 
@@ -130,6 +151,8 @@ class BatchLoader:
         indices: np.ndarray | None = None,
         resident: bool = True,
         drop_last: bool = False,
+        size_at: Callable[[int], int] | None = None,
+        chunk_bytes: int = 0,
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
@@ -137,6 +160,8 @@ class BatchLoader:
         self.num_images = len(indices)
         self.batch_size, self.drop_last = batch_size, drop_last
         self.transforms, self.plan, self.device = tuple(transforms), plan, device
+        self.size_at, self.chunk_bytes = size_at, chunk_bytes
+        self.image_bytes = 4 * images[0].size if len(images) else 0  # as float32
         self.rank, self.num_ranks = rank, num_ranks
         self.labels = torch.from_numpy(np.array(labels[indices])).to(device)
         self.source: ResidentImages | StreamedImages = (
@@ -153,25 +178,40 @@ class BatchLoader:
         plan = self.plan(epoch)
         starts = range(first_batch * self.batch_size, len(self) * self.batch_size, self.batch_size)
         batches = [plan.order[start : start + self.batch_size][self.rank :: self.num_ranks] for start in starts]
-        # Partners are gathered and transformed together with their images, as the second half of a longer batch.
-        numbers = [np.concatenate([b, plan.mix.partners[b]]) for b in batches] if plan.mix else batches
+        step = epoch * len(self) + first_batch
+        for step, batch in enumerate(self._chunks(plan, batches), step):
+            yield batch if self.size_at is None else batch._replace(images=resize(batch.images, self.size_at(step)))
 
-        def on_device(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(self.device, non_blocking=True)
-
-        parameters = [None if p is None else on_device(p) for p in plan.parameters] or [None] * len(self.transforms)
-        weights, boxes = (on_device(plan.mix.weights), on_device(plan.mix.boxes)) if plan.mix else (None, None)
-        for chosen, images in zip(map(on_device, numbers), self.source.gather(numbers, self.device)):
+    def _chunks(self, plan: EpochPlan, batches: list[np.ndarray]) -> Iterator[Batch]:
+        """The batches of these image numbers, made many at once and cut apart after."""
+        num = max(1, self.chunk_bytes // max(1, self.image_bytes * self.batch_size))
+        chunks = [batches[start : start + num] for start in range(0, len(batches), num)]
+        numbers = [np.concatenate(chunk) for chunk in chunks]
+        if plan.mix:
+            # Partners are gathered and transformed together with their images, as the second half of a longer batch.
+            numbers = [np.concatenate([chosen, plan.mix.partners[chosen]]) for chosen in numbers]
+        parameters = [
+            None if rows is None else to_device(torch.from_numpy(rows), self.device) for rows in plan.parameters
+        ] or [None] * len(self.transforms)
+        mix = [to_device(torch.from_numpy(rows), self.device) for rows in (plan.mix.weights, plan.mix.boxes)] if plan.mix else None
+        for chunk, (chosen, images) in zip(chunks, self.source.gather(numbers, self.device)):
             for transform, rows in zip(self.transforms, parameters):
                 images = transform(images, None if rows is None else rows[chosen])
             labels = self.labels[chosen]
-            if weights is None or boxes is None:
-                yield Batch(images, labels)
+            if mix is None:
+                made = Batch(images, labels)
             else:
                 (own, partner), (label, partner_label) = images.chunk(2), labels.chunk(2)
-                rows = chosen[: len(own)]
-                mixed = mix_images(own, partner, weights[rows], boxes[rows])
-                yield Batch(mixed, label, partner_label, weights[rows])
+                weights, boxes = (rows[chosen[: len(own)]] for rows in mix)
+                made = Batch(mix_images(own, partner, weights, boxes), label, partner_label, weights)
+            yield from made.split([len(batch) for batch in chunk])
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """float [B, 3, H, W] → [B, 3, size, size], antialiased, in the same memory order; as they are if that is H."""
+    if size == images.shape[-1]:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
 def fits_on(device: torch.device, num_bytes: int) -> bool:

@@ -79,13 +79,6 @@ class RunningSums:
         return dict(zip(self.NAMES, self.values.tolist()))
 
 
-def split_batch(batch: Batch, num_parts: int) -> list[Batch]:
-    """Cuts a batch into parts of equal size, one after the other."""
-    size = len(batch.labels) // num_parts
-    parts = (None if tensor is None else tensor.split(size) for tensor in batch)
-    return [Batch(*values) for values in zip(*(part or [None] * num_parts for part in parts))]
-
-
 def count_correct(logits: Tensor, batch: Batch) -> Tensor:
     """How many images were classified right; a mixed image counts by the share of the label that was found."""
     predicted = logits.argmax(1)
@@ -211,7 +204,7 @@ class Trainer:
         self.seed_step()
         step_loss = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device)
-        for part in split_batch(batch, self.accumulate):
+        for part in batch.split(len(batch.labels) // self.accumulate):
             with self.autocast():
                 logits = self.model(part.images)
             loss = self.loss(logits.float(), part) / self.accumulate  # float32: bf16 rounds a log-sum-exp to 3 digits
