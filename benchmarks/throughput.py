@@ -1,45 +1,123 @@
-"""Images per second of this project's training loop beside the plain loop that people copy, interleaved in one run.
+"""Images per second of resnet-train beside the plain loop that people copy, and what each of its gains brings alone.
 
-    python benchmarks/throughput.py --arch resnet20 --json benchmarks/results/throughput-resnet20.json
+    python benchmarks/throughput.py --arch resnet18 --json benchmarks/results/throughput-resnet18.json
+    python benchmarks/throughput.py --arch resnet20 --variants default,channels-last --rounds 7
 
 Each round times every variant in turn, so a machine that speeds up or slows down moves all of them; what is quoted is
-the ratio within a round, its median over the rounds, and its range. The images are random numbers of CIFAR-10's shape.
+the ratio to the plain loop within a round, its median over the rounds, and its range. The images are random numbers of
+CIFAR-10's shape. The plain loop has what torch gives it: TF32 and cuDNN's search for the quickest kernels on a GPU, and
+of several numbers of DataLoader workers the best. timm and airbench are measured where they are installed.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging
+import os
 import platform
 import statistics
+import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
+from importlib.metadata import version
+from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from resnet_train.build import RunData, build_trainer
-from resnet_train.config import make_config
+from resnet_train.bench import (
+    Step,
+    Variant,
+    build_bench_trainer,
+    can_compile,
+    interleave,
+    matrix_rate,
+    measure_phases,
+    measure_rate,
+    our_training,
+    random_images,
+    ratios,
+    shares,
+    spread,
+    training_flops,
+)
+from resnet_train.build import CUDA_CHUNK_BYTES, RunData
+from resnet_train.config import TrainConfig, make_config
+from resnet_train.data.augment import Normalize, RandomCrop, RandomFlip, Transform
 from resnet_train.data.datasets import ImageDataset
+from resnet_train.data.loader import BatchLoader
+from resnet_train.data.plan import draw_plan
 from resnet_train.models import create_model
-from resnet_train.runtime.device import select_device, synchronize
+from resnet_train.runtime.device import prepare_machine
 from resnet_train.runtime.environment import describe_environment
+from resnet_train.runtime.precision import choose_precision
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-NUM_IMAGES = 20_000
-WARMUP_STEPS = 4
+WORKER_ROUNDS = 2  # of the search for the best number of workers
+TIMM_LOG_STEPS = 50
+CPU_STEPS = 20
 
-# Enters a running training; the function inside does one optimizer step.
-Variant = Callable[[], AbstractContextManager[Callable[[], None]]]
+VARIANTS = {
+    "plain": "DataLoader workers, per-image transforms on Pillow images, eager, contiguous, .item() each step",
+    "default": "resnet-train with its defaults, its checks and reads of the loss included",
+    "resident-data": "plain, but the images lie on the device and are transformed there, one by one, without workers",
+    "batched-augmentation": "plain, but a thread gathers batches and the device augments them whole; nothing resident",
+    "resident-and-batched": "plain, but with the loader of resnet-train: both of the above",
+    "channels-last": "plain, but images and weights in NHWC memory order",
+    "mixed-precision": "plain, but under autocast: what --amp auto chooses on a GPU, bf16 on a CPU",
+    "compilation": "plain, but with torch.compile",
+    "graph-capture": "plain, but compiled and captured in a CUDA graph (mode reduce-overhead)",
+    "fused-optimizer": "plain, but with one fused kernel for the optimizer",
+    "all-gains": "plain with the loader, memory order, precision and optimizer of the default, without its checks",
+    "timm": "timm's network and optimizer in its training step, channels-last, fed by the loader of resnet-train",
+    "airbench": "airbench's loader in all-gains",
+}
+
+Batches = Generator[tuple[Tensor, Tensor], None, None]
+TIMM_NETWORKS = {
+    "resnet18": ("BasicBlock", (2, 2, 2, 2)),
+    "resnet34": ("BasicBlock", (3, 4, 6, 3)),
+    "resnet50": ("Bottleneck", (3, 4, 6, 3)),
+    "resnet101": ("Bottleneck", (3, 4, 23, 3)),
+    "resnet152": ("Bottleneck", (3, 8, 36, 3)),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all variants share."""
+
+    arch: str
+    batch_size: int
+    device: torch.device
+    images: ImageDataset
+    workers: int = 0
+
+    @property
+    def epoch_steps(self) -> int:
+        """Batches of an epoch."""
+        return len(self.images) // self.batch_size
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """What the default computes in."""
+        return choose_precision("auto", self.device)
+
+
+# --- The plain loop --------------------------------------------------------------------------------------------------
 
 
 class PillowImages(Dataset):
@@ -63,123 +141,425 @@ class PillowImages(Dataset):
         return self.transform(Image.fromarray(self.images[number])), int(self.labels[number])
 
 
-def plain_loop(arch: str, batch_size: int, device: torch.device, images: ImageDataset, workers: int) -> Variant:
-    """DataLoader workers, per-image transforms, eager, contiguous, `.item()` each step."""
+@dataclass(frozen=True)
+class Gains:
+    """What is added to the plain loop; nothing of it by default."""
+
+    batches: str = "workers"
+    channels_last: bool = False
+    precision: torch.dtype | None = None
+    compile_mode: str | None = None
+    fused: bool = False
+
+
+def plain_loop(setting: Setting, gains: Gains = Gains()) -> Variant:
+    """DataLoader workers, per-image transforms, eager, contiguous, `.item()` each step; with some gains instead."""
+    device = setting.device
+    layout = torch.channels_last if gains.channels_last else torch.contiguous_format
     torch.manual_seed(0)
-    model = create_model(arch).to(device).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    model = create_model(setting.arch).to(device).to(memory_format=layout).train()
+    fused = True if gains.fused else None  # None: as torch has it
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=fused)
     criterion = nn.CrossEntropyLoss()
+    scaler = torch.amp.GradScaler(device.type, enabled=gains.precision is torch.float16)
+    if gains.compile_mode:
+        model.compile(mode=gains.compile_mode)
+    new_batches = BATCHES[gains.batches](setting)
+
+    @contextmanager
+    def enter() -> Iterator[Step]:
+        total_loss, correct = 0.0, 0
+        # Closed after each round: the workers end and take nothing from the other variants.
+        with closing(new_batches()) as batches:
+
+            def step() -> None:
+                nonlocal total_loss, correct
+                inputs, targets = next(batches)
+                inputs, targets = inputs.to(device), targets.to(device)
+                if gains.channels_last:
+                    inputs = inputs.to(memory_format=torch.channels_last)
+                optimizer.zero_grad()
+                with torch.autocast(device.type, dtype=gains.precision, enabled=gains.precision is not None):
+                    outputs = model(inputs)
+                    loss = criterion(outputs, targets)
+                if scaler.is_enabled():
+                    scaler.scale(loss).backward()
+                    scaler.step(optimizer)
+                    scaler.update()
+                else:
+                    loss.backward()
+                    optimizer.step()
+                total_loss += loss.item()
+                correct += outputs.max(1)[1].eq(targets).sum().item()
+
+            yield step
+
+    return Variant(setting.batch_size, enter)
+
+
+def worker_batches(setting: Setting) -> Callable[[], Batches]:
+    """A DataLoader over Pillow images."""
     loader = DataLoader(
-        PillowImages(images.images, images.labels),
-        batch_size=batch_size,
+        PillowImages(setting.images.images, setting.images.labels),
+        batch_size=setting.batch_size,
         shuffle=True,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
+        num_workers=setting.workers,
+        pin_memory=setting.device.type == "cuda",
         drop_last=True,
     )
+    return partial(_without_end, lambda _: loader)
+
+
+def resident_batches(setting: Setting) -> Callable[[], Batches]:
+    """Images on the device, cropped, flipped and normalized there one by one with torchvision's transforms."""
+    images = torch.from_numpy(setting.images.images).to(setting.device)
+    labels = torch.from_numpy(setting.images.labels).to(setting.device)
+    transform = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ConvertImageDtype(torch.float32),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+
+    def epoch(_number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for chosen in torch.randperm(len(images)).split(setting.batch_size):
+            if len(chosen) == setting.batch_size:
+                yield torch.stack([transform(images[number]) for number in chosen.tolist()]), labels[chosen]
+
+    return partial(_without_end, epoch)
+
+
+def our_batches(setting: Setting, resident: bool, channels_last: bool = False) -> Callable[[], Batches]:
+    """The loader of resnet-train, its images on the device or gathered by a thread."""
+    images = setting.images
+    augment: list[Transform] = [RandomCrop(4), RandomFlip(), Normalize(MEAN, STD, channels_last)]
+    loader = BatchLoader(
+        images.images,
+        images.labels,
+        batch_size=setting.batch_size,
+        transforms=augment,
+        plan=partial(draw_plan, 0, num_images=len(images), transforms=augment),
+        device=setting.device,
+        resident=resident,
+        drop_last=True,
+        chunk_bytes=CUDA_CHUNK_BYTES if setting.device.type == "cuda" else 0,
+    )
+    return partial(_without_end, lambda number: ((batch.images, batch.labels) for batch in loader.epoch(number)))
+
+
+def airbench_batches(setting: Setting) -> Callable[[], Batches]:
+    """airbench's loader with its crop and alternating flip; the file it would make is written first."""
+    from airbench import CifarLoader
+
+    with tempfile.TemporaryDirectory() as folder:
+        pixels = torch.from_numpy(setting.images.images).permute(0, 2, 3, 1).contiguous()
+        labels = torch.from_numpy(setting.images.labels)
+        contents = {"images": pixels, "labels": labels, "classes": list(setting.images.classes)}
+        torch.save(contents, Path(folder) / "train.pt")
+        augment = {"flip": True, "translate": 4}
+        # A device, not only a number of a GPU, is what torch.device takes inside.
+        loader = CifarLoader(folder, batch_size=setting.batch_size, aug=augment, altflip=True, gpu=str(setting.device))
+    in_float16 = setting.precision is not None  # autocast takes its float16 images as they are
+
+    def epoch(_number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((inputs if in_float16 else inputs.float(), targets) for inputs, targets in loader)
+
+    return partial(_without_end, epoch)
+
+
+BATCHES: dict[str, Callable[[Setting], Callable[[], Batches]]] = {
+    "workers": worker_batches,
+    "resident": resident_batches,
+    "batched": partial(our_batches, resident=False),
+    "ours": partial(our_batches, resident=True),
+    "ours-nhwc": partial(our_batches, resident=True, channels_last=True),
+    "airbench": airbench_batches,
+}
+
+
+def _without_end(epoch: Callable[[int], Any]) -> Batches:
+    for number in count():
+        yield from epoch(number)
+
+
+def gains_of(name: str, setting: Setting) -> Gains:
+    """What a variant adds to the plain loop."""
+    everything = partial(Gains, channels_last=True, precision=setting.precision, fused=True)
+    gains = {
+        "plain": Gains(),
+        "resident-data": Gains(batches="resident"),
+        "batched-augmentation": Gains(batches="batched"),
+        "resident-and-batched": Gains(batches="ours"),
+        "channels-last": Gains(channels_last=True),
+        "mixed-precision": Gains(precision=setting.precision or torch.bfloat16),
+        "compilation": Gains(compile_mode="default"),
+        "graph-capture": Gains(compile_mode="reduce-overhead"),
+        "fused-optimizer": Gains(fused=True),
+        "all-gains": everything(batches="ours-nhwc"),
+        "airbench": everything(batches="airbench"),
+    }
+    return gains[name]
+
+
+# --- Others ----------------------------------------------------------------------------------------------------------
+
+
+def default_training(setting: Setting, config: TrainConfig) -> tuple[Any, Variant]:
+    """The trainer of resnet-train, and its training."""
+    data = RunData(setting.images, setting.images, np.arange(len(setting.images)), np.arange(0))
+    trainer = build_bench_trainer(config, data, setting.device)
+    return trainer, our_training(trainer, config)
+
+
+def timm_training(setting: Setting) -> Variant:
+    """timm's network of the same depth with a 3×3 stem, its optimizer, and the step of its train.py."""
+    from timm.models import resnet
+    from timm.optim import create_optimizer_v2
+    from timm.utils import NativeScaler
+
+    device, precision = setting.device, setting.precision
+    block, layers = TIMM_NETWORKS[setting.arch]
+    torch.manual_seed(0)
+    model = resnet.ResNet(getattr(resnet, block), layers, num_classes=len(setting.images.classes))
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    model = model.to(device).to(memory_format=torch.channels_last).train()
+    optimizer = create_optimizer_v2(model, opt="sgd", lr=0.1, momentum=0.9, weight_decay=5e-4)
+    scaler = NativeScaler(device=device.type) if precision is torch.float16 else None  # as its train.py has it
+    criterion = nn.CrossEntropyLoss()
+    new_batches = our_batches(setting, resident=True, channels_last=True)
 
     @contextmanager
-    def enter() -> Iterator[Callable[[], None]]:
-        batches = iter(loader)
-        total_loss, correct = 0.0, 0
+    def enter() -> Iterator[Step]:
+        steps = count(1)
+        with closing(new_batches()) as batches:
 
-        def step() -> None:
-            nonlocal total_loss, correct
-            inputs, targets = next(batches)
-            inputs, targets = inputs.to(device), targets.to(device)
-            optimizer.zero_grad()
-            outputs = model(inputs)
-            loss = criterion(outputs, targets)
-            loss.backward()
-            optimizer.step()
-            total_loss += loss.item()
-            correct += outputs.max(1)[1].eq(targets).sum().item()
+            def step() -> None:
+                images, labels = next(batches)
+                with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+                    loss = criterion(model(images), labels)
+                if scaler is not None:
+                    scaler(loss, optimizer)
+                else:
+                    loss.backward()
+                    optimizer.step()
+                optimizer.zero_grad()
+                if next(steps) % TIMM_LOG_STEPS == 0:
+                    loss.item()
 
-        yield step  # when the round drops it, the workers end and take nothing from the other variant
+            yield step
 
-    return enter
-
-
-def our_loop(arch: str, batch_size: int, device: torch.device, images: ImageDataset) -> Variant:
-    """The trainer of resnet-train with its defaults, its reads of the loss included."""
-    config = make_config({"arch": arch, "batch_size": batch_size, "device": str(device)})
-    data = RunData(images, images, np.arange(len(images)), np.arange(0))
-    trainer = build_trainer(config, data, device)
-    trainer.model.train()
-
-    @contextmanager
-    def enter() -> Iterator[Callable[[], None]]:
-        batches = trainer.until_interrupted(trainer.train_loader.epoch(0))
-
-        def step() -> None:
-            trainer.train_step(next(batches))
-            if trainer.progress.step % trainer.log_every == 0:
-                trainer.read_step(0)
-
-        yield step
-
-    return enter
+    return Variant(setting.batch_size, enter)
 
 
-def measure(variant: Variant, steps: int, batch_size: int, device: torch.device) -> float:
-    """Images per second over `steps` steps, after a few that are not timed."""
-    with variant() as step:
-        for _ in range(WARMUP_STEPS):
-            step()
-        synchronize(device)
-        start = time.perf_counter()
-        for _ in range(steps):
-            step()
-        synchronize(device)
-        return steps * batch_size / (time.perf_counter() - start)
+# --- Measuring -------------------------------------------------------------------------------------------------------
+
+
+def choose_variants(wanted: str) -> list[str]:
+    """`all`, or names with commas between them; the plain loop is always the first.
+
+    Raises:
+        typer.BadParameter: there is no such variant.
+    """
+    if wanted == "all":
+        return list(VARIANTS)
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in VARIANTS]:
+        raise typer.BadParameter(f"unknown variant {unknown[0]!r}; there are {', '.join(VARIANTS)}")
+    return ["plain", *(name for name in VARIANTS if name in names and name != "plain")]
+
+
+def default_steps(setting: Setting) -> int:
+    """A whole epoch on a GPU, where many batches are made at once: so each timing has its share of that in it."""
+    return max(CPU_STEPS, setting.epoch_steps) if setting.device.type == "cuda" else CPU_STEPS
+
+
+def why_not(name: str, setting: Setting, steps: int) -> str | None:
+    """Why a variant can't be measured here; None if it can."""
+    if name in {"compilation", "graph-capture"} and not can_compile(setting.device):
+        return "there is no compiler"
+    if name == "graph-capture" and setting.device.type != "cuda":
+        return "needs a CUDA GPU"
+    if name in {"timm", "airbench"} and importlib.util.find_spec(name) is None:
+        return "not installed"
+    if name == "timm" and setting.arch not in TIMM_NETWORKS:
+        return f"has no {setting.arch}"
+    if name == "airbench" and steps < setting.epoch_steps:
+        return f"makes an epoch's batches at once: needs --steps {setting.epoch_steps}, a whole epoch, to be fair"
+    return None
+
+
+def try_workers(setting: Setting, numbers: list[int], steps: int) -> dict[int, float]:
+    """Images per second of the plain loop, by the number of workers."""
+    if len(numbers) == 1:
+        return {}
+    measures: dict[str, Callable[[], float]] = {}
+    for number in numbers:
+        variant = plain_loop(replace(setting, workers=number))
+        measures[f"{number} workers"] = partial(measure_rate, variant, steps, setting.device)
+    rates = interleave(measures, WORKER_ROUNDS)
+    return {number: statistics.median(rates[f"{number} workers"]) for number in numbers}
+
+
+def worker_numbers(wanted: str) -> list[int]:
+    """`2` or `0,2,4`; `auto` is 0 and the powers of two up to the number of processors, and that number."""
+    if wanted != "auto":
+        return [int(number) for number in wanted.split(",")]
+    processors = os.cpu_count() or 1
+    return sorted({0, processors, *(2**power for power in range(8) if 2**power <= processors)})
+
+
+def measure_memory(config: TrainConfig) -> dict[str, Any]:
+    """Peak memory and start of our training beside the bare step, each in a process of its own.
+
+    Called first: Linux counts what the parent holds when a process starts into the child's peak.
+    """
+    command = [sys.executable, str(Path(__file__).with_name("fresh.py"))]
+    options = ["--arch", config.arch, "--batch-size", config.batch_size, "--device", config.device]
+    options += ["--threads", config.threads]
+    results = {}
+    for kind in ("bare", "ours"):
+        done = subprocess.run([*command, kind, *map(str, options)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"fresh.py {kind} failed: {done.stderr.strip()}")
+        results[kind] = json.loads(done.stdout)
+    allowed = results["bare"]["peak_bytes"] + results["ours"]["data_bytes"]
+    return {**results, "ours_over_bare_and_data": results["ours"]["peak_bytes"] / allowed}
+
+
+def describe_phases(seconds: dict[str, float]) -> dict[str, Any]:
+    """Seconds, shares, and the share outside forward, backward and optimizer."""
+    share = shares(seconds)
+    return {"seconds": seconds, "shares": share, "outside_share": share["data"] + share["host"]}
+
+
+def precision_of(name: str, setting: Setting) -> torch.dtype | None:
+    """What a variant computes in; None is float32, or TF32 on a GPU."""
+    return setting.precision if name in {"default", "timm"} else gains_of(name, setting).precision
+
+
+def matrix_name(precision: torch.dtype | None) -> str:
+    """What the product of matrices in this format is called."""
+    return f"{str(precision or torch.float32).removeprefix('torch.')} matrix FLOP/s"
+
+
+def describe_rates(names: list[str], rates: dict[str, list[float]], setting: Setting, flops: int) -> dict[str, Any]:
+    """By variant: what it is, its rates, their ratio to the plain loop's, and its share of its format's matrix rate."""
+    rows = {}
+    for name in names:
+        per_second = [rate * flops for rate in rates[name]]
+        rows[name] = {
+            "about": VARIANTS[name],
+            "images_per_second": rates[name],
+            "spread": spread(rates[name]),
+            "over_plain": ratios(rates[name], rates["plain"]),
+            "flops_per_second": spread(per_second),
+            "matrix_share": ratios(per_second, rates[matrix_name(precision_of(name, setting))]),
+        }
+    return rows
+
+
+def table(rows: dict[str, Any]) -> str:
+    """The variants as aligned lines."""
+    lines = [f"{'variant':<22} {'images/s':>9}  over plain (median, range)   of the matrix rate"]
+    for name, row in rows.items():
+        ratio = row["over_plain"]
+        lines.append(
+            f"{name:<22} {row['spread']['median']:>9,.0f}  {ratio['median']:>5.2f}  {ratio['min']:.2f} to "
+            f"{ratio['max']:.2f}  {row['matrix_share']['median']:>16.0%}"
+        )
+    return "\n".join(lines)
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The result as a person reads it."""
+    lines = [table(result["variants"])]
+    lines += [f"{name:<22} left out: {reason}" for name, reason in result["left_out"].items()]
+    parts = [f"{name} {share:.1%}" for name, share in result["phases"]["shares"].items()]
+    lines.append(f"a step of the default: {', '.join(parts)}")
+    if memory := result["memory"]:
+        lines.append(
+            f"memory of the default: {memory['ours_over_bare_and_data']:.2f} × a bare step and the data; "
+            f"first step {memory['ours']['first_step_seconds']:.1f} s after the imports"
+        )
+    return "\n".join(lines)
+
+
+def build_trainings(names: list[str], setting: Setting, ours: Variant) -> dict[str, Variant]:
+    """The variants by name."""
+    others = {"default": lambda: ours, "timm": lambda: timm_training(setting)}
+    return {name: others[name]() if name in others else plain_loop(setting, gains_of(name, setting)) for name in names}
+
+
+def measure_all(names: list[str], setting: Setting, trainings: dict[str, Variant], steps: int, rounds: int) -> Any:
+    """The rates of all variants, and of a product of matrices in each format that one of them computes in."""
+    device = setting.device
+    measures: dict[str, Callable[[], float]] = {
+        name: partial(measure_rate, trainings[name], steps, device) for name in names
+    }
+    for precision in {precision_of(name, setting) for name in names}:
+        measures[matrix_name(precision)] = partial(matrix_rate, device, precision)
+    return interleave(measures, rounds)
+
+
+def peer_versions() -> dict[str, str]:
+    """Of those that are installed."""
+    return {name: version(name) for name in ("timm", "airbench") if importlib.util.find_spec(name)}
 
 
 def main(
     arch: Annotated[str, typer.Option(help="Architecture.")] = "resnet20",
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
-    steps: Annotated[int, typer.Option(help="Timed steps of each variant in a round.")] = 20,
+    wanted_steps: Annotated[
+        int | None, typer.Option("--steps", help="Timed steps of each variant in a round; 20, and an epoch on a GPU.")
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Rounds; each times every variant once.")] = 7,
+    variants: Annotated[str, typer.Option(help=f"all, or some of {', '.join(VARIANTS)}.")] = "all",
     device_name: Annotated[str, typer.Option("--device")] = "auto",
-    workers: Annotated[int, typer.Option(help="DataLoader workers of the plain loop.")] = 2,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.")] = 0,
+    workers: Annotated[str, typer.Option(help="DataLoader workers of the plain loop: auto, 2, or 0,2,4.")] = "auto",
+    num_images: Annotated[int, typer.Option("--images", help="Random images to train on.")] = 20_000,
+    memory: Annotated[bool, typer.Option(help="Measure memory and start in processes of their own.")] = True,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write everything here.")] = None,
 ) -> None:
     """Measure images per second, interleaved."""
-    device = select_device(device_name)
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, size=(NUM_IMAGES, 3, 32, 32), dtype=np.uint8)
-    classes = tuple(str(i) for i in range(10))
-    images = ImageDataset(pixels, rng.integers(0, 10, size=NUM_IMAGES), classes, MEAN, STD, "random images", "")
-    variants = {
-        "plain": plain_loop(arch, batch_size, device, images, workers),
-        "ours": our_loop(arch, batch_size, device, images),
-    }
-    rates: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds):
-        # Every other round in reverse order: neither variant always follows the other.
-        for name in list(variants)[:: 1 if number % 2 == 0 else -1]:
-            rates[name].append(measure(variants[name], steps, batch_size, device))
-        print(
-            f"round {number + 1}: " + ", ".join(f"{name} {rate[-1]:.0f}" for name, rate in rates.items()),
-            file=sys.stderr,
-        )
-    ratios = [ours / plain for ours, plain in zip(rates["ours"], rates["plain"])]
-    result = {
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    names = choose_variants(variants)
+    config = make_config({"arch": arch, "batch_size": batch_size, "device": device_name, "threads": threads})
+    used_memory = measure_memory(config) if memory else None
+    device = prepare_machine(device_name, threads)  # TF32 and cuDNN's search, for the plain loop, too
+    setting = Setting(arch, batch_size, device, random_images(num_images))
+    steps = wanted_steps or default_steps(setting)
+    tried = try_workers(setting, numbers := worker_numbers(workers), steps)
+    setting = replace(setting, workers=max(tried, key=lambda number: tried[number], default=numbers[0]))
+    left_out = {name: reason for name in names if (reason := why_not(name, setting, steps))}
+    names = [name for name in names if name not in left_out]
+    trainer, ours = default_training(setting, config)
+    phase_seconds = measure_phases(trainer, config, steps)
+    rates = measure_all(names, setting, build_trainings(names, setting, ours), steps, rounds)
+    flops = training_flops(config, len(setting.images.classes))
+    rows = describe_rates(names, rates, setting, flops)
+    result: dict[str, Any] = {
         "command": "python " + " ".join(sys.argv),
         "date": date.today().isoformat(),
         "arch": arch,
         "batch_size": batch_size,
         "steps": steps,
-        "workers": workers,
-        "images_per_second": rates,
-        "median_images_per_second": {name: statistics.median(values) for name, values in rates.items()},
-        "ours_over_plain": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
-        "environment": describe_environment(device) | {"machine": platform.machine()},
+        "rounds": rounds,
+        "workers": {"used": setting.workers, "images_per_second": tried},
+        "flops_per_image": flops,
+        "matrix_flops_per_second": {name: spread(rates[name]) for name in rates if name not in names},
+        "variants": rows,
+        "left_out": left_out,
+        "phases": describe_phases(phase_seconds),
+        "memory": used_memory,
+        "environment": describe_environment(device) | {"machine": platform.machine()} | peer_versions(),
     }
     if json_path is not None:
         json_path.write_text(json.dumps(result, indent=1) + "\n")
-    for name, rate in result["median_images_per_second"].items():
-        print(f"{name:<6} {rate:8.0f} images/s (median of {rounds} rounds)")
-    print(f"ours / plain: {statistics.median(ratios):.2f} (median; {min(ratios):.2f} to {max(ratios):.2f})")
+    print(describe(result))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from resnet_train.models.blocks import set_bn_momentum
 from resnet_train.optim.ema import AveragedModel
 from resnet_train.optim.optimizers import OPTIMIZERS, build_optimizer, optimizer_settings
 from resnet_train.optim.schedules import SCHEDULES, build_schedule
+from resnet_train.runtime.distributed import ALONE, Processes
 from resnet_train.runtime.precision import choose_precision
 from resnet_train.training.trainer import Trainer
 
@@ -134,18 +135,34 @@ def build_transforms(config: TrainConfig, normalize: Normalize) -> list[Transfor
     return transforms
 
 
-def build_trainer(config: TrainConfig, data: RunData, device: torch.device) -> Trainer:
-    """Data, model, optimizer, schedule, trainer. The seed decides the initial weights."""
+def build_trainer(config: TrainConfig, data: RunData, device: torch.device, processes: Processes = ALONE) -> Trainer:
+    """Data, model, optimizer, schedule, trainer. The seed decides the initial weights.
+
+    Raises:
+        ValueError: the batch can't be divided among the processes.
+    """
+    if config.batch_size % (processes.num_ranks * config.accumulate):
+        times = f" times accumulate (={config.accumulate})" if config.accumulate > 1 else ""
+        raise ValueError(
+            f"batch_size (={config.batch_size}) must be a multiple of the number of processes "
+            f"(={processes.num_ranks}){times}: it is the size of the whole batch"
+        )
     num_classes = len(data.train.classes)
     torch.manual_seed(config.seed)
     model = create_model(config.arch, num_classes, **arch_options(config))
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device).to(memory_format=layout)
     set_bn_momentum(model, config.bn_momentum)
+    if config.sync_bn:
+        if device.type != "cuda":
+            raise ValueError(f"sync_bn (=true) works on CUDA GPUs only, not on {device.type}")
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     averaged = AveragedModel(model, config.ema_decay) if config.ema_decay else None
     if config.compile:
-        model.compile()  # in place: torch.compile(model) would prefix the names of the weights
-    train_loader, eval_loaders = build_loaders(config, data, device)
+        # In place: torch.compile(model) would prefix the names of the weights. On a GPU the kernels are captured in a
+        # graph and launched at once.
+        model.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
+    train_loader, eval_loaders = build_loaders(config, data, device, processes)
     return Trainer(
         model=model,
         optimizer=build_optimizer(
@@ -174,16 +191,18 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device) -> T
         clip_grad=config.clip_grad,
         eval_every=config.eval_every,
         save_every=config.save_every,
+        save_every_minutes=config.save_every_minutes,
         log_every=config.log_every,
         accumulate=config.accumulate,
         averaged=averaged,
         precision=choose_precision(config.amp, device),
         seed=config.seed,
+        processes=processes,
     )
 
 
 def build_loaders(
-    config: TrainConfig, data: RunData, device: torch.device
+    config: TrainConfig, data: RunData, device: torch.device, processes: Processes = ALONE
 ) -> tuple[BatchLoader, dict[str, BatchLoader]]:
     """The training loader, and the evaluation loaders by split."""
     normalize = Normalize(data.train.mean, data.train.std, config.channels_last)
@@ -203,10 +222,13 @@ def build_loaders(
         drop_last=True,
         size_at=size_schedule(stages, config.image_size, total_steps) if stages else None,
         chunk_bytes=CUDA_CHUNK_BYTES if device.type == "cuda" else 0,
+        rank=processes.rank,
+        num_ranks=processes.num_ranks,
     )
+    of_split = partial(eval_loader, normalize=normalize, device=device, processes=processes)
     eval_loaders = {}
     if len(data.val_indices):
-        eval_loaders["val"] = eval_loader(data.train.images, data.train.labels, normalize, device, data.val_indices)
+        eval_loaders["val"] = of_split(data.train.images, data.train.labels, indices=data.val_indices)
     if data.test is not None:
-        eval_loaders["test"] = eval_loader(data.test.images, data.test.labels, normalize, device)
+        eval_loaders["test"] = of_split(data.test.images, data.test.labels)
     return train_loader, eval_loaders

@@ -40,7 +40,7 @@ Stages = tuple[tuple[int, float], ...]
 
 
 def _stages_as_text(stages: Stages | None) -> str | None:
-    return None if stages is None else ",".join(f"{size}:{share:g}" for size, share in stages)
+    return None if stages is None else ",".join(f"{size}:{share}" for size, share in stages)
 
 
 class TrainConfig(BaseModel):
@@ -151,6 +151,8 @@ class TrainConfig(BaseModel):
     """Evaluate every so many epochs; the last epoch always is."""
     save_every: int = _option(1, RUN, on_resume=True, ge=1)
     """Save last.pt every so many epochs; the last epoch always is."""
+    save_every_minutes: float = _option(10.0, RUN, on_resume=True, ge=0)
+    """Save last.pt within an epoch, too, when the last save is so many minutes ago; 0 is off."""
     log_every: int = _option(20, RUN, on_resume=True, ge=1)
     """Optimizer steps between two reads of the loss (progress bar, TensorBoard, the check that it is finite)."""
     tensorboard: bool = _option(True, RUN, on_resume=True)
@@ -167,6 +169,8 @@ class TrainConfig(BaseModel):
     """Compile the network with torch.compile; pays off on long runs."""
     deterministic: bool = _option(False, MACHINE)
     """Use only kernels that give the same bits each time (a CPU always does); slower on a GPU."""
+    sync_bn: bool = _option(False, MACHINE)
+    """Several GPUs: batch norm over the images of all of them, not of each by itself."""
     channels_last: bool = _option(True, MACHINE)
     """Keep images and weights in NHWC memory order."""
 
@@ -203,6 +207,8 @@ class TrainConfig(BaseModel):
         """Reads `16:0.4,24:0.7`."""
         if isinstance(value, str):
             value = [part.split(":") for part in value.split(",") if part.strip()]
+        if value is None:
+            return None
         if not isinstance(value, list | tuple) or any(not isinstance(s, list | tuple) or len(s) != 2 for s in value):
             raise ValueError("must be pairs of a side and a share of the run, as 16:0.4,24:0.7")
         return value

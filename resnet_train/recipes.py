@@ -77,7 +77,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ValueError: the file can't be read, is no YAML, or is not a mapping with text keys.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - it is a SafeLoader
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:

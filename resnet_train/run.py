@@ -19,6 +19,7 @@ from resnet_train.loggers.log_file import LogFile
 from resnet_train.loggers.metrics_csv import MetricsCsv
 from resnet_train.records import EpochRecord, RunInfo, RunResult
 from resnet_train.runtime.device import device_name, peak_memory_bytes, prepare_machine, synchronize
+from resnet_train.runtime.distributed import Processes, join_processes
 from resnet_train.runtime.environment import describe_environment
 from resnet_train.training.checkpoint import StateParts, check_parts, read_checkpoint, restore_model, write_checkpoint
 from resnet_train.training.evaluation import evaluate
@@ -30,8 +31,8 @@ log = logging.getLogger(__name__)
 DRY_RUN_STEPS = 3
 
 
-def train(config: TrainConfig, given: dict[str, Any] | None = None, resume: str | None = None) -> RunResult:
-    """A whole run, from a config to its result.
+def train(config: TrainConfig, given: dict[str, Any] | None = None, resume: str | None = None) -> RunResult | None:
+    """A whole run, from a config to its result; started by torchrun, in as many processes.
 
     Args:
         config: all settings.
@@ -39,30 +40,36 @@ def train(config: TrainConfig, given: dict[str, Any] | None = None, resume: str 
         resume: None for a new run, "auto" for the newest run of this name (if it is finished, nothing is done), or
             the path of a run, whose config then takes the place of `config`.
 
+    Returns:
+        The result; None in all processes but the first, which alone reads and writes the run's folder.
+
     Raises:
         ValueError: bad input; no run folder was made.
         NotFinite, Interrupted: see `Trainer.fit`.
     """
-    folder = _find_run(config, resume)
-    if folder is None and config.name and (config.output_dir / config.name).exists():
-        raise ValueError(existing_run_message(config.output_dir / config.name))
-    if folder is None:
-        return _start(config)
-    folder.lock()  # before the state is read: another process may be about to write a newer one
-    try:
-        if not folder.has_checkpoint():
-            return _start(config, folder)
-        return _continue(folder, _read_state(folder), given or {})
-    finally:
-        folder.unlock()
+    with join_processes() as processes:
+        if processes.rank > 0:
+            _follow(processes)
+            return None
+        folder = _find_run(config, resume)
+        if folder is None and config.name and (config.output_dir / config.name).exists():
+            raise ValueError(existing_run_message(config.output_dir / config.name))
+        if folder is None:
+            return _start(config, processes)
+        folder.lock()  # before the state is read: another process may be about to write a newer one
+        try:
+            if not folder.has_checkpoint():
+                return _start(config, processes, folder)
+            return _continue(folder, _read_state(folder), given or {}, processes)
+        finally:
+            folder.unlock()
 
 
-def _start(config: TrainConfig, folder: RunFolder | None = None) -> RunResult:
+def _start(config: TrainConfig, processes: Processes, folder: RunFolder | None = None) -> RunResult:
     """A run from its first step, in a new folder or in one that was never saved to."""
     check_names(config)
-    device = prepare_machine(config.device, config.threads, config.deterministic)
-    data = load_data(config)
-    trainer = build_trainer(config, data, device)
+    processes.share((config, None))
+    data, trainer = _prepare(config, processes)
     if folder is not None:
         log.info("%s was never saved to; starting over", folder.path)
         return _fit(config, data, trainer, folder)
@@ -73,27 +80,51 @@ def _start(config: TrainConfig, folder: RunFolder | None = None) -> RunResult:
         folder.unlock()
 
 
-def _continue(folder: RunFolder, state: dict[str, Any], given: dict[str, Any]) -> RunResult:
+def _continue(folder: RunFolder, state: dict[str, Any], given: dict[str, Any], processes: Processes) -> RunResult:
     """A run from where it was saved, in its locked folder."""
     config = merge_on_resume(state["config"], {**given, "output_dir": str(folder.path.parent), "name": folder.name})
     _check_epochs(config, state)
-    common = {key: state[key] for key in ("about", "config", "environment")}
     if state["epoch"] == config.epochs:
+        processes.share(None)
+        common = {key: state[key] for key in ("about", "config", "environment")}
         return _already_finished(config, folder, CheckpointSaver(folder, common), state)
     check_names(config)
+    processes.share((config, state))
+    data, trainer = _prepare(config, processes, state)
+    folder.model.unlink(missing_ok=True)  # of an end that is none any more
+    _warn_of_changes(state["environment"], describe_environment(trainer.device))
+    return _fit(config, data, trainer, folder)
+
+
+def _follow(processes: Processes) -> None:
+    """The part of every process but the first: trains along, reads no run folder, writes nothing, says nothing."""
+    if (shared := processes.share()) is None:
+        return
+    config, state = shared
+    _, trainer = _prepare(config, processes, state)
+    trainer.fit()
+
+
+def _prepare(config: TrainConfig, processes: Processes, state: dict[str, Any] | None = None) -> tuple[RunData, Trainer]:
+    """Data and trainer, standing where the state was saved, if one is given.
+
+    Raises:
+        ValueError: the data are not those of the run, or the state does not fit it.
+    """
     device = prepare_machine(config.device, config.threads, config.deterministic)
     data = load_data(config)
+    if state is None:
+        return data, build_trainer(config, data, device, processes)
+    name = config.output_dir / str(config.name)
     if data.train.fingerprint != state["about"]["fingerprint"]:
-        raise ValueError(f"the training images in {config.data_dir} are not those that {folder.path} was started with")
-    trainer = build_trainer(config, data, device)
+        raise ValueError(f"the training images in {config.data_dir} are not those that {name} was started with")
+    trainer = build_trainer(config, data, device, processes)
     try:
         trainer.load_state_dict(state)
     except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder.last} does not hold a state of this run: {reason}") from None
-    folder.model.unlink(missing_ok=True)  # of an end that is none any more
-    _warn_of_changes(state["environment"], describe_environment(device))
-    return _fit(config, data, trainer, folder)
+        raise ValueError(f"{RunFolder(name).last} does not hold a state of this run: {reason}") from None
+    return data, trainer
 
 
 def _already_finished(
@@ -125,6 +156,7 @@ def _fit(config: TrainConfig, data: RunData, trainer: Trainer, folder: RunFolder
     )
     with LogFile(folder.path / "train.log"), loggers:
         log.info("%s %s: %s", "continuing" if step else "new run", folder.path, _summary(config, data, trainer))
+        folder.warn_if_nearly_full(trainer.state_dict(), trainer.optimizer)
         loggers.run_started(info)
         if not step:
             loggers.batch_seen(_first_batch(trainer, data))
@@ -156,7 +188,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     start = time.perf_counter()
     for batch in islice(batches, DRY_RUN_STEPS):
         trainer.train_step(batch)
-    trainer.check_finite(trainer.sums.read())
+    trainer.check_finite(trainer.read_sums())
     step_seconds = (time.perf_counter() - start) / DRY_RUN_STEPS
     loader = next(iter(trainer.eval_loaders.values()))
     start = time.perf_counter()

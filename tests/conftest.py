@@ -21,6 +21,7 @@ MODULES = {
     "resnet-train": "resnet_train.cli.train",
     "resnet-eval": "resnet_train.cli.evaluate",
     "resnet-info": "resnet_train.cli.info",
+    "resnet-bench": "resnet_train.cli.bench",
 }
 PACKAGE_PARENT = str(Path(resnet_train.__file__).parents[1])  # the package under test, not another installed one
 ON_DIGITS = ["--dataset", "digits", "--arch", "resnet8", "--image-size", "8", "--device", "cpu"]

@@ -40,7 +40,7 @@ OF_EVERY_FILE: dict[str, tuple[str, Change]] = {
 STATE = ["scaler", "averaged", "epoch", "step", "sums", "epoch_seconds", "history", "best_epoch", "best_accuracy"]
 OF_A_STATE: dict[str, tuple[str, Change]] = {
     **{f"no {name}": (name, lambda c, name=name: c.pop(name)) for name in STATE},
-    "seven sums": ("sums", lambda c: c["sums"].pop()),
+    "seven sums": ("sums", lambda c: c["sums"][0].pop()),
     "sums that are text": ("sums", lambda c: c.update(sums="12345678")),
     "a negative epoch": ("epoch", lambda c: c.update(epoch=-1)),
     "a step that is text": ("step", lambda c: c.update(step="last")),

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from resnet_train.data.cache import open_or_build
+from tests.conftest import PACKAGE_PARENT
 
 FILES = ("images.npy", "labels.npy", "cache.json")
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), dtype=np.uint8)
@@ -43,7 +51,8 @@ def assert_original(cached):
 
 
 def contents(data_dir):
-    return sorted(path.name for path in (data_dir / ".resnet_train").iterdir())
+    """All that is in the cache folder but the lock, which stays."""
+    return sorted(path.name for path in (data_dir / ".resnet_train").iterdir() if path.name != ".lock")
 
 
 def damage_reports(caplog):
@@ -190,13 +199,153 @@ def test_older_fingerprints_of_the_same_name_are_removed_and_others_kept(tmp_pat
     assert contents(tmp_path) == ["folder-test-32-1", "folder-train-32-2", "folder-train-320-1"]
 
 
-def test_another_process_may_finish_the_same_cache_first(tmp_path):
-    def fill(folder):
-        open_or_build(tmp_path, "digits-train", "abc", write)
-        return write(folder)
+BUILDER = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from resnet_train.data.cache import open_or_build
 
-    assert_original(open_or_build(tmp_path, "digits-train", "abc", fill))
+def fill(folder):
+    np.save(folder / "images.npy", np.zeros((1, 3, 8, 8), dtype=np.uint8))
+    print(folder, flush=True)
+    sys.stdin.readline()
+    np.save(folder / "labels.npy", np.zeros(1, dtype=np.int64))
+    return {}
+
+open_or_build(Path(sys.argv[1]), "digits-train", sys.argv[2], fill)
+"""
+
+
+@contextlib.contextmanager
+def builder(data_dir, fingerprint):
+    """Another process in the middle of a build, and the folder it fills; a line on its stdin lets it go on."""
+    with subprocess.Popen(
+        [sys.executable, "-c", BUILDER, str(data_dir), fingerprint],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": PACKAGE_PARENT},
+    ) as process:
+        try:
+            yield process, Path(process.stdout.readline().strip())
+        finally:
+            process.kill()
+
+
+def test_a_killed_build_is_removed_by_the_next_one(tmp_path):
+    with builder(tmp_path, "abc") as (process, folder):
+        process.kill()
+        process.wait()
+        assert (folder / "images.npy").is_file()
+        assert_original(open_or_build(tmp_path, "digits-train", "abc", write))
     assert contents(tmp_path) == ["digits-train-abc"]
+
+
+def test_a_killed_build_is_removed_when_a_whole_cache_is_opened(tmp_path):
+    open_or_build(tmp_path, "digits-train", "abc", write)
+    with builder(tmp_path, "def") as (process, _):
+        assert len(contents(tmp_path)) == 2
+        process.kill()
+        process.wait()
+    assert_original(open_or_build(tmp_path, "digits-train", "abc", never))
+    assert contents(tmp_path) == ["digits-train-abc"]
+
+
+def test_a_build_in_work_is_left_alone_and_another_one_waits_for_it(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "resnet_train")
+    open_or_build(tmp_path, "folder-train-8", "abc", write)
+    with builder(tmp_path, "abc") as (process, folder):
+        assert_original(open_or_build(tmp_path, "folder-train-8", "abc", never))
+        assert folder.is_dir()
+        waiting = threading.Thread(target=open_or_build, args=(tmp_path, "digits-train", "abc", never))
+        waiting.start()
+        while not any("waiting for another process" in record.getMessage() for record in caplog.records):
+            assert waiting.is_alive()
+            time.sleep(0.01)
+        assert folder.is_dir()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        waiting.join(60)
+        assert process.wait(60) == 0
+    assert open_or_build(tmp_path, "digits-train", "abc", never).images.shape == (1, 3, 8, 8)
+    assert contents(tmp_path) == ["digits-train-abc", "folder-train-8-abc"]
+
+
+@pytest.mark.parametrize("error", [OSError(37, "No locks available"), NotImplementedError("no flock")])
+def test_where_nothing_can_be_locked_caches_are_built_all_the_same(tmp_path, monkeypatch, error):
+    def refuse(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    (tmp_path / ".resnet_train" / ".building-of-another").mkdir(parents=True)
+    assert_original(open_or_build(tmp_path, "digits-train", "abc", write))
+    assert_original(open_or_build(tmp_path, "digits-train", "abc", never))
+    assert contents(tmp_path) == [".building-of-another", "digits-train-abc"]
+
+
+OF_WRONG_SHAPE = {
+    "floats": (IMAGES.astype(np.float32), LABELS),
+    "no channels": (IMAGES[:, 0], LABELS),
+    "one channel": (IMAGES[:, :1], LABELS),
+    "fewer labels": (IMAGES, LABELS[1:]),
+    "labels that are no integers": (IMAGES, LABELS.astype(np.float64)),
+}
+
+
+@pytest.mark.parametrize("wrong", OF_WRONG_SHAPE)
+def test_arrays_of_a_wrong_kind_are_made_anew_although_their_checksums_fit(tmp_path, caplog, wrong):
+    def write_wrong(folder):
+        for name, array in zip(("images.npy", "labels.npy"), OF_WRONG_SHAPE[wrong], strict=True):
+            np.save(folder / name, array, allow_pickle=False)
+        return FACTS
+
+    with pytest.raises(ValueError, match="holds"):
+        open_or_build(tmp_path, "digits-train", "abc", write_wrong)
+    assert_original(open_or_build(tmp_path, "digits-train", "abc", write))
+    assert len(damage_reports(caplog)) == 1
+
+
+def test_a_header_that_lies_about_the_size_is_refused_before_memory_is_taken(tmp_path):
+    def write_lie(folder):
+        np.save(folder / "images.npy", IMAGES, allow_pickle=False)
+        header = "{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000000,), }".ljust(117) + "\n"
+        (folder / "labels.npy").write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode())
+        return FACTS
+
+    with pytest.raises(ValueError, match=r"length is greater than file size|OSError|OverflowError"):
+        open_or_build(tmp_path, "digits-train", "abc", write_lie)
+
+
+def flipped(content, rng):
+    """The content with one bit turned."""
+    turned = bytearray(content)
+    turned[rng.integers(len(turned))] ^= 1 << rng.integers(8)
+    return bytes(turned)
+
+
+def check_damages(tmp_path, num_flips, num_truncations, seed):
+    """Damages the files of a cache by turns; each must be noticed, and the next opening has the original."""
+    rng = np.random.default_rng(seed)
+    open_or_build(tmp_path, "digits-train", "abc", write)
+    folder = tmp_path / ".resnet_train" / "digits-train-abc"
+    whole = {file: (folder / file).read_bytes() for file in FILES}
+    fills = []
+    for trial in range(num_flips + num_truncations):
+        file = FILES[trial % 3]
+        cut = whole[file][: rng.integers(len(whole[file]))]
+        (folder / file).write_bytes(flipped(whole[file], rng) if trial < num_flips else cut)
+        assert_original(open_or_build(tmp_path, "digits-train", "abc", recording(fills)))
+        assert len(fills) == trial + 1
+        assert {file: (folder / file).read_bytes() for file in FILES} == whole
+
+
+def test_a_sample_of_damages_never_loads(tmp_path):
+    check_damages(tmp_path, 30, 9, seed=1)
+
+
+@pytest.mark.slow
+def test_1000_flipped_bits_and_200_truncations_never_load(tmp_path):
+    check_damages(tmp_path, 1000, 200, seed=2)
 
 
 def test_opened_images_stay_readable_while_the_cache_is_replaced(tmp_path):

@@ -246,7 +246,7 @@ def stopped(run_cli: RunCli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     def step_and_stop(trainer: Trainer, batch: object) -> None:
         train_step(trainer, batch)  # type: ignore[arg-type]
         if trainer.progress.step == 7:
-            trainer.signals.received = 15
+            trainer.signals.stop = 15
 
     train_step = Trainer.train_step
     with pytest.MonkeyPatch.context() as patch:

@@ -71,6 +71,7 @@ def test_every_kind_of_value_survives_the_way_through_yaml(tmp_path: Path) -> No
             "weight_decay": 1e-300,
             "label_smoothing": 0.1 + 0.2,
             "milestones": [1, 2.5, 1e16],
+            "progressive_sizes": "8:0.123456789,16:0.5",
             "warmup_epochs": 0,
             "train_size": 100,
             "nesterov": True,
@@ -290,7 +291,7 @@ def another_value(name: str) -> Any:
     field = TrainConfig.model_fields[name]
     numbers = [1, 2, 0.5, 8, 64, 300]
     allowed = [value for part in get_args(field.annotation) for value in (part, *get_args(part))]
-    kinds: list[Any] = [*allowed, not field.default, *numbers, [1.0], "another", "1"]
+    kinds: list[Any] = [*allowed, not field.default, *numbers, [1.0], "another", "1", "8:0.5"]
     for value in kinds:
         try:
             if getattr(make_config({name: value}), name) != field.default:

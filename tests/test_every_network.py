@@ -26,7 +26,7 @@ def test_every_architecture_trains_one_step_and_evaluates(name):
     before = copy.deepcopy(trainer.model.linear.weight)
     trainer.model.train()
     trainer.train_step(next(trainer.train_loader.epoch(0)))
-    assert trainer.sums.read()["bad_step"] == -1
+    assert trainer.read_sums()["bad_step"] == -1
     assert not torch.equal(trainer.model.linear.weight, before)
     trainer.eval_loaders["test"].num_images = 20  # one batch: enough to see that it can
     evaluation = trainer.evaluate(trainer.epochs - 1)[0]["test"]

@@ -88,6 +88,7 @@ def test_no_part_imports_what_puts_the_parts_together(layer: str) -> None:
         "build",
         "run",
         "judge",
+        "bench",
         "cli",
         *(() if layer in {"loggers", "report"} else ("loggers", "report")),
     )
@@ -101,18 +102,20 @@ def test_no_part_imports_what_puts_the_parts_together(layer: str) -> None:
 
 def test_the_maker_of_the_parts_does_not_know_who_uses_them() -> None:
     assert [
-        name for name in project_imports(f"{TOP}.build") if is_within(name, "run", "judge", "cli", "loggers", "report")
+        name
+        for name in project_imports(f"{TOP}.build")
+        if is_within(name, "run", "judge", "bench", "cli", "loggers", "report")
     ] == []
 
 
 def test_only_what_uses_the_parts_imports_their_maker() -> None:
-    allowed = {f"{TOP}.run", f"{TOP}.judge"}
+    allowed = {f"{TOP}.run", f"{TOP}.judge", f"{TOP}.bench"}
     users = {module for module in MODULES if f"{TOP}.build" in project_imports(module)}
     assert f"{TOP}.run" in users
     assert [module for module in users - allowed if not is_within(module, "cli")] == []
 
 
-@pytest.mark.parametrize("top", ["run", "judge", "cli"])
+@pytest.mark.parametrize("top", ["run", "judge", "bench", "cli"])
 def test_only_the_command_line_imports_what_puts_the_parts_together_and_itself(top: str) -> None:
     assert [
         f"{module} imports {name}"

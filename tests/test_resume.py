@@ -331,7 +331,7 @@ def test_the_time_of_an_epoch_survives_an_interruption_during_its_evaluation(
     run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def evaluate_after_a_signal(trainer: run.Trainer, number: int) -> object:
-        trainer.signals.received = 15
+        trainer.signals.stop = 15
         return evaluate(trainer, number)
 
     evaluate = run.Trainer.evaluate

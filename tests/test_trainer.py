@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import signal
+import time
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from resnet_train.data.mix import Mix
 from resnet_train.loggers.base import Logger
 from resnet_train.models import create_model
 from resnet_train.optim.optimizers import load_optimizer_state
+from resnet_train.runtime.distributed import ALONE
+from resnet_train.training import signals
 from resnet_train.training.signals import Interrupted
 from resnet_train.training.trainer import NotFinite, RunningSums, count_correct
 from tests.helpers import CPU, NUM_CLASSES, assert_same_tensors, tiny_trainer
@@ -79,7 +82,7 @@ def test_a_step_is_the_textbook_step():
     trainer.train_step(batch)
     for ours, reference in zip(trainer.model.parameters(), model.parameters()):
         torch.testing.assert_close(ours, reference, rtol=1e-6, atol=1e-7)
-    assert trainer.sums.read()["loss"] == pytest.approx(loss.item() * 8)
+    assert trainer.read_sums()["loss"] == pytest.approx(loss.item() * 8)
 
 
 def test_clipping_bounds_the_gradient_and_reports_its_length_before():
@@ -94,7 +97,7 @@ def test_clipping_bounds_the_gradient_and_reports_its_length_before():
     trainer.optimizer.step = spy
     trainer.train_step(next(trainer.train_loader.epoch(0)))
     assert seen[0] == pytest.approx(1e-3, rel=1e-3)
-    assert trainer.sums.read()["grad_norm"] > 1e-2
+    assert trainer.read_sums()["grad_norm"] > 1e-2
 
 
 def test_same_seed_gives_the_same_bits():
@@ -162,14 +165,42 @@ def test_ctrl_c_saves_and_exits_130():
     assert saver.states[-1]["step"] == 2
 
 
-def test_a_second_ctrl_c_interrupts_at_once():
+def test_a_second_ctrl_c_interrupts_at_once_unless_it_is_the_first_one_passed_on_by_torchrun(monkeypatch):
     class Twice(Logger):
         def step_done(self):
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
 
+    with pytest.raises(Interrupted):
+        tiny_trainer(logger=Twice()).fit()
+    monkeypatch.setattr(signals, "ECHO_SECONDS", -1.0)
     with pytest.raises(KeyboardInterrupt):
         tiny_trainer(logger=Twice()).fit()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no SIGUSR1 on this system")
+def test_sigusr1_saves_after_the_step_and_goes_on():
+    class Asking(Logger):
+        steps = 0
+
+        def step_done(self):
+            self.steps += 1
+            if self.steps == 2:
+                signal.raise_signal(signal.SIGUSR1)
+
+    saver = MemorySaver()
+    tiny_trainer(epochs=1, logger=Asking(), saver=saver).fit()
+    assert [state["step"] for state in saver.states] == [2, 6]
+
+
+def test_a_state_is_saved_within_an_epoch_when_the_last_one_is_old(monkeypatch):
+    saver = MemorySaver()
+    trainer = tiny_trainer(epochs=1, saver=saver, save_every_minutes=1.0)
+    start = trainer.saved_at
+    monkeypatch.setattr(time, "monotonic", lambda: start + 20 * trainer.progress.step)
+    trainer.fit()
+    monkeypatch.undo()
+    assert [state["step"] for state in saver.states][:2] == [3, 6]  # a minute is three steps
 
 
 def test_handlers_are_given_back():
@@ -248,7 +279,7 @@ def test_the_accuracy_of_a_mixed_batch_reaches_the_sums():
     with torch.no_grad():
         expected = count_correct(copy.deepcopy(trainer.model).train()(batch.images), batch)
     trainer.train_step(batch)
-    assert trainer.sums.read()["correct"] == pytest.approx(expected.item(), abs=1e-5)
+    assert trainer.read_sums()["correct"] == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_gradients_that_overflowed_have_no_part_in_the_mean_norm():
@@ -256,7 +287,7 @@ def test_gradients_that_overflowed_have_no_part_in_the_mean_norm():
     one, good = torch.tensor(1.0), torch.tensor(-1.0)
     for norm in (2.0, float("inf"), 4.0, float("nan")):
         sums.add(one, one, 8, torch.tensor(norm), good)
-    values = sums.read()
+    values = sums.read(ALONE)
     assert (values["grad_norm"], values["steps"]) == (6.0, 2.0)
     assert (values["loss"], values["correct"], values["images"], values["bad_step"]) == (32.0, 4.0, 32.0, -1.0)
 

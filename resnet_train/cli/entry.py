@@ -105,7 +105,8 @@ def log_to_stderr() -> None:
     handler.setFormatter(_LineFormatter())
     logger = logging.getLogger("resnet_train")
     logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO)
+    first = os.environ.get("RANK", "0") == "0"  # torchrun's number of this process
+    logger.setLevel(logging.INFO if first else logging.ERROR)
 
 
 class _LineFormatter(logging.Formatter):

@@ -61,7 +61,8 @@ def train(
         typer.echo(to_json(estimate) if as_json else _describe_estimate(estimate))
     else:
         result = run.train(resolved, given, resume)
-        typer.echo(to_json(asdict(result)) if as_json else _describe_result(result))
+        if result is not None:  # of several processes, the first one speaks
+            typer.echo(to_json(asdict(result)) if as_json else _describe_result(result))
 
 
 def _describe_estimate(estimate: dict[str, Any]) -> str:

@@ -12,16 +12,19 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+BUILDING = ".building-"
 CHUNK_BYTES = 1 << 24
 
 
@@ -51,16 +54,57 @@ def open_or_build(data_dir: Path, name: str, fingerprint: str, fill: Fill) -> Ca
     Raises:
         OSError: no place could be written, or the disk is full.
     """
-    folder = _writable_root(data_dir) / f"{name}-{fingerprint[:20]}"
-    if folder.is_dir():
-        try:
-            return _open(folder)
-        except ValueError as damage:
-            log.warning("the data cache %s is damaged (%s); it is made anew", folder, damage)
-            shutil.rmtree(folder, ignore_errors=True)
-    _build(folder, fill)
-    _remove_older(folder, name)
+    root = _writable_root(data_dir)
+    folder = root / f"{name}-{fingerprint[:20]}"
+    if (cached := _open_if_whole(folder)) is not None:
+        if any(root.glob(f"{BUILDING}*")):
+            with _only_builder(root, wait=False):  # entering it removes what a killed one left
+                pass
+        return cached
+    with _only_builder(root):
+        if (cached := _open_if_whole(folder)) is not None:  # another process was building it meanwhile
+            return cached
+        _build(folder, fill)
+        _remove_older(folder, name)
     return _open(folder)
+
+
+def _open_if_whole(folder: Path) -> CachedArrays | None:
+    """The cache; None if there is none, or a damaged one, which is removed."""
+    if not folder.is_dir():
+        return None
+    try:
+        return _open(folder)
+    except ValueError as damage:
+        log.warning("the data cache %s is damaged (%s); it is made anew", folder, damage)
+        shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+@contextmanager
+def _only_builder(root: Path, *, wait: bool = True) -> Iterator[None]:
+    """While one process builds here, others wait; whoever comes to build removes what a killed one left half built.
+
+    Where files cannot be locked, all build at the same time and nothing is removed.
+    """
+    lock = FileLock(root / ".lock", mode=0o666)  # the system keeps it for a process as long as that lives
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            yield
+            return
+        log.info("waiting for another process that builds a data cache in %s", root)
+        lock.acquire()
+    except (OSError, NotImplementedError):  # a network drive without locks, or the lock of another user
+        yield
+        return
+    try:
+        for abandoned in root.glob(f"{BUILDING}*"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
 
 
 def _writable_root(data_dir: Path) -> Path:
@@ -77,7 +121,7 @@ def _writable_root(data_dir: Path) -> Path:
 
 
 def _build(folder: Path, fill: Fill) -> None:
-    work = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+    work = Path(tempfile.mkdtemp(prefix=BUILDING, dir=folder.parent))
     try:
         facts = fill(work)
         checksums = {file: _crc32(work / file) for file in ("images.npy", "labels.npy")}
@@ -105,8 +149,13 @@ def _open(folder: Path) -> CachedArrays:
             if _crc32(folder / file) != checksum:
                 raise ValueError(f"{file} has another checksum than it was written with")
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
-    except (OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        # Mapped first: a header of a few bytes can ask for an array of any size.
+        labels = np.array(np.load(folder / "labels.npy", mmap_mode="r", allow_pickle=False))
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images.npy holds {images.dtype} {images.shape} instead of uint8 [N, 3, H, W]")
+        if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+            raise ValueError(f"labels.npy holds {labels.dtype} {labels.shape} for {len(images)} images")
+    except (OSError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
     fingerprint = "-".join(f"{content['crc32'][file]:08x}" for file in ("images.npy", "labels.npy"))
     return CachedArrays(images, labels, fingerprint, content["facts"])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from tqdm import tqdm
 
 log = logging.getLogger(__name__)
@@ -17,6 +19,9 @@ log = logging.getLogger(__name__)
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # whatever a file is called: Pillow would start Ghostscript for PostScript
 MAX_PIXELS = 1 << 25  # 4 bytes each: 128 MiB while one picture is decoded
+MAX_COPIED_PIXELS = 6_000_000  # 15 bytes each to blend a picture with white, 24 for WebP, whose decoder keeps copies
+LARGE_PIXELS = 1 << 22
+ONE_LARGE_AT_A_TIME = Lock()  # else every core would hold 200 MB
 MAX_SKIPPED_SHARE = 0.05
 
 
@@ -115,16 +120,37 @@ def read_image(path: Path, image_size: int) -> np.ndarray:
     """One picture, upright, on white, its short side resized to `image_size` and its centre cut out: uint8 [3, S, S].
 
     Raises:
-        ValueError: it has more than 32 million pixels.
+        ValueError: it has more than 32 million pixels to hold (6 million if it is a WebP or transparent).
         OSError: it can't be decoded.
     """
     with Image.open(path, formats=FORMATS) as image:
-        image.draft("RGB", (image_size, image_size))  # a JPEG is decoded at a fraction of its size
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} × {image.height} pixels are more than {MAX_PIXELS}")
-        upright = ImageOps.exif_transpose(image)
-        square = ImageOps.fit(_to_rgb(upright), (image_size, image_size), method=Image.Resampling.BICUBIC)
+        _check_pixels(image, image_size)
+        with ONE_LARGE_AT_A_TIME if image.width * image.height > LARGE_PIXELS else nullcontext():
+            ImageOps.exif_transpose(image, in_place=True)
+            square = ImageOps.fit(_to_rgb(image), (image_size, image_size), method=Image.Resampling.BICUBIC)
     return np.asarray(square).transpose(2, 0, 1)
+
+
+def _check_pixels(image: ImageFile.ImageFile, image_size: int) -> None:
+    """Refuses pictures whose decoding takes more than 200 MB; sets JPEGs to be decoded at a fraction of their size."""
+    width, height = image.size
+    image.draft("RGB", (image_size, image_size))
+    if width * height <= MAX_PIXELS or not _has_several_scans(image):
+        width, height = image.size
+    limit = min(MAX_PIXELS, MAX_COPIED_PIXELS) if image.format == "WEBP" or image.has_transparency_data else MAX_PIXELS
+    if width * height > limit:
+        raise ValueError(f"{width} × {height} pixels are more than {limit}")
+
+
+def _has_several_scans(image: ImageFile.ImageFile) -> bool:
+    """Whether it is a JPEG whose decoder keeps all coefficients, whatever the size it shall give."""
+    if "progressive" in image.info:
+        return True
+    if image.format not in {"JPEG", "MPO"}:
+        return False
+    assert image.fp is not None
+    # Pillow has read to the start of the first scan, and seeks before it decodes.
+    return b"\xff\xda" in image.fp.read().partition(b"\xff\xd9")[0]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -133,4 +159,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

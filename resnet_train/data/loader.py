@@ -16,6 +16,7 @@ from resnet_train.data.augment import Normalize, Transform
 from resnet_train.data.mix import mix_images
 from resnet_train.data.plan import EpochPlan, fixed_plan
 from resnet_train.runtime.device import free_memory_bytes
+from resnet_train.runtime.distributed import ALONE, Processes
 
 PREFETCHED_BATCHES = 2
 EVAL_BATCH_SIZE = 500
@@ -38,8 +39,9 @@ class Batch(NamedTuple):
 
     def split(self, sizes: int | list[int]) -> list[Batch]:
         """Cuts it into batches of this size or these sizes, one after the other."""
-        parts = [None if tensor is None else tensor.split(sizes) for tensor in self]
-        return [Batch(*(None if part is None else part[i] for part in parts)) for i in range(len(parts[0] or ()))]
+        columns = (None if tensor is None else tensor.split(sizes) for tensor in self)
+        present = {name: column for name, column in zip(self._fields, columns) if column is not None}
+        return [Batch(**dict(zip(present, parts))) for parts in zip(*present.values())]
 
 
 class ResidentImages:
@@ -178,8 +180,8 @@ class BatchLoader:
         plan = self.plan(epoch)
         starts = range(first_batch * self.batch_size, len(self) * self.batch_size, self.batch_size)
         batches = [plan.order[start : start + self.batch_size][self.rank :: self.num_ranks] for start in starts]
-        step = epoch * len(self) + first_batch
-        for step, batch in enumerate(self._chunks(plan, batches), step):
+        first_step = epoch * len(self) + first_batch
+        for step, batch in enumerate(self._chunks(plan, batches), first_step):
             yield batch if self.size_at is None else batch._replace(images=resize(batch.images, self.size_at(step)))
 
     def _chunks(self, plan: EpochPlan, batches: list[np.ndarray]) -> Iterator[Batch]:
@@ -193,7 +195,11 @@ class BatchLoader:
         parameters = [
             None if rows is None else to_device(torch.from_numpy(rows), self.device) for rows in plan.parameters
         ] or [None] * len(self.transforms)
-        mix = [to_device(torch.from_numpy(rows), self.device) for rows in (plan.mix.weights, plan.mix.boxes)] if plan.mix else None
+        mix = (
+            [to_device(torch.from_numpy(rows), self.device) for rows in (plan.mix.weights, plan.mix.boxes)]
+            if plan.mix
+            else None
+        )
         for chunk, (chosen, images) in zip(chunks, self.source.gather(numbers, self.device)):
             for transform, rows in zip(self.transforms, parameters):
                 images = transform(images, None if rows is None else rows[chosen])
@@ -205,6 +211,9 @@ class BatchLoader:
                 weights, boxes = (rows[chosen[: len(own)]] for rows in mix)
                 made = Batch(mix_images(own, partner, weights, boxes), label, partner_label, weights)
             yield from made.split([len(batch) for batch in chunk])
+
+    def _on_device(self, array: np.ndarray) -> Tensor:
+        return to_device(torch.from_numpy(array), self.device)
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -226,8 +235,9 @@ def eval_loader(
     device: torch.device,
     indices: np.ndarray | None = None,
     batch_size: int = EVAL_BATCH_SIZE,
+    processes: Processes = ALONE,
 ) -> BatchLoader:
-    """Every image (of `indices`, if given) once, normalized and otherwise as it is."""
+    """Every image (of `indices`, if given) once over all processes, normalized and otherwise as it is."""
     num_images = len(labels) if indices is None else len(indices)
     return BatchLoader(
         images,
@@ -238,4 +248,6 @@ def eval_loader(
         plan=lambda _: fixed_plan(num_images),
         device=device,
         resident=fits_on(device, images.nbytes),
+        rank=processes.rank,
+        num_ranks=processes.num_ranks,
     )

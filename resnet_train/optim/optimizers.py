@@ -81,45 +81,88 @@ def muon(
     return Muon(model, lr=lr, momentum=momentum, weight_decay=weight_decay, no_decay_norm_bias=no_decay_norm_bias)
 
 
-class Muon(Optimizer):
-    """torch's Muon on convolution weights [out, in, h, w] seen as matrices [out, in·h·w], and AdamW on the rest.
+NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)  # Jordan's coefficients, as in torch.optim.Muon; five steps
+NUM_STEPS = 5
 
-    Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv:2502.16982), so one lr fits both.
+
+class Muon(Optimizer):
+    """Muon on convolution weights [out, in, h, w] seen as matrices [out, in·h·w], and AdamW on the rest.
+
+    The same updates as torch.optim.Muon's, but for all matrices of one shape at once, and without a question to the
+    host: `found_inf` skips an update on the device, as in torch's fused optimizers. Muon's steps are scaled to the
+    size of AdamW's (Liu et al. 2025, arXiv:2502.16982), so one lr fits both.
     """
+
+    _step_supports_amp_scaling = True  # torch's name for optimizers that heed `found_inf`
 
     def __init__(
         self, model: nn.Module, *, lr: float, momentum: float, weight_decay: float, no_decay_norm_bias: bool
     ) -> None:
-        self.weights = [parameter for parameter in model.parameters() if parameter.ndim == 4]
+        weights = [parameter for parameter in model.parameters() if parameter.ndim == 4]
         rest = decay_groups((p for p in model.parameters() if p.ndim != 4), weight_decay, no_decay_norm_bias)
-        super().__init__([{"params": self.weights}, *rest], {"lr": lr})
-        # Matrices that share the weights' memory: what torch's Muon does to them it does to the convolutions.
-        self.matrices = [nn.Parameter(_as_matrix(weight.detach(), weight)) for weight in self.weights]
-        assert all(matrix.data_ptr() == weight.data_ptr() for matrix, weight in zip(self.matrices, self.weights))
-        self.inner: tuple[Optimizer, Optimizer] = (
-            torch.optim.Muon(
-                self.matrices, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-            ),
-            torch.optim.AdamW([dict(group) for group in rest], lr=lr),
-        )
+        super().__init__([{"params": weights}, *rest], {"lr": lr})
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.shapes: dict[torch.Size, list[nn.Parameter]] = {}
+        for weight in weights:
+            self.shapes.setdefault(_as_matrix(weight.detach(), weight).shape, []).append(weight)
+        self.buffers = [weights[0].new_zeros(len(same), *shape) for shape, same in self.shapes.items()]
+        self.rest = torch.optim.AdamW([dict(group) for group in rest], lr=lr, fused=_can_fuse(model))
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Updates all parameters from their gradients."""
-        for matrix, weight in zip(self.matrices, self.weights):
-            matrix.grad = None if weight.grad is None else _as_matrix(weight.grad, weight)
-        for optimizer in self.inner:
-            set_lr(optimizer, self.param_groups[0]["lr"])
-            optimizer.step()
+        """Updates all parameters from their gradients; none where `found_inf` is 1."""
+        lr = self.param_groups[0]["lr"]
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        for weights, buffer in zip(self.shapes.values(), self.buffers):
+            self._step_of_one_shape(weights, buffer, lr, found_inf)
+        set_lr(self.rest, lr)
+        self.rest.found_inf = found_inf  # type: ignore[attr-defined]
+        self.rest.step()
+
+    def _step_of_one_shape(
+        self, weights: list[nn.Parameter], buffer: Tensor, lr: float, found_inf: Tensor | None
+    ) -> None:
+        gradients = torch.stack([_as_matrix(weight.grad, weight) for weight in weights if weight.grad is not None])
+        averaged = buffer.lerp(gradients, 1 - self.momentum)
+        step_size = 0.2 * lr * max(buffer.shape[1:]) ** 0.5
+        updates = orthogonalize(gradients.lerp(averaged, self.momentum)).to(buffer.dtype) * -step_size
+        decay = torch.full((), 1 - lr * self.weight_decay, device=buffer.device)
+        if found_inf is not None:
+            bad = found_inf > 0
+            averaged, decay = torch.where(bad, buffer, averaged), torch.where(bad, 1.0, decay)
+            updates = torch.where(bad, 0.0, updates)
+        buffer.copy_(averaged)
+        matrices = [_as_matrix(weight.detach(), weight) for weight in weights]
+        torch._foreach_mul_(matrices, decay)
+        torch._foreach_add_(matrices, list(updates.unbind()))
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of both."""
-        return {"inner": [optimizer.state_dict() for optimizer in self.inner]}
+        """Muon's momentum and AdamW's state."""
+        return {"momentum": [buffer.clone() for buffer in self.buffers], "rest": self.rest.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the states of both."""
-        for optimizer, state in zip(self.inner, state_dict["inner"]):
-            optimizer.load_state_dict(state)
+        """Restores both."""
+        for buffer, saved in zip(self.buffers, state_dict["momentum"], strict=True):
+            if buffer.shape != saved.shape:
+                raise ValueError(f"a momentum has the shape {tuple(saved.shape)} instead of {tuple(buffer.shape)}")
+            buffer.copy_(saved)
+        load_optimizer_state(self.rest, state_dict["rest"])
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """[n, rows, columns] → the nearest matrices with all singular values about 1, by Newton-Schulz iteration.
+
+    In bfloat16 on a GPU, as torch does it; in float32 on a CPU.
+    """
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    is_tall = x.shape[1] > x.shape[2]
+    x = x.mT if is_tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NUM_STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if is_tall else x
 
 
 def _as_matrix(tensor: Tensor, weight: Tensor) -> Tensor:

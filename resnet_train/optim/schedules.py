@@ -11,6 +11,8 @@ from resnet_train.registry import Registry
 # step (0-based, optimizer steps since the start) → factor on the peak lr
 Schedule = Callable[[int], float]
 
+NEVER = 1e9  # epochs; milestones behind it are as good as each other, and 1e308 would overflow as a step
+
 
 @dataclass(frozen=True)
 class Timeline:
@@ -51,7 +53,9 @@ def build_schedule(
         Timeline(
             total=epochs * steps_per_epoch,
             warmup=None if warmup_epochs is None else round(warmup_epochs * steps_per_epoch),
-            milestones=None if milestones is None else [max(1, round(m * steps_per_epoch)) for m in milestones],
+            milestones=None
+            if milestones is None
+            else [max(1, round(min(m, NEVER) * steps_per_epoch)) for m in milestones],
             gamma=gamma,
         )
     )

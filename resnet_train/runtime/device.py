@@ -25,6 +25,8 @@ def select_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         if not torch.cuda.is_available():
             raise ValueError(f"device {name!r} asked for, but this torch ({torch.__version__}) sees no CUDA GPU")
+        if device.index is None and "LOCAL_RANK" in os.environ:  # torchrun: a GPU for each process of this machine
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         if device.index is not None and device.index >= count:
             raise ValueError(f"device {name!r} asked for, but there are {count} CUDA GPUs, counted from 0")
     elif device.type == "mps":
@@ -45,6 +47,8 @@ def prepare_machine(name: str, threads: int, deterministic: bool = False) -> tor
         ValueError: there is no such device here.
     """
     device = select_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if threads:
         torch.set_num_threads(threads)
     if deterministic:

@@ -1,26 +1,33 @@
 """Checkpoint files: written so that a crash leaves the old or the new one, read so that no file can do harm.
 
-A checkpoint is torch's zip format with tensors and primitives only. This is the one place that calls `torch.load`.
+A checkpoint is torch's zip format with tensors and primitives only: `torch.load(weights_only=True)` reads it, too.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import zipfile
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Annotated, Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from resnet_train.models import create_model
 from resnet_train.records import EpochRecord
+from resnet_train.training.tensor_file import read_tensor_file
 
 FORMAT = "resnet_train checkpoint"
 VERSION = 1
-CHUNK_BYTES = 1 << 20
+NO_ROOM = {errno.ENOSPC, errno.EFBIG, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else [])}
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
+RECORD_BYTES = 512  # around each tensor: its description, the headers of its record, its alignment
 
 
 class _HonestFile:
@@ -50,27 +57,59 @@ def write_checkpoint(path: Path, contents: dict[str, Any], previous: Path | None
         previous: what `path` held until now stays here.
 
     Raises:
-        OSError: the disk's word, with the path.
+        OSError: the disk's word, with the path; of a full disk also the bytes that are needed and free.
     """
     temporary = _temporary(path)
     try:
-        try:
-            with temporary.open("wb") as file:
-                honest = _HonestFile(file)
-                try:
-                    torch.save({"format": FORMAT, "version": VERSION, **contents}, honest)  # type: ignore[arg-type]
-                except RuntimeError as error:
-                    raise honest.error or error from None
-                file.flush()
-                os.fsync(file.fileno())
-            if previous is not None and path.exists():
-                _keep_as(path, previous)
-            temporary.replace(path)
-            _sync_folder(path.parent)
-        except OSError as error:
-            raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+        _write(temporary, {"format": FORMAT, "version": VERSION, **contents})
+        if previous is not None and path.exists():
+            _keep_as(path, previous)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)  # before the free bytes are counted
+        message = f"cannot write {path}: {error.strerror or error}{_describe_room(error, path, contents)}"
+        raise OSError(error.errno, message) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write(path: Path, contents: dict[str, Any]) -> None:
+    """Writes a file, down to the disk."""
+    with path.open("wb") as file:
+        honest = _HonestFile(file)
+        try:
+            torch.save(contents, honest)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            raise honest.error or error from None
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _describe_room(error: OSError, path: Path, contents: dict[str, Any]) -> str:
+    """What is needed and what there is, if that is what the error is about."""
+    if error.errno not in NO_ROOM:
+        return ""
+    free = "an unknown number"
+    with suppress(OSError):
+        free = f"{shutil.disk_usage(path.parent).free:,}"
+    return f" ({count_bytes(contents):,} bytes are needed, {free} are free); make room, then go on with --resume"
+
+
+def count_bytes(contents: Any) -> int:
+    """How many bytes a file of these contents takes, nearly: its tensors and what stands around each."""
+    storages: dict[int, int] = {}
+    pending = [contents]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, Tensor):
+            storage = part.untyped_storage()
+            storages[storage.data_ptr() or id(part)] = storage.nbytes()
+        elif isinstance(part, dict):
+            pending += part.values()
+        elif isinstance(part, list | tuple):
+            pending += part
+    return sum(storages.values()) + RECORD_BYTES * len(storages)
 
 
 def _keep_as(path: Path, previous: Path) -> None:
@@ -78,14 +117,23 @@ def _keep_as(path: Path, previous: Path) -> None:
     link = _temporary(previous)
     link.unlink(missing_ok=True)
     try:
-        os.link(path, link)
+        try:
+            os.link(path, link)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            _copy(path, link)  # a file system without links
         link.replace(previous)
-    except OSError as error:
-        if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}:
-            raise
-        path.replace(previous)  # a file system without links: for an instant only `previous` exists
     finally:
         link.unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a file, down to the disk."""
+    with source.open("rb") as reader, target.open("wb") as writer:
+        shutil.copyfileobj(reader, writer)
+        writer.flush()
+        os.fsync(writer.fileno())
 
 
 def _temporary(path: Path) -> Path:
@@ -110,38 +158,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing, damaged, not a checkpoint of this program, or of a newer version.
     """
-    _verify_records(path)
-    try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - the one place
-    # The unpickler of a hostile or damaged file raises whatever it stumbles over.
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise ValueError(f"{path} is not a checkpoint that can be read safely: {reason}") from None
+    contents = read_tensor_file(path)
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of resnet_train")
     if contents.get("version") != VERSION:
         raise ValueError(f"{path} has checkpoint version {contents.get('version')}; this program reads {VERSION}")
     return contents
-
-
-def _verify_records(path: Path) -> None:
-    """Every record's CRC, and no compressed or overlong records (torch checks neither)."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = path.stat().st_size
-            records = archive.infolist()
-            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-                raise ValueError(f"{path} is not a checkpoint: it has compressed records")
-            if sum(record.file_size for record in records) > size:
-                raise ValueError(f"{path} is not a checkpoint: its records are larger than the file")
-            for record in records:
-                with archive.open(record) as stream:
-                    while stream.read(CHUNK_BYTES):
-                        pass
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged or not a checkpoint: {error}") from None
 
 
 class About(BaseModel):
@@ -181,7 +203,7 @@ class StateParts(ModelParts):
     averaged: dict[str, Any] | None
     epoch: int = Field(ge=0)
     step: int = Field(ge=0)
-    sums: list[float] = Field(min_length=8, max_length=8)
+    sums: list[Annotated[list[float], Field(min_length=8, max_length=8)]] = Field(min_length=1)  # a row a process
     epoch_seconds: float
     history: list[EpochRecord]
     best_epoch: int
@@ -218,13 +240,40 @@ def restore_model(checkpoint: dict[str, Any], path: Path) -> nn.Module:
     """
     try:
         about = checkpoint["about"]
-        model = create_model(about["arch"], len(about["classes"]), **about["arch_options"])
+        build = partial(create_model, about["arch"], len(about["classes"]), **about["arch_options"])
         averaged = checkpoint.get("averaged")  # of a running state; a finished model has nothing but its weights
-        model.load_state_dict(averaged["model"] if averaged else checkpoint["model"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        weights = averaged["model"] if averaged else checkpoint["model"]
+        with torch.device("meta"), _at_most(len(weights)):
+            sketch = build()  # no memory for a network that the weights do not fill
+        sketch.load_state_dict(weights, assign=True)
+        model = build()
+        model.load_state_dict(weights)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} does not hold the network it describes: {reason}") from None
     return model.eval()
+
+
+@contextmanager
+def _at_most(num_parameters: int) -> Iterator[None]:
+    """Networks built within may not have more parameters: a description of a few bytes can ask for ten thousand layers.
+
+    Raises:
+        ValueError: one has more.
+    """
+    left = num_parameters
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        left -= parameter is not None
+        if left < 0:
+            raise ValueError(f"it has more parameters than the {num_parameters} weights in the file")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def last_epoch(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], int]:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from torch import Tensor
+from torch.optim import Optimizer
 
 from resnet_train.recipes import to_yaml
 from resnet_train.records import EpochRecord
-from resnet_train.training.checkpoint import read_checkpoint, write_checkpoint
+from resnet_train.training.checkpoint import count_bytes, read_checkpoint, write_checkpoint
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.1  # another process that only looks whether the folder is in use has the lock for less
+NUM_CHECKPOINTS = 3
+HOLDER_SECONDS = 0.5  # within which a process that made the folder has locked it and written who it is
 
 
 class RunFolder:
@@ -26,7 +36,7 @@ class RunFolder:
         self.last = self.checkpoints / "last.pt"
         self.previous = self.checkpoints / "previous.pt"
         self.model = self.checkpoints / "model.pt"
-        self._lock = FileLock(path / ".lock")
+        self._lock, self._holder = FileLock(path / ".lock"), path / ".holder.json"
 
     @property
     def name(self) -> str:
@@ -70,22 +80,62 @@ class RunFolder:
         Raises:
             ValueError: another one is; the message names it.
         """
-        holder = self.path / ".holder.json"
+        try:
+            self._lock.acquire(timeout=LOOK_SECONDS)
+        except Timeout:
+            raise ValueError(f"{self.path} is being written by {self._wait_for_holder()}") from None
+        self._holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        self.checkpoints.mkdir(exist_ok=True)
+        for stale in self.checkpoints.glob(".*.tmp"):  # whoever wrote them was killed: the lock is ours
+            stale.unlink(missing_ok=True)
+
+    def warn_if_nearly_full(self, state: dict[str, Any], optimizer: Optimizer) -> None:
+        """Says so if there is no room for the checkpoints of a run: last.pt, previous.pt, and the one being written."""
+        buffers = 0
+        if state["step"] == 0:  # an optimizer makes its averages of the gradients in its first step
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            buffers = (2 if "betas" in optimizer.defaults else 1) * count_bytes(parameters)
+        needed, free = NUM_CHECKPOINTS * (count_bytes(state) + buffers), shutil.disk_usage(self.path).free
+        if free < needed:
+            log.warning(
+                "%s has %.1f MB free, and the %d checkpoints of a run take about %.1f MB: make room, or give another "
+                "--output-dir",
+                self.path,
+                free / 1e6,
+                NUM_CHECKPOINTS,
+                needed / 1e6,
+            )
+
+    def find_writer(self) -> str | None:
+        """Who writes here now, if anybody does; a folder with nothing in it is about to be locked by its maker."""
+        if any(path.name != ".lock" for path in self.path.glob("*")) and not self._holder.exists():
+            return None
+        writer = self._wait_for_holder()
+        if not self._holder.exists():
+            return None
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            text = "another process"
+            return writer
+        except OSError:  # the folder of another user
+            return None
+        self._lock.release()  # what a killed process left of itself
+        return None
+
+    def _wait_for_holder(self) -> str:
+        """The process that holds the lock, which says who it is just after it has taken it."""
+        deadline = time.monotonic() + HOLDER_SECONDS
+        while time.monotonic() < deadline:
             with suppress(OSError, ValueError, KeyError, TypeError):
-                about = json.loads(holder.read_text())
-                text = f"process {about['pid']} on {about['host']}"
-            raise ValueError(f"{self.path} is being written by {text}") from None
-        self.checkpoints.mkdir(exist_ok=True)
-        holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+                about = json.loads(self._holder.read_text())
+                return f"process {about['pid']} on {about['host']}"
+            time.sleep(0.02)
+        return "another process"
 
     def unlock(self) -> None:
         """Gives the folder back."""
         if self._lock.is_locked:
-            (self.path / ".holder.json").unlink(missing_ok=True)
+            self._holder.unlink(missing_ok=True)
             self._lock.release()
 
     def write_description(self, config: dict[str, Any], environment: dict[str, Any]) -> None:
@@ -134,6 +184,8 @@ def find_checkpoint(path: Path) -> Path:
 
 def existing_run_message(path: Path) -> str:
     """What to say when a named run is there already."""
+    if writer := RunFolder(path).find_writer():
+        return f"{path} is being written by {writer}"
     how = f"--resume {path}" if RunFolder(path).has_checkpoint() else "--resume auto, which starts it over"
     return f"run {path} exists already; give another --name, or continue it with {how}"
 

@@ -1,11 +1,16 @@
-"""SIGINT and SIGTERM: finish the running step, save, leave."""
+"""SIGINT and SIGTERM: finish the running step, save, leave. SIGUSR1: save and go on."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+# torchrun passes a Ctrl-C on to processes that the terminal has sent it to already: so soon it is the same one.
+ECHO_SECONDS = 0.5
 
 
 class Interrupted(Exception):
@@ -19,23 +24,39 @@ class Interrupted(Exception):
 
 
 class SignalWatch:
-    """While entered, the first SIGINT or SIGTERM only sets `received`; a second Ctrl-C interrupts at once."""
+    """While entered, SIGINT and SIGTERM only set `stop`, and SIGUSR1 sets `save`; a second Ctrl-C interrupts at once.
+
+    Attributes:
+        stop: the number of the signal that asked to stop, 0 if none did.
+        save: a save was asked for and not yet made.
+    """
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self.stop, self.save = 0, False
+        self._stop_time = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            for name in ("SIGINT", "SIGTERM"):
-                number = getattr(signal, name)
-                self._before[number] = signal.signal(number, self._on_signal)
+            self._handle("SIGINT", self._on_stop)
+            self._handle("SIGTERM", self._on_stop)
+            self._handle("SIGUSR1", self._on_save)
         return self
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
+    def _handle(self, name: str, handler: Callable[[int, FrameType | None], None]) -> None:
+        if hasattr(signal, name):  # Windows has no SIGUSR1
+            number = getattr(signal, name)
+            self._before[number] = signal.signal(number, handler)
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.stop:
+            self.stop, self._stop_time = number, now
+        elif number == signal.SIGINT and now - self._stop_time > ECHO_SECONDS:
             raise KeyboardInterrupt
-        self.received = number
+
+    def _on_save(self, number: int, frame: FrameType | None) -> None:
+        self.save = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

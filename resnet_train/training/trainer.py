@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
@@ -24,6 +25,7 @@ from resnet_train.optim.optimizers import load_optimizer_state, set_lr
 from resnet_train.optim.schedules import Schedule
 from resnet_train.records import EpochRecord, EpochTiming, Evaluation, StepRecord
 from resnet_train.runtime.device import peak_memory_bytes, sum_dtype
+from resnet_train.runtime.distributed import ALONE, Processes
 from resnet_train.training.evaluation import evaluate
 from resnet_train.training.signals import Interrupted, SignalWatch
 
@@ -54,6 +56,7 @@ class RunningSums:
     """The epoch's sums, on the device: added to every step, read by the host only now and then."""
 
     NAMES = ("loss", "correct", "images", "grad_norm", "steps", "last_loss", "last_grad_norm", "bad_step")
+    PARTS = 3  # the first three are of this process's part of the batches; the others are of whole batches or means
 
     def __init__(self, device: torch.device) -> None:
         self.values = torch.zeros(len(self.NAMES), dtype=sum_dtype(device), device=device)
@@ -74,9 +77,20 @@ class RunningSums:
         """The first step that was not finite, -1 if there is none; on the device."""
         return self.values[-1]
 
-    def read(self) -> dict[str, float]:
-        """The values by name; waits for the device."""
-        return dict(zip(self.NAMES, self.values.tolist()))
+    def read(self, processes: Processes) -> dict[str, float]:
+        """The values of all processes by name; waits for the device."""
+        totals = processes.sum(self.values).tolist()
+        totals[self.PARTS :] = [total / processes.num_ranks for total in totals[self.PARTS :]]
+        return dict(zip(self.NAMES, totals))
+
+    def load(self, rows: list[list[float]], processes: Processes) -> None:
+        """Goes back to what each process had; if there were more or fewer of them, rank 0 takes over all parts."""
+        if len(rows) == processes.num_ranks:
+            mine = rows[processes.rank]
+        else:
+            parts = [sum(column) for column in zip(*rows)][: self.PARTS]
+            mine = ([0.0] * self.PARTS if processes.rank else parts) + rows[0][self.PARTS :]
+        self.values.copy_(torch.tensor(mine, dtype=self.values.dtype))
 
 
 def count_correct(logits: Tensor, batch: Batch) -> Tensor:
@@ -117,11 +131,12 @@ class Trainer:
         eval_loaders: "val", "test" or both; the best model is chosen on "val" if it is there.
         num_classes: C.
         epochs, lr, label_smoothing, clip_grad: as in the config.
-        eval_every, save_every, log_every: as in the config.
+        eval_every, save_every, save_every_minutes, log_every: as in the config.
         accumulate: parts each batch is computed in.
         averaged: follows the model; it is what is evaluated and saved as the result.
         precision: the format to autocast to; float16 brings a loss scaler.
         seed: of drop path and dropout.
+        processes: those that train this model together.
     """
 
     def __init__(
@@ -139,11 +154,13 @@ class Trainer:
         clip_grad: float = 0.0,
         eval_every: int = 1,
         save_every: int = 1,
+        save_every_minutes: float = 0.0,
         log_every: int = 20,
         accumulate: int = 1,
         averaged: AveragedModel | None = None,
         precision: torch.dtype | None = None,
         seed: int = 0,
+        processes: Processes = ALONE,
     ) -> None:
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.train_loader, self.eval_loaders = train_loader, eval_loaders
@@ -151,8 +168,10 @@ class Trainer:
         self.label_smoothing, self.clip_grad = label_smoothing, clip_grad
         self.eval_every, self.save_every, self.log_every = eval_every, save_every, log_every
         self.accumulate, self.averaged, self.precision, self.seed = accumulate, averaged, precision, seed
+        self.save_seconds, self.saved_at = 60 * save_every_minutes, time.monotonic()
         self.attach(Logger())
         self.device = train_loader.device
+        self.processes, self.network = processes, processes.parallel(model, self.device)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision is torch.float16)
         self.progress = Progress()
@@ -188,13 +207,13 @@ class Trainer:
         self.logger.epoch_started(epoch + 1, first)
         self.model.train()
         start = time.perf_counter() - self.epoch_seconds
-        for batch in self.until_interrupted(self.train_loader.epoch(epoch, first)):
+        for batch in self.until_stopped(self.train_loader.epoch(epoch, first)):
             self.train_step(batch)
             self.logger.step_done()
             if self.progress.step % self.log_every == 0:
                 self.read_step(epoch)
             self.epoch_seconds = time.perf_counter() - start
-        self.check_finite(self.sums.read())
+        self.check_finite(self.read_sums())
         self.check_weights()
         self.epoch_seconds = time.perf_counter() - start
 
@@ -204,11 +223,13 @@ class Trainer:
         self.seed_step()
         step_loss = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device)
-        for part in batch.split(len(batch.labels) // self.accumulate):
-            with self.autocast():
-                logits = self.model(part.images)
-            loss = self.loss(logits.float(), part) / self.accumulate  # float32: bf16 rounds a log-sum-exp to 3 digits
-            self.scaler.scale(loss).backward()
+        parts = batch.split(len(batch.labels) // self.accumulate)
+        for number, part in enumerate(parts, 1):
+            with self.averaging_gradients(number == len(parts)):
+                with self.autocast():
+                    logits = self.network(part.images)
+                loss = self.loss(logits.float(), part) / len(parts)  # float32: bf16 rounds a log-sum-exp to 3 digits
+                self.scaler.scale(loss).backward()
             step_loss += loss.detach()
             correct += count_correct(logits.detach(), part)
         grad_norm = self.clip_gradients()
@@ -221,8 +242,15 @@ class Trainer:
         self.progress.step += 1
 
     def seed_step(self) -> None:
-        """Drop path and dropout draw from (seed, step) alone, so no generator state has to be saved."""
-        torch.manual_seed(int(np.random.SeedSequence([self.seed, self.progress.step]).generate_state(1)[0]))
+        """Drop path and dropout draw from (seed, step, rank) alone, so no generator state has to be saved."""
+        entropy = [self.seed, self.progress.step, self.processes.rank]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+    def averaging_gradients(self, is_last_part: bool) -> AbstractContextManager[Any]:
+        """Several processes average their gradients once a step, with its last part."""
+        if is_last_part or not isinstance(self.network, DistributedDataParallel):
+            return nullcontext()
+        return self.network.no_sync()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision within, if it is on."""
@@ -258,30 +286,36 @@ class Trainer:
         good = torch.isfinite(loss)
         if not self.scaler.is_enabled():  # the scaler tries scales until one overflows: its gradients may be infinite
             good &= torch.isfinite(grad_norm)
-        return torch.where((known < 0) & ~good, float(self.progress.step), known)
+        return torch.where((known < 0) & ~self.processes.all_true(good), float(self.progress.step), known)
 
     def step_unless_bad(self, bad_step: Tensor) -> None:
         """Updates the weights; from the first bad step on they stay as they are until the host learns of it."""
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        elif self.optimizer.defaults.get("fused"):
+        elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
             # What torch's GradScaler uses, too: the fused kernels skip the update without asking the host.
             self.optimizer.found_inf = (bad_step >= 0).float()  # type: ignore[attr-defined]
             self.optimizer.step()
         elif float(bad_step) < 0:
             self.optimizer.step()
 
-    def until_interrupted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Passes batches on; once the one in work is done after a signal, saves and raises Interrupted."""
+    def until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Passes batches on; between two of them saves if it is time to, and raises Interrupted after a signal."""
         for batch in batches:
             yield batch
-            if self.signals.received is not None:
-                self.check_finite(self.sums.read())
+            stop, save = self.processes.agree(self.signals.stop, self.signals.save or self.save_is_due())
+            if stop or save:
+                self.check_finite(self.read_sums())
                 self.check_weights()
                 self.logger.flush()
                 self.save_state()
-                raise Interrupted(self.signals.received, self.interrupted_message)
+            if stop:
+                raise Interrupted(stop, self.interrupted_message)
+
+    def save_is_due(self) -> bool:
+        """Whether the last save is longer ago than `save_every_minutes`."""
+        return 0 < self.save_seconds <= time.monotonic() - self.saved_at
 
     # --- Between epochs ------------------------------------------------------------------------------------------
 
@@ -290,17 +324,20 @@ class Trainer:
         if (epoch + 1) % self.eval_every and epoch + 1 < self.epochs:
             return {}, 0.0
         start = time.perf_counter()
-        evaluations = {
-            split: evaluate(self.eval_model, self.until_interrupted(loader.epoch(0)), self.num_classes, self.device)
-            for split, loader in self.eval_loaders.items()
-        }
+        self.processes.broadcast_buffers(self.eval_model)
+        evaluations = {split: self.evaluate_on(loader) for split, loader in self.eval_loaders.items()}
         for split, evaluation in evaluations.items():
             self.check_evaluation(epoch, split, evaluation.loss)
         return evaluations, time.perf_counter() - start
 
+    def evaluate_on(self, loader: BatchLoader) -> Evaluation:
+        """The model on one split."""
+        batches = self.until_stopped(loader.epoch(0))
+        return evaluate(self.eval_model, batches, self.num_classes, self.device, self.processes)
+
     def record(self, epoch: int, evaluations: dict[str, Evaluation], eval_seconds: float) -> None:
         """Adds the epoch to the history and tells the loggers."""
-        sums = self.sums.read()
+        sums = self.read_sums()
         record = EpochRecord(
             epoch=epoch + 1,
             step=self.progress.step,
@@ -342,9 +379,13 @@ class Trainer:
 
     # --- Reading and saving --------------------------------------------------------------------------------------
 
+    def read_sums(self) -> dict[str, float]:
+        """The epoch's sums over all processes by name; waits for the device."""
+        return self.sums.read(self.processes)
+
     def read_step(self, epoch: int) -> None:
         """Tells the loggers how it goes; the host waits for the device here (with unfused optimizers, always)."""
-        sums = self.sums.read()
+        sums = self.read_sums()
         self.check_finite(sums)
         self.logger.step_read(
             StepRecord(
@@ -383,8 +424,10 @@ class Trainer:
 
     def save_state(self) -> None:
         """Everything that is needed to go on exactly here."""
+        state = {**self.state_dict(), "sums": self.processes.gather(self.sums.values.tolist())}
         if self.saver is not None:
-            self.saver.save_state(self.state_dict())
+            self.saver.save_state(state)
+        self.signals.save, self.saved_at = False, time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and primitives only."""
@@ -395,7 +438,7 @@ class Trainer:
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "epoch": self.progress.epoch,
             "step": self.progress.step,
-            "sums": self.sums.values.tolist(),
+            "sums": [self.sums.values.tolist()],  # a row for each process
             "epoch_seconds": self.epoch_seconds,
             "history": [record.to_plain() for record in self.progress.history],
             "best_epoch": self.progress.best_epoch,
@@ -424,4 +467,4 @@ class Trainer:
             best_accuracy=state["best_accuracy"],
         )
         self.epoch_seconds = state["epoch_seconds"]
-        self.sums.values.copy_(torch.tensor(state["sums"], dtype=self.sums.values.dtype))
+        self.sums.load(state["sums"], self.processes)

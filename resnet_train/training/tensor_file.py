@@ -1,0 +1,352 @@
+"""Reads what `torch.save` wrote, if it holds nothing but tensors, text, numbers, and lists, tuples and dicts of them.
+
+Such a file is a zip archive of uncompressed records: a pickle that describes the values, and the tensors' bytes. Here
+the pickle is decoded and not executed: a name in it is looked up in a table of two functions, whose work is done here.
+`torch.load(weights_only=True)` executes no foreign code either, but as of torch 2.15 it lets a file of some bytes
+allocate any amount of memory, and it makes tensors that reach beyond their records.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import sys
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 1 << 20
+MAX_DEPTH = 32  # of lists in lists
+MAX_DIMENSIONS = 8
+MAX_INT_BYTES, MAX_TEXT_BYTES = 16, 1 << 16
+# How much a file may unfold to, in proportion to its size. A tensor takes 37 operations and an epoch of the history
+# 25, of 4.6 bytes each; the characters are mostly those of the history's keys, each written once.
+MAX_VALUES, VALUES_PER_RECORD, BYTES_PER_VALUE = 200_000, 100, 4
+MAX_CHARACTERS, CHARACTERS_PER_BYTE = 1 << 22, 2
+
+# What zipfile, struct and the operations of the decoder stumble over in a file with wrong bytes.
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    RuntimeError,
+    EOFError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    MemoryError,
+)
+
+REBUILD_TENSOR, ORDERED_DICT = "torch._utils._rebuild_tensor_v2", "collections.OrderedDict"
+STORAGES = {
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+}
+
+
+def read_tensor_file(path: Path) -> Any:
+    """The value in a file of `torch.save`; its tensors are on the CPU, and no two elements of one share memory.
+
+    Raises:
+        ValueError: the file is missing, is no regular file, is damaged (records have CRCs), or holds anything else.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
+            raise _NotAllowed("it is not a regular file")
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            return _read(archive, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
+    except _NotAllowed as error:
+        raise ValueError(f"{path} is not a checkpoint that can be read safely: {error}") from None
+    except DAMAGE as error:
+        raise ValueError(f"{path} is damaged or not a checkpoint: {' '.join(str(error).split())[:200]}") from None
+
+
+class _NotAllowed(Exception):
+    """The file asks for something that no checkpoint needs."""
+
+
+def _read(archive: zipfile.ZipFile, file_bytes: int) -> Any:
+    """Checks the archive as a whole, decodes its pickle, and checks the records that it did not ask for, too."""
+    records = {record.filename.partition("/")[2]: record for record in archive.infolist()}
+    if len(records) < len(archive.infolist()):
+        raise _NotAllowed("two of its records have the same name")
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records.values()):
+        raise _NotAllowed("it has compressed records")
+    if sum(record.file_size for record in records.values()) > file_bytes:
+        raise _NotAllowed("its records are larger than the file")
+    if "data.pkl" not in records:
+        raise _NotAllowed("it has no record data.pkl")
+    unread = dict(records)
+
+    def read_record(name: str) -> Tensor:
+        """A record's bytes, uint8; its CRC is checked on the way."""
+        record = unread.pop(name, None)
+        if record is None:
+            raise _NotAllowed(f"its record {name[:80]!r} is missing or used twice")
+        content = torch.empty(record.file_size, dtype=torch.uint8)
+        with archive.open(record) as stream:
+            _fill(content.numpy().data, stream)
+        return content
+
+    if "byteorder" in records and read_record("byteorder").numpy().tobytes() != sys.byteorder.encode():
+        raise _NotAllowed(f"its byte order is not {sys.byteorder}, that of this machine")
+    pickled = read_record("data.pkl").numpy().tobytes()
+    max_values = MAX_VALUES + VALUES_PER_RECORD * len(records) + len(pickled) // BYTES_PER_VALUE
+    value = _Decoder(pickled, lambda key: read_record(f"data/{key}"), max_values).decode()
+    _check_extent(value, max_values, MAX_CHARACTERS + CHARACTERS_PER_BYTE * len(pickled))
+    for name in list(unread):
+        read_record(name)
+    return value
+
+
+def _fill(target: memoryview, stream: IO[bytes]) -> None:
+    position = 0
+    while chunk := stream.read(CHUNK_BYTES):
+        target[position : position + len(chunk)] = chunk
+        position += len(chunk)
+    if position != len(target):
+        raise EOFError(f"a record has {position} bytes instead of {len(target)}")
+
+
+def _check_extent(value: Any, max_values: int, max_characters: int) -> None:
+    """Lists can hold one list many times, or themselves: a few bytes unfold to more than any machine could print."""
+    values = characters = 0
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner += item.keys()
+                inner += item.values()
+            elif isinstance(item, list | tuple):
+                inner += item
+            elif isinstance(item, str):
+                characters += len(item)
+            elif isinstance(item, _Name | _Storage):
+                raise _NotAllowed("it holds a name or a record where a value belongs")
+            if values + len(inner) > max_values or characters > max_characters:
+                raise _NotAllowed(f"it unfolds to more than {max_values:,} values or {max_characters:,} characters")
+        values += len(inner)
+        if not inner:
+            return
+        level = inner
+    raise _NotAllowed(f"it nests more than {MAX_DEPTH} levels deep")
+
+
+@dataclass(frozen=True)
+class _Name:
+    """A name in the pickle; nothing is imported."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Storage:
+    """The elements of one record, 1-D."""
+
+    elements: Tensor
+
+
+class _Decoder:
+    """The 27 operations that `torch.save` writes (those of pickle protocol 2), each in constant or linear time.
+
+    Args:
+        pickled: the pickle.
+        read_record: the bytes of a tensor record by its key.
+        max_values: operations allowed.
+    """
+
+    def __init__(self, pickled: bytes, read_record: Callable[[str], Tensor], max_values: int) -> None:
+        self.pickled, self.read_record, self.max_values = pickled, read_record, max_values
+        self.position = 0
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        self.storages: dict[str, tuple[str, _Storage]] = {}
+
+    def decode(self) -> Any:
+        """The value that the pickle describes."""
+        for _ in range(self.max_values):
+            code = self.take(1)
+            if code == b".":  # STOP
+                (value,) = self.stack
+                return value
+            operation = OPERATIONS.get(code)
+            if operation is None:
+                raise _NotAllowed(f"its pickle has an operation {code!r} that no checkpoint needs")
+            operation(self)
+        raise _NotAllowed(f"its pickle has more than {self.max_values:,} operations")
+
+    def take(self, size: int) -> bytes:
+        """The next bytes of the pickle."""
+        content = self.pickled[self.position : self.position + size]
+        if len(content) < size:
+            raise EOFError("its pickle ends too early")
+        self.position += size
+        return content
+
+    def number(self, kind: str) -> Any:
+        """The next number, of a format of `struct`."""
+        return struct.unpack(kind, self.take(struct.calcsize(kind)))[0]
+
+    def pop_to_mark(self) -> list[Any]:
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def proto(self) -> None:
+        if self.take(1) != b"\2":
+            raise _NotAllowed("its pickle is not of protocol 2")
+
+    def name(self) -> None:
+        parts = []
+        for _ in range(2):
+            end = self.pickled.index(b"\n", self.position, self.position + 200)
+            parts.append(self.pickled[self.position : end].decode("ascii"))
+            self.position = end + 1
+        name = ".".join(parts)
+        if name not in {REBUILD_TENSOR, ORDERED_DICT, *STORAGES}:
+            raise _NotAllowed(f"its pickle names {name!r}, and no checkpoint needs that")
+        self.stack.append(_Name(name))
+
+    def put(self, key: int) -> None:
+        self.memo[key] = self.stack[-1]
+
+    def integer(self) -> None:
+        size = self.take(1)[0]
+        if size > MAX_INT_BYTES:
+            raise _NotAllowed(f"it has an integer of {size} bytes")
+        self.stack.append(int.from_bytes(self.take(size), "little", signed=True))
+
+    def text(self) -> None:
+        size = self.number("<I")
+        if size > MAX_TEXT_BYTES:
+            raise _NotAllowed(f"it has a text of {size} bytes")
+        self.stack.append(self.take(size).decode("utf-8", "surrogatepass"))
+
+    def tuple_of(self, size: int) -> None:
+        if len(self.stack) < size:
+            raise IndexError("its pickle takes more values than there are")
+        self.stack[-size:] = [tuple(self.stack[-size:])]
+
+    def append(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is not list:
+            raise _NotAllowed(f"it appends to a {type(target).__name__}")
+        target += items
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict):
+            raise _NotAllowed(f"it sets an item of a {type(target).__name__}")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) is not str and not (type(key) is int and 0 <= key < 1 << 31):
+                raise _NotAllowed(f"it has a {type(key).__name__} as the key of a dict")
+            target[key] = value
+
+    def storage(self) -> None:
+        """The elements of a record; what device they were on does not matter."""
+        kind, type_name, key, _, num_elements = self.stack.pop()
+        if kind != "storage" or not isinstance(type_name, _Name) or type(key) is not str:
+            raise _NotAllowed("it refers to something that is no record of a tensor")
+        if key not in self.storages:
+            elements = self.read_record(key).view(STORAGES[type_name.name])
+            self.storages[key] = type_name.name, _Storage(elements)
+        name, storage = self.storages[key]
+        if (name, len(storage.elements)) != (type_name.name, num_elements):
+            raise _NotAllowed(f"its record data/{key[:80]} does not hold what its pickle says")
+        self.stack.append(storage)
+
+    def call(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        name = function.name if isinstance(function, _Name) else None
+        if name == ORDERED_DICT and len(arguments) == 0:
+            self.stack.append(OrderedDict())
+        elif name == REBUILD_TENSOR:
+            storage, offset, size, stride, _, _ = arguments  # then requires_grad and hooks, which nobody needs
+            self.stack.append(_tensor(storage, offset, size, stride))
+        else:
+            raise _NotAllowed("it calls what is no function of a checkpoint")
+
+    def build(self) -> None:
+        """Passes over the module versions that a `state_dict` carries along: no module here has changed its own."""
+        self.stack.pop()
+        if not isinstance(self.stack[-1], OrderedDict):
+            raise _NotAllowed(f"it sets attributes of a {type(self.stack[-1]).__name__}")
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
+    """A view into a record, each of whose elements has a place of its own within it."""
+    numbers = (offset, *size, *stride)
+    if not isinstance(storage, _Storage) or len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
+        raise _NotAllowed("it has a tensor whose shape is none")
+    if any(type(number) is not int or not 0 <= number < 1 << 62 for number in numbers):
+        raise _NotAllowed("it has a tensor whose shape holds other things than sizes")
+    reach = 0  # of the elements so far, from the innermost dimension to the outermost
+    for width, step in sorted(zip(size, stride), key=lambda dimension: dimension[1]):
+        if width > 1:
+            if step <= reach:
+                raise _NotAllowed("it has a tensor whose elements lie on top of each other")
+            reach += (width - 1) * step
+    if 0 not in size and offset + reach >= len(storage.elements):
+        raise _NotAllowed(f"it has a tensor that reaches beyond the {len(storage.elements)} elements of its record")
+    if 0 in size:
+        return storage.elements.new_empty(size)
+    elements = storage.elements
+    # `set_` and not `as_strided`: the result is no view that would drag its base along.
+    return elements.new_empty(0).set_(elements.untyped_storage(), offset, size, stride)
+
+
+OPERATIONS: dict[bytes, Callable[[_Decoder], Any]] = {
+    b"N": lambda d: d.stack.append(None),
+    b"\x88": lambda d: d.stack.append(True),
+    b"\x89": lambda d: d.stack.append(False),
+    b")": lambda d: d.stack.append(()),
+    b"\x80": _Decoder.proto,
+    b"c": _Decoder.name,
+    b"q": lambda d: d.put(d.take(1)[0]),  # BINPUT
+    b"r": lambda d: d.put(d.number("<I")),  # LONG_BINPUT
+    b"h": lambda d: d.stack.append(d.memo[d.take(1)[0]]),  # BINGET
+    b"j": lambda d: d.stack.append(d.memo[d.number("<I")]),  # LONG_BINGET
+    b"}": lambda d: d.stack.append({}),  # EMPTY_DICT
+    b"]": lambda d: d.stack.append([]),  # EMPTY_LIST
+    b"(": lambda d: d.marks.append(len(d.stack)),  # MARK
+    b"s": lambda d: d.set_items([d.stack.pop(-2), d.stack.pop()]),  # SETITEM
+    b"u": lambda d: d.set_items(d.pop_to_mark()),  # SETITEMS
+    b"a": lambda d: d.append([d.stack.pop()]),
+    b"e": lambda d: d.append(d.pop_to_mark()),  # APPENDS
+    b"t": lambda d: d.stack.append(tuple(d.pop_to_mark())),
+    b"\x85": lambda d: d.stack.append((d.stack.pop(),)),
+    b"\x86": lambda d: d.tuple_of(2),
+    b"\x87": lambda d: d.tuple_of(3),
+    b"X": _Decoder.text,
+    b"J": lambda d: d.stack.append(d.number("<i")),  # BININT
+    b"K": lambda d: d.stack.append(d.take(1)[0]),  # BININT1
+    b"M": lambda d: d.stack.append(d.number("<H")),  # BININT2
+    b"\x8a": _Decoder.integer,
+    b"G": lambda d: d.stack.append(d.number(">d")),  # BINFLOAT
+    b"Q": _Decoder.storage,  # BINPERSID
+    b"R": _Decoder.call,  # REDUCE
+    b"b": _Decoder.build,
+}

@@ -1,0 +1,421 @@
+"""Training runs in processes of their own that stop at an exact place: after a step, in an evaluation, inside a save.
+
+Run as a script this file is such a process, or the parent of many: it imports torch once and forks a child for each
+run, which takes tenths of a second instead of seconds. The parent itself computes nothing before it forks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import importlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = str(Path(__file__).resolve())
+needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="the test forks and kills processes")
+KILLED = -9
+PR_SET_PDEATHSIG = 1
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Where a run stops itself, and by which signal.
+
+    Attributes:
+        at: "step" after an optimizer step, "evaluation" in that of an epoch, "record" after an epoch was told to the
+            loggers, "saved" after its state was saved, "final" before model.pt is written; "write" in a write to a
+            checkpoint, half of it done; "system" between two system calls of a save.
+        number: which step (since the run's start), epoch, write or pause between system calls (since the process's).
+        by: the signal's name.
+    """
+
+    at: str
+    number: int
+    by: str = "SIGKILL"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended; the code is negative if a signal killed it."""
+
+    code: int
+    output: str  # stdout and stderr together
+    tried_seconds: float | None = None  # from the first try to have the run folder to the end of the command
+
+
+@dataclass(frozen=True)
+class Child:
+    """A forked process that may still run."""
+
+    pid: int
+    log: Path
+
+    def wait(self) -> Ended:
+        """Waits for its end."""
+        code = _ask({"wait": self.pid})
+        seconds = self.log.with_suffix(".seconds")
+        return Ended(code, self.log.read_text(), float(seconds.read_text()) if seconds.exists() else None)
+
+    def is_alive(self) -> bool:
+        """Whether it runs; one that was not waited for yet has a state, Z."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+    def kill(self) -> None:
+        """Kills it; if it has ended by itself, nothing happens (it keeps its number until `wait`)."""
+        with suppress(ProcessLookupError):  # it was waited for
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def start(
+    *arguments: object, cwd: Path, stop: Stop | None = None, start_at: float = 0.0, log_time: int | None = None
+) -> Child:
+    """Starts `resnet-train` with these arguments in a forked process.
+
+    Args:
+        stop: where it stops itself.
+        start_at: it begins when `time.monotonic` says so.
+        log_time: event files are named after this second and the following ones, so that files of runs that follow
+            each other within one second stand in their order.
+    """
+    log = cwd / f"output-{next(_numbers)}.txt"
+    order = _order(arguments, cwd, stop) | {"log": str(log), "start_at": start_at, "log_time": log_time}
+    return Child(_ask(order), log)
+
+
+def run_forked(*arguments: object, cwd: Path, stop: Stop | None = None, log_time: int | None = None) -> Ended:
+    """Runs `resnet-train` in a forked process to its end."""
+    return start(*arguments, cwd=cwd, stop=stop, log_time=log_time).wait()
+
+
+def run_fresh(
+    *arguments: object, cwd: Path, stop: Stop | None = None, watch: Path | None = None, **environment: str
+) -> Ended:
+    """Runs `resnet-train` in a fresh Python to its end.
+
+    Args:
+        watch: after each epoch a line with the process's memory, open files and the sizes of its files goes here.
+    """
+    order = _order(arguments, cwd, stop) | {"watch": str(watch) if watch else None}
+    done = subprocess.run(
+        [sys.executable, SCRIPT, json.dumps(order)],
+        env=_environment() | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=1800,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout.decode())
+
+
+def _order(arguments: tuple[object, ...], cwd: Path, stop: Stop | None) -> dict[str, Any]:
+    return {"arguments": [*map(str, arguments)], "cwd": str(cwd), "stop": asdict(stop) if stop else None}
+
+
+def _environment() -> dict[str, str]:
+    import resnet_train
+
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return {**os.environ, **one_thread, "PYTHONPATH": str(Path(resnet_train.__file__).parents[1])}
+
+
+@cache
+def _server() -> subprocess.Popen[str]:
+    server = subprocess.Popen(
+        [sys.executable, SCRIPT, "serve"],
+        env=_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def end() -> None:
+        with server:  # closes its stdin, after which it leaves
+            pass
+
+    atexit.register(end)
+    return server
+
+
+def _ask(order: dict[str, Any]) -> int:
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    server.stdin.write(json.dumps(order) + "\n")
+    server.stdin.flush()
+    return int(server.stdout.readline())
+
+
+# --- What a finished run is, bit for bit -----------------------------------------------------------------------------
+
+
+def bits_of(value: Any, where: str = "") -> dict[str, Any]:
+    """Nested tensors and primitives as one flat mapping to their exact bits."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        flat = value.detach().contiguous().reshape(-1)
+        return {where: (str(value.dtype), tuple(value.shape), flat.view(torch.uint8).numpy().tobytes())}
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        nested = [bits_of(part, f"{where}/{key}") for key, part in items]
+        return {key: bits for part in nested for key, bits in part.items()} | {where: len(value)}
+    return {where: repr(value)}
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """Everything of a finished run that must not depend on how often it was stopped: the state without its clock, the
+    final and the best model, and metrics.csv."""
+    from resnet_train.training.checkpoint import read_checkpoint
+
+    clock_and_place = ("epoch_seconds", "config", "environment")
+    found = {}
+    for path in sorted((folder / "checkpoints").glob("*.pt")):
+        if path.name != "previous.pt":  # where a stopped run was saved between epochs this is another moment
+            contents = read_checkpoint(path)
+            kept = {key: part for key, part in contents.items() if key not in clock_and_place}
+            found |= bits_of(kept, path.name)
+    assert any(key.startswith("last.pt/optimizer/") for key in found)
+    return found | {"metrics.csv": (folder / "metrics.csv").read_bytes()}
+
+
+def assert_same_result(folder: Path, other: Path) -> None:
+    """Two finished runs agree in every bit."""
+    ours, theirs = result_of(folder), result_of(other)
+    assert ours.keys() == theirs.keys()
+    differing = [key for key in ours if ours[key] != theirs[key]]
+    assert not differing, f"{len(differing)} of {len(ours)} parts differ: {differing[:5]}"
+
+
+# --- The other side: a process that runs, and stops itself -----------------------------------------------------------
+
+
+def _serve() -> None:
+    """Forks a child for each order that comes in, and waits for those it is asked to wait for."""
+    for module in ("cli.train", "run", "loggers.tensorboard"):
+        importlib.import_module(f"resnet_train.{module}")
+    importlib.import_module("sklearn.datasets")
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "wait" in order:
+            _, status = os.waitpid(order["wait"], 0)
+            print(os.waitstatus_to_exitcode(status), flush=True)
+        elif pid := os.fork():
+            print(pid, flush=True)
+        else:
+            _become_child(order)
+
+
+def _become_child(order: dict[str, Any]) -> None:
+    code = 1
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a test that fails leaves nobody behind
+        output = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for number, descriptor in enumerate((os.open(os.devnull, os.O_RDONLY), output, output)):
+            os.dup2(descriptor, number)
+        time.sleep(max(0.0, order["start_at"] - time.monotonic()))
+        _note_when_the_folder_is_tried(Path(order["log"]).with_suffix(".seconds"))
+        if order["log_time"] is not None:
+            _name_event_files_after(order["log_time"])
+        _run(order)
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        with suppress(Exception):
+            atexit._run_exitfuncs()  # what a normal exit does and a fork must not do twice
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _run(order: dict[str, Any]) -> None:
+    """The console script, as its entry point calls it."""
+    from resnet_train.cli.train import main
+
+    os.chdir(order["cwd"])
+    sys.argv = ["resnet-train", *order["arguments"]]
+    if order["stop"]:
+        _prepare(Stop(**order["stop"]))
+    if order.get("watch"):
+        _watch(Path(order["watch"]))
+    main()
+
+
+def _wrap(owner: Any, name: str, *, before: Callable[..., None] | None = None, after: Any = None) -> None:
+    """Replaces a function by one that calls `before` and `after` with the same arguments, too."""
+    original = getattr(owner, name)
+
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        if before is not None:
+            before(*arguments, **named)
+        result = original(*arguments, **named)
+        if after is not None:
+            after(*arguments, **named)
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def _prepare(stop: Stop) -> None:
+    """Makes this process stop where it should."""
+    from resnet_train.loggers.console import Console
+    from resnet_train.training.run_folder import CheckpointSaver
+    from resnet_train.training.trainer import Trainer
+
+    number = getattr(signal, stop.by)
+
+    def stop_if(reached: bool) -> None:
+        if reached:
+            signal.raise_signal(number)
+
+    if stop.at == "step":
+        done = 0
+
+        def begin(console: Console, info: Any) -> None:
+            nonlocal done
+            done = info.first_step
+
+        def count(console: Console) -> None:
+            nonlocal done
+            done += 1
+            stop_if(done == stop.number)
+
+        _wrap(Console, "run_started", after=begin)
+        _wrap(Console, "step_done", after=count)
+    elif stop.at == "evaluation":
+        _wrap(Trainer, "evaluate", before=lambda trainer, epoch: stop_if(epoch + 1 == stop.number))
+    elif stop.at == "record":
+        _wrap(Console, "epoch_done", after=lambda console, record, timing: stop_if(record.epoch == stop.number))
+    elif stop.at == "saved":
+        _wrap(CheckpointSaver, "save_state", after=lambda saver, state: stop_if(state["epoch"] == stop.number))
+    elif stop.at == "final":
+        _wrap(CheckpointSaver, "save_final", before=lambda saver, weights, record: stop_if(True))
+    else:
+        assert stop.at in {"write", "system"}, stop
+        _kill_inside_a_save(stop)
+
+
+def _kill_inside_a_save(stop: Stop) -> None:
+    """Counts the writes to checkpoints, or the pauses before and after each system call of a save, and dies in one."""
+    import torch
+
+    from resnet_train.training import run_folder
+
+    inside, left = False, stop.number
+
+    def is_due() -> bool:
+        nonlocal left
+        left -= inside
+        return inside and left == 0
+
+    def pause(*arguments: Any, **named: Any) -> None:
+        if is_due():
+            signal.raise_signal(signal.SIGKILL)
+
+    class Torn:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def write(self, data: Any) -> int:
+            if is_due():
+                self.file.write(bytes(data)[: len(data) // 2])
+                self.file.flush()
+                signal.raise_signal(signal.SIGKILL)
+            return self.file.write(data)
+
+        def flush(self) -> None:
+            self.file.flush()
+
+    def enter(*arguments: Any, **named: Any) -> None:
+        nonlocal inside
+        inside = True
+
+    def leave(*arguments: Any, **named: Any) -> None:
+        nonlocal inside
+        inside = False
+
+    _wrap(run_folder, "write_checkpoint", before=enter, after=leave)
+    if stop.at == "write":
+        save = torch.save
+        torch.save = lambda contents, file: save(contents, Torn(file))
+    else:
+        for name in ("fsync", "link", "replace", "rename", "unlink"):
+            _wrap(os, name, before=pause, after=pause)
+
+
+def _note_when_the_folder_is_tried(path: Path) -> None:
+    """Writes at exit how long ago this process first tried to have a run folder."""
+    from resnet_train import run
+    from resnet_train.training.run_folder import RunFolder
+
+    tried: list[float] = []
+
+    def note(*arguments: Any, **named: Any) -> None:
+        tried.append(time.monotonic())
+
+    _wrap(RunFolder, "lock", before=note)
+    _wrap(run, "existing_run_message", before=note)
+    create = RunFolder.create
+    RunFolder.create = staticmethod(lambda *a, **named: (note(), create(*a, **named))[1])  # type: ignore[method-assign]
+    atexit.register(lambda: tried and path.write_text(repr(time.monotonic() - tried[0])))
+
+
+def _name_event_files_after(second: int) -> None:
+    from tensorboard.summary.writer import event_file_writer
+
+    seconds = itertools.count(second)
+
+    class Clock:
+        def time(self) -> int:
+            return next(seconds)
+
+    event_file_writer.time = Clock()
+
+
+def _watch(path: Path) -> None:
+    """After each epoch: memory in bytes, open files, and how large the files of the run are."""
+    from resnet_train.loggers.console import Console
+
+    page = os.sysconf("SC_PAGE_SIZE")
+    (path.parent / "runs").mkdir(exist_ok=True)
+
+    def look(console: Console, record: Any, timing: Any) -> None:
+        (folder,) = Path("runs").iterdir()
+        sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
+        seen = {
+            "epoch": record.epoch,
+            "rss": int(Path("/proc/self/statm").read_text().split()[1]) * page,
+            "files": len(list(Path("/proc/self/fd").iterdir())),
+            "log": sizes["train.log"],
+            "events": sum(size for name, size in sizes.items() if "tfevents" in name),
+        }
+        with path.open("a") as file:
+            file.write(json.dumps(seen) + "\n")
+
+    _wrap(Console, "epoch_done", after=look)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        _serve()
+    else:
+        _run(json.loads(sys.argv[1]))

@@ -1,0 +1,262 @@
+"""Runs that are killed without warning, and runs that start at the same time in one folder."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from resnet_train.training.checkpoint import read_checkpoint
+from resnet_train.training.run_folder import RunFolder, existing_run_message
+from tests.conftest import ON_DIGITS
+from tests.processes import KILLED, Child, Ended, Stop, assert_same_result, needs_fork, run_forked, run_fresh, start
+
+pytestmark = needs_fork
+SMALL = [*ON_DIGITS, "--train-size", "64", "--batch-size", "16", "--threads", "1", "--ema-decay", "0.9"]
+TINY = [*SMALL, "--epochs", "4", "--no-tensorboard"]
+STEPS_PER_EPOCH = 4
+
+
+# --- Killed anywhere -------------------------------------------------------------------------------------------------
+
+
+def files_of(folder: Path) -> set[str]:
+    """All files of a run; the lock's file stays where the system can't remove it safely."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {".lock"}
+
+
+def assert_no_file_is_damaged(folder: Path, saved_before: bool) -> bool:
+    """Every checkpoint of a killed run is whole, and one of its state is there if there was one before; is there?"""
+    for path in (folder / "checkpoints").glob("*.pt"):
+        read_checkpoint(path)
+    saved = (folder / "checkpoints" / "last.pt").exists()
+    assert saved or not saved_before, "the state that was there is gone"
+    return saved
+
+
+def random_stops(num_kills: int, seed: int) -> list[Stop | float]:
+    """Half of them inside a save, the others after so many seconds of the process's life, in a random order."""
+    draw = random.Random(seed)
+    inside = [
+        Stop("system", draw.randrange(1, 60)) if number % 2 else Stop("write", draw.randrange(1, 600))
+        for number in range(num_kills // 2)
+    ]
+    stops = [*inside, *(draw.uniform(0.02, 0.9) for _ in range(num_kills - len(inside)))]
+    draw.shuffle(stops)
+    return stops
+
+
+def run_and_kill(stop: Stop | float, *arguments: object, cwd: Path) -> Ended:
+    """Starts the command; it kills itself, or is killed after so many seconds."""
+    if isinstance(stop, Stop):
+        return run_forked(*arguments, cwd=cwd, stop=stop)
+    child = start(*arguments, cwd=cwd)
+    time.sleep(stop)
+    child.kill()
+    return child.wait()
+
+
+def kill_until_used_up(stops: list[Stop | float], cwd: Path) -> Counter[str]:
+    """Trains runs with the same command over and over, each until it ends, and kills it at each stop that it reaches.
+
+    Returns:
+        How many kills there were inside a save and at some instant, and how many runs.
+    """
+    whole = run_forked(*TINY, "--name", "whole", cwd=cwd)
+    assert whole.code == 0, whole
+    expected, counts = cwd / "runs" / "whole", Counter[str]()
+    while stops:
+        counts["runs"] += 1
+        name = f"killed-{counts['runs']}"
+        command = [*TINY, "--name", name, "--resume", "auto"]
+        folder, saved, left = cwd / "runs" / name, False, stops[:10]
+        ended = Ended(KILLED, "")
+        while ended.code == KILLED and left:
+            stop = left.pop(0)
+            ended = run_and_kill(stop, *command, cwd=cwd)
+            if ended.code == KILLED:
+                stops.remove(stop)
+                counts["inside a save" if isinstance(stop, Stop) else "at some instant"] += 1
+                saved = assert_no_file_is_damaged(folder, saved)
+        if ended.code == KILLED:
+            ended = run_forked(*command, cwd=cwd)
+        assert ended.code == 0, ended
+        assert_same_result(folder, expected)
+        assert files_of(folder) == files_of(expected)
+    return counts
+
+
+def test_a_run_killed_at_random_instants_ends_in_the_same_bits(tmp_path: Path) -> None:
+    assert kill_until_used_up(random_stops(4, seed=2), tmp_path).total() > 4
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_a_hundred_random_instants_ends_in_the_same_bits(tmp_path: Path) -> None:
+    counts = kill_until_used_up(random_stops(100, seed=1), tmp_path)
+    assert (counts["inside a save"], counts["at some instant"]) == (50, 50)
+    print(dict(counts))
+
+
+# --- Two runs, one folder --------------------------------------------------------------------------------------------
+
+NUM_STARTS = 8
+SECONDS_TO_LEAVE = 2.0
+
+
+@pytest.fixture
+def at_once(tmp_path: Path) -> Iterator[Callable[..., tuple[Child, list[Ended]]]]:
+    """Starts a command eight times at once; gives the process that trains, and how the seven others ended."""
+    holders: list[Child] = []
+
+    def start_all(*arguments: object) -> tuple[Child, list[Ended]]:
+        start_at = time.monotonic() + 0.5
+        children = [start(*arguments, cwd=tmp_path, start_at=start_at) for _ in range(NUM_STARTS)]
+        wait_until(lambda: sum(child.is_alive() for child in children) <= 1)
+        (holder,) = [child for child in children if child.is_alive()]  # it would go on for an hour
+        holders.append(holder)
+        return holder, [child.wait() for child in children if child is not holder]
+
+    yield start_all
+    for holder in holders:
+        holder.kill()
+
+
+def check_one_trains_and_seven_leave(holder: Child, others: list[Ended]) -> None:
+    """The seven name the one, in one line, soon."""
+    assert len(others) == NUM_STARTS - 1
+    for ended in others:
+        assert ended.code == 2, ended
+        assert re.fullmatch(rf"error: runs/x is being written by process {holder.pid} on \S+\n", ended.output), ended
+        assert ended.tried_seconds is not None
+        assert ended.tried_seconds < SECONDS_TO_LEAVE, ended
+    print("seconds to leave:", sorted(round(ended.tried_seconds or 0, 3) for ended in others))
+
+
+COMMAND = [*SMALL, "--epochs", 100_000, "--name", "x", "--no-tensorboard"]
+AtOnce = Callable[..., tuple[Child, list[Ended]]]
+
+
+def test_of_eight_starts_at_once_one_trains_and_seven_name_it(at_once: AtOnce) -> None:
+    check_one_trains_and_seven_leave(*at_once(*COMMAND, "--resume", "auto"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("resume", [["--resume", "auto"], []], ids=["resume auto", "no resume"])
+def test_a_killed_run_that_eight_started_at_once_goes_on_at_the_next_start(
+    number: int, resume: list[str], at_once: AtOnce, tmp_path: Path
+) -> None:
+    holder, others = at_once(*COMMAND, *resume)
+    check_one_trains_and_seven_leave(holder, others)
+    last = tmp_path / "runs" / "x" / "checkpoints" / "last.pt"
+    wait_until(last.exists)
+    holder.kill()
+    assert holder.wait().code == KILLED
+    step = read_checkpoint(last)["step"]
+    # Nothing has to be cleaned up: the next start goes on, and so does one of eight.
+    ended = run_forked(*COMMAND, "--resume", "auto", cwd=tmp_path, stop=Stop("step", step + 1, "SIGTERM"))
+    assert ended.code == 143, ended
+    assert ended.output.startswith("continuing runs/x: ")
+    check_one_trains_and_seven_leave(*at_once(*COMMAND, "--resume", "auto"))
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_start_that_finds_the_folder_taken_learns_who_writes_there(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "x", given=True)
+    try:
+        with pytest.raises(ValueError, match=rf"x is being written by process {os.getpid()} on "):
+            RunFolder.create(tmp_path, "x", given=True)
+    finally:
+        folder.unlock()
+    assert existing_run_message(folder.path).startswith(f"run {folder.path} exists already; ")
+
+
+def test_the_name_that_a_killed_process_left_is_not_taken_for_a_writer(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "x", given=True)
+    left = (folder.path / ".holder.json").read_bytes()
+    folder.unlock()
+    (folder.path / ".holder.json").write_bytes(left)
+    assert existing_run_message(folder.path).startswith(f"run {folder.path} exists already; ")
+    again = RunFolder(folder.path)  # and looking has not locked the folder
+    again.lock()
+    again.unlock()
+
+
+def test_a_holder_that_has_not_yet_written_its_name_is_waited_for(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "x", given=True)
+    holder = folder.path / ".holder.json"
+    written = holder.read_bytes()
+    holder.write_bytes(written[:5])
+    late = threading.Timer(0.2, holder.write_bytes, [written])
+    late.start()
+    try:
+        with pytest.raises(ValueError, match=rf"x is being written by process {os.getpid()} on "):
+            RunFolder(folder.path).lock()
+    finally:
+        late.join()
+        folder.unlock()
+
+
+# --- Curves of killed runs -------------------------------------------------------------------------------------------
+
+BY_EPOCH = {f"{kind}/{split}" for kind in ("loss", "accuracy") for split in ("train", "val", "test")}
+BY_EPOCH |= {"epoch/lr", "epoch/grad_norm", "throughput/images_per_second"}
+BY_STEP = {"step/loss", "step/grad_norm", "step/lr"}
+EPOCHS = 6
+KILLS = [
+    Stop("step", 3),  # before anything was saved
+    Stop("record", 2),  # told to TensorBoard, not saved
+    Stop("step", 2 * STEPS_PER_EPOCH + 3),
+    Stop("system", 21),  # in the second save that the process makes
+    Stop("step", 5 * STEPS_PER_EPOCH),
+]
+
+
+def curves_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows: for each tag its steps and values, as they come."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def check_curves_of_killed_runs(kills: list[Stop], run: Callable[..., Ended], cwd: Path) -> None:
+    """Kills a run at each of these places, goes on after each, and compares its curves with those of one in peace."""
+    command = [*SMALL, "--epochs", EPOCHS, "--val-size", 50, "--log-every", 1]
+    whole = run(*command, "--name", "whole", cwd=cwd)
+    assert whole.code == 0, whole
+    for number, stop in enumerate([*kills, None]):
+        clock = {"log_time": 2_000_000_000 + 10 * number} if run is run_forked else {}
+        ended = run(*command, "--name", "x", "--resume", "auto", cwd=cwd, stop=stop, **clock)
+        assert ended.code == (0 if stop is None else KILLED), ended
+    curves, expected = curves_of(cwd / "runs" / "x"), curves_of(cwd / "runs" / "whole")
+    assert curves.keys() == expected.keys() > BY_EPOCH | BY_STEP
+    steps = {tag: [step for step, _ in points] for tag, points in curves.items()}
+    last = EPOCHS * STEPS_PER_EPOCH
+    assert {tag: steps[tag] for tag in BY_STEP} == {tag: [*range(1, last + 1)] for tag in BY_STEP}
+    assert {tag: steps[tag] for tag in BY_EPOCH} == {tag: [*range(4, last + 1, STEPS_PER_EPOCH)] for tag in BY_EPOCH}
+    assert all(steps[tag] == [last] for tag in curves.keys() - BY_EPOCH - BY_STEP)
+    for tag in curves.keys() - {"throughput/images_per_second"}:
+        assert curves[tag] == expected[tag], tag
+    assert len(list((cwd / "runs" / "x").glob("events.*"))) > len(kills)
+
+
+def test_curves_have_every_step_once_after_two_kills(tmp_path: Path) -> None:
+    check_curves_of_killed_runs(KILLS[1:3], run_forked, tmp_path)
+
+
+@pytest.mark.slow
+def test_curves_have_every_step_once_after_five_kills(tmp_path: Path) -> None:
+    check_curves_of_killed_runs(KILLS, run_fresh, tmp_path)
