@@ -55,7 +55,7 @@ def train(config: TrainConfig, given: dict[str, Any] | None = None, resume: str 
         if folder is None and config.name and (config.output_dir / config.name).exists():
             raise ValueError(existing_run_message(config.output_dir / config.name))
         if folder is None:
-            return _start(config, processes)
+            return _start(config, processes, exactly=config.name is not None or resume == "auto")
         folder.lock()  # before the state is read: another process may be about to write a newer one
         try:
             if not folder.has_checkpoint():
@@ -65,15 +65,17 @@ def train(config: TrainConfig, given: dict[str, Any] | None = None, resume: str 
             folder.unlock()
 
 
-def _start(config: TrainConfig, processes: Processes, folder: RunFolder | None = None) -> RunResult:
-    """A run from its first step, in a new folder or in one that was never saved to."""
+def _start(
+    config: TrainConfig, processes: Processes, folder: RunFolder | None = None, exactly: bool = True
+) -> RunResult:
+    """A run from its first step, in a folder that was never saved to or in a new one, `exactly` of its name or not."""
     check_names(config)
     processes.share((config, None))
     data, trainer = _prepare(config, processes)
     if folder is not None:
         log.info("%s was never saved to; starting over", folder.path)
         return _fit(config, data, trainer, folder)
-    folder = RunFolder.create(config.output_dir, config.name or default_name(config), given=config.name is not None)
+    folder = RunFolder.create(config.output_dir, config.name or default_name(config), given=exactly)
     try:
         return _fit(config, data, trainer, folder)
     finally:

@@ -1,4 +1,4 @@
-"""Checkpoints as an attacker would make them, and a program that reads each in a process of its own and watches it.
+"""Checkpoints as an attacker would make them, and a program that reads them and watches itself.
 
 `python -m tests.hostile_files FOLDER` prints one JSON object a file: what reading it came to, how long it took, how
 much memory, and which of the interpreter's audited events (programs started, files opened to write …) it caused.
@@ -6,7 +6,6 @@ much memory, and which of the interpreter's audited events (programs started, fi
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import pickle  # noqa: TID251 - to attack with
@@ -15,7 +14,8 @@ import struct
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -359,79 +359,58 @@ def make_all(folder: Path) -> None:
         write_checkpoint(folder / f"{name}.pt", contents)
 
 
-def watch(path: Path, *, as_model: bool) -> dict[str, Any]:
-    """Reads one file in this process, and tells what came of it."""
+def watch_all(folder: Path) -> Iterator[dict[str, Any]]:
+    """Reads one file after the other, and tells what came of each."""
     from resnet_train.judge import load_model
-    from resnet_train.training.checkpoint import read_checkpoint
+    from resnet_train.training.checkpoint import read_checkpoint, write_checkpoint
 
-    events: list[str] = []
-
-    def hear(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) == 0:
-            return
-        watched = (
-            "open",
-            "os.",
-            "subprocess.",
-            "socket.",
-            "ctypes.",
-            "shutil.",
-            "pickle.",
-            "exec",
-            "compile",
-            "import",
-        )
-        if event.startswith(watched) and event not in {"os.listdir", "os.scandir", "os.putenv"}:
-            events.append(f"{event} {arguments}"[:200])
-
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
-    before, start = peak_bytes(), time.perf_counter()
-    sys.addaudithook(hear)
-    try:
-        load_model(path) if as_model else read_checkpoint(path)
-        outcome = "it was read"
-    except Exception as error:
-        outcome = f"{type(error).__name__}: {error}"
-    seconds = time.perf_counter() - start
-    return {
-        "outcome": outcome,
-        "seconds": seconds,
-        "bytes": peak_bytes() - before,
-        "events": list(events),
-    }
-
-
-def peak_bytes() -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
-
-
-def watch_all(folder: Path) -> None:
-    """Each file in a forked process: its imports are done, its memory is its own, and its end is its own."""
-    from resnet_train.judge import load_model
-    from resnet_train.training.checkpoint import write_checkpoint
-
-    os.chdir(folder)
     # The first reading imports and caches what every other one finds there.
     write_checkpoint(folder / "whole.pt", base())
     load_model(folder / "whole.pt")
     (folder / "whole.pt").unlink()
-    gc.freeze()  # else each collection in a child would copy the pages of all imports
+    events: list[str] = []
+    sys.addaudithook(partial(hear, events))
     for name in [*FILES, *MODELS]:
-        child = os.fork()
-        if child == 0:
-            result = watch(folder / f"{name}.pt", as_model=name in MODELS)
-            os.write(1, (json.dumps({"name": name, **result}) + "\n").encode())
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if status:
-            print(json.dumps({"name": name, "outcome": f"died with {status}"}), flush=True)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+        before, start = peak_bytes(), time.process_time()
+        events.clear()
+        try:
+            (load_model if name in MODELS else read_checkpoint)(folder / f"{name}.pt")
+            outcome = "it was read"
+        except Exception as error:
+            outcome = f"{type(error).__name__}: {error}"
+        seconds, heard = time.process_time() - start, list(events)
+        yield {
+            "name": name,
+            "outcome": outcome,
+            "seconds": seconds,
+            "bytes": peak_bytes() - before,
+            "events": heard,
+        }
+
+
+def hear(events: list[str], event: str, arguments: tuple[Any, ...]) -> None:
+    """Keeps what starts programs, writes files, opens connections, compiles or imports."""
+    if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) == 0:
+        return
+    if event.startswith(("open", "os.", "subprocess.", "socket.", "ctypes.", "shutil.", "pickle.", "exec", "compile")):
+        events.append(f"{event} {arguments}"[:200])
+    elif event == "import":
+        events.append(f"import {arguments[0]}")
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     make_all(target)
     before = sorted(target.iterdir())
-    watch_all(target)
-    made = sorted(set(target.iterdir()) - set(before))
-    print(json.dumps({"name": "files made", "outcome": str([path.name for path in made])}))
+    os.chdir(target)
+    for result in watch_all(target):
+        print(json.dumps(result), flush=True)
+    made = sorted(path.name for path in set(target.iterdir()) - set(before))
+    print(json.dumps({"name": "files made", "outcome": str(made)}))

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from resnet_train.runtime.distributed import ALONE, Processes
 from resnet_train.training.checkpoint import read_checkpoint
 from tests.conftest import ON_DIGITS, PACKAGE_PARENT
-from tests.helpers import assert_same_tensors
+from tests.helpers import assert_same_tensors, tiny_trainer
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 TRAIN = ["-m", "resnet_train.cli.train", *ON_DIGITS, "--train-size", "128", "--batch-size", "16", "--no-tensorboard"]
@@ -51,12 +51,6 @@ def run(*arguments: object, cwd: Path, nproc: list[str] = TWO) -> tuple[int, str
         return process.returncode, stdout, stderr
 
 
-def script(folder: Path, text: str) -> Path:
-    path = folder / "program.py"
-    path.write_text(textwrap.dedent(text))
-    return path
-
-
 def assert_same_run(left: Path, right: Path) -> None:
     """The same metrics to the byte and the same state to the bit."""
     assert (left / "metrics.csv").read_bytes() == (right / "metrics.csv").read_bytes()
@@ -65,45 +59,34 @@ def assert_same_run(left: Path, right: Path) -> None:
         assert_same_tensors(one[key], other[key], key)
 
 
-def test_two_processes_compute_the_gradients_of_one(tmp_path):
-    program = script(
-        tmp_path,
-        """
-        import sys
-        import torch
-        from torch import nn
-        from resnet_train.runtime.distributed import join_processes
-        from resnet_train.data.loader import BatchLoader
-        from resnet_train.models import create_model
-        from tests.helpers import CPU, NUM_CLASSES, tiny_trainer
+def gradients_of_a_step(processes: Processes, accumulate: int) -> tuple[list[torch.Tensor], dict[str, float]]:
+    """What one step of training computes, batch norm frozen: its statistics would be those of a part of the batch."""
+    trainer = tiny_trainer(accumulate=accumulate, processes=processes)
+    trainer.train_loader.rank, trainer.train_loader.num_ranks = processes.rank, processes.num_ranks
+    trainer.model.eval()
+    trainer.step_unless_bad = trainer.optimizer.zero_grad = lambda *_, **__: None
+    trainer.train_step(next(trainer.train_loader.epoch(0)))
+    return [parameter.grad for parameter in trainer.model.parameters()], trainer.read_sums()
 
-        with join_processes() as processes:
-            for accumulate in (1, 2):
-                trainer = tiny_trainer(accumulate=accumulate, processes=processes, lr=1.0)
-                trainer.train_loader.rank, trainer.train_loader.num_ranks = processes.rank, processes.num_ranks
-                trainer.model.eval()  # batch norm frozen: its statistics would be those of half a batch
-                trainer.step_unless_bad = lambda bad_step: None
-                trainer.optimizer.zero_grad = lambda set_to_none: None
-                trainer.train_step(next(trainer.train_loader.epoch(0)))
-                gradients = [parameter.grad for parameter in trainer.model.parameters()]
-                sums = trainer.read_sums()
-                if processes.rank == 0:
-                    torch.save((processes.num_ranks, gradients, sums), f"{sys.argv[1]}-{accumulate}.pt")
-        """,
+
+def test_two_processes_compute_the_gradients_of_one(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, torch\n"
+        "from resnet_train.runtime.distributed import join_processes\n"
+        "from tests.test_distributed import gradients_of_a_step\n"
+        "with join_processes() as processes:\n"
+        "    results = [gradients_of_a_step(processes, accumulate) for accumulate in (1, 2)]\n"
+        "    if processes.rank == 0:\n"
+        "        torch.save((processes.num_ranks, results), sys.argv[1])\n"
     )
-    results = {}
-    for num in (1, 2):
-        nproc = ["--standalone", "--nproc-per-node", str(num)]
-        environment_root = Path(__file__).parents[1]
-        code, _, stderr = run(program, tmp_path / f"of-{num}", cwd=environment_root, nproc=nproc)
-        assert code == 0, stderr
-        for accumulate in (1, 2):
-            loaded = torch.load(tmp_path / f"of-{num}-{accumulate}.pt", weights_only=True)  # noqa: TID251 - our own
-            assert loaded[0] == num
-            results[num, accumulate] = loaded[1:]
-    gradients, sums = results[1, 1]
+    code, _, stderr = run(program, tmp_path / "result.pt", cwd=Path(__file__).parents[1])
+    assert code == 0, stderr
+    num_ranks, results = torch.load(tmp_path / "result.pt", weights_only=True)  # noqa: TID251 - our own
+    assert num_ranks == 2
+    gradients, sums = gradients_of_a_step(ALONE, 1)
     assert max(gradient.abs().max() for gradient in gradients) > 1e-3
-    for other_gradients, other_sums in results.values():
+    for other_gradients, other_sums in results:
         for one, other in zip(gradients, other_gradients, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
         assert other_sums == pytest.approx(sums, abs=1e-5)
@@ -119,9 +102,6 @@ def test_two_processes_train_as_one_run_and_are_resumed(tmp_path):
     assert code == 0, stderr
     assert "epoch 2, seed 0" in stdout
     assert len(read_checkpoint(tmp_path / "runs" / "two" / "checkpoints" / "last.pt")["sums"]) == 2
-    # Its state goes on in one process, too, and the finished run is recognized by all of them.
-    code, stdout, stderr = run(*TRAIN, "--resume", "runs/two", cwd=tmp_path)
-    assert (code, "epoch 2, seed 0" in stdout) == (0, True), stderr
 
 
 def test_a_batch_that_cannot_be_divided_is_refused_by_name(tmp_path):
@@ -129,6 +109,14 @@ def test_a_batch_that_cannot_be_divided_is_refused_by_name(tmp_path):
     assert code == 1  # torchrun's own
     assert "error: batch_size (=15) must be a multiple of the number of processes (=2)" in stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_recognized_by_all_processes(tmp_path):
+    for _ in range(2):
+        code, stdout, stderr = run(*TRAIN, "--epochs", 1, "--name", "two", "--resume", "auto", cwd=tmp_path)
+        assert (code, "epoch 1, seed 0" in stdout) == (0, True), stderr
+    assert "nothing to do" in stderr
 
 
 @pytest.mark.slow

@@ -28,16 +28,14 @@ from tests.helpers import assert_same_tensors, tiny_trainer
 from tests.hostile_files import FILES, MODELS, Call, base, pack
 
 MEGABYTE = 1_000_000
-NEEDS_PROC = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="memory and forks are measured as on Linux"
-)
+NEEDS_PROC = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is measured as on Linux")
 
 # --- Checkpoints -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What reading each hostile file came to, in a process of its own."""
+    """What reading each hostile file came to, in another process."""
     outcome = run_python("-m", "tests.hostile_files", tmp_path_factory.mktemp("hostile"), cwd=Path(__file__).parents[1])
     assert outcome.code == 0, outcome
     results = [json.loads(line) for line in outcome.stdout.splitlines()]
@@ -68,7 +66,7 @@ def test_hostile_checkpoints_make_no_files(watched: dict[str, dict[str, Any]]) -
 def test_hostile_checkpoints_are_refused_within_a_second(watched: dict[str, dict[str, Any]]) -> None:
     seconds = {name: result["seconds"] for name, result in watched.items() if "seconds" in result}
     assert len(seconds) == len(FILES) + len(MODELS)
-    assert max(seconds.values()) < 5, seconds  # 1 s on a machine that does nothing else
+    assert max(seconds.values()) < 3, seconds  # of processor time; 0.5 s where it was measured
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def _flag_type(annotation: Any) -> type:
 def _metavar(annotation: Any) -> str:
     annotation = _without_none(annotation)
     if get_origin(annotation) is tuple:
-        return "EPOCHS" if annotation == tuple[float, ...] else "SIDE:SHARE,…"
+        return "EPOCHS" if annotation == tuple[float, ...] else "SIZES"
     if get_origin(annotation) is Literal:
         return "NAME"
     return {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(annotation, "TEXT")

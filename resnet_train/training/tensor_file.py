@@ -1,9 +1,9 @@
 """Reads what `torch.save` wrote, if it holds nothing but tensors, text, numbers, and lists, tuples and dicts of them.
 
-Such a file is a zip archive of uncompressed records: a pickle that describes the values, and the tensors' bytes. Here
-the pickle is decoded and not executed: a name in it is looked up in a table of two functions, whose work is done here.
-`torch.load(weights_only=True)` executes no foreign code either, but as of torch 2.15 it lets a file of some bytes
-allocate any amount of memory, and it makes tensors that reach beyond their records.
+Such a file is a zip archive of uncompressed records: a pickle that describes the values, and the tensors' bytes.
+`torch.load(weights_only=True)` executes no foreign code, but as of torch 2.14 it lets a file of some bytes allocate any
+amount of memory, makes tensors that reach beyond their records, and looks at no checksum. So it is checked before: its
+pickle is decoded without making anything of it. This is the one place that calls `torch.load`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch import Tensor
 
 CHUNK_BYTES = 1 << 20
 MAX_DEPTH = 32  # of lists in lists
@@ -71,8 +70,10 @@ def read_tensor_file(path: Path) -> Any:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
             raise _NotAllowed("it is not a regular file")
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            return _read(archive, os.fstat(file.fileno()).st_size)
+        with path.open("rb") as file:
+            with zipfile.ZipFile(file) as archive:
+                _check(archive, os.fstat(file.fileno()).st_size)
+            return _load(file)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
     except _NotAllowed as error:
@@ -85,8 +86,16 @@ class _NotAllowed(Exception):
     """The file asks for something that no checkpoint needs."""
 
 
-def _read(archive: zipfile.ZipFile, file_bytes: int) -> Any:
-    """Checks the archive as a whole, decodes its pickle, and checks the records that it did not ask for, too."""
+def _load(file: IO[bytes]) -> Any:
+    file.seek(0)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251 - the one place
+    except Exception as error:  # whatever torch's reader stumbles over that the check let pass
+        raise _NotAllowed(f"torch refuses it: {' '.join(str(error).split())[:150]}") from None
+
+
+def _check(archive: zipfile.ZipFile, file_bytes: int) -> None:
+    """Checks the archive as a whole, what its pickle says, and every record's CRC."""
     records = {record.filename.partition("/")[2]: record for record in archive.infolist()}
     if len(records) < len(archive.infolist()):
         raise _NotAllowed("two of its records have the same name")
@@ -96,36 +105,25 @@ def _read(archive: zipfile.ZipFile, file_bytes: int) -> Any:
         raise _NotAllowed("its records are larger than the file")
     if "data.pkl" not in records:
         raise _NotAllowed("it has no record data.pkl")
-    unread = dict(records)
-
-    def read_record(name: str) -> Tensor:
-        """A record's bytes, uint8; its CRC is checked on the way."""
-        record = unread.pop(name, None)
-        if record is None:
-            raise _NotAllowed(f"its record {name[:80]!r} is missing or used twice")
-        content = torch.empty(record.file_size, dtype=torch.uint8)
-        with archive.open(record) as stream:
-            _fill(content.numpy().data, stream)
-        return content
-
-    if "byteorder" in records and read_record("byteorder").numpy().tobytes() != sys.byteorder.encode():
+    if "byteorder" in records and archive.read(records["byteorder"]) != sys.byteorder.encode():
         raise _NotAllowed(f"its byte order is not {sys.byteorder}, that of this machine")
-    pickled = read_record("data.pkl").numpy().tobytes()
+    pickled = archive.read(records["data.pkl"])
+    sizes = {name.removeprefix("data/"): r.file_size for name, r in records.items() if name.startswith("data/")}
     max_values = MAX_VALUES + VALUES_PER_RECORD * len(records) + len(pickled) // BYTES_PER_VALUE
-    value = _Decoder(pickled, lambda key: read_record(f"data/{key}"), max_values).decode()
+    value = _Decoder(pickled, sizes, max_values).decode()
     _check_extent(value, max_values, MAX_CHARACTERS + CHARACTERS_PER_BYTE * len(pickled))
-    for name in list(unread):
-        read_record(name)
-    return value
+    for record in records.values():
+        _check_crc(archive, record)
 
 
-def _fill(target: memoryview, stream: IO[bytes]) -> None:
-    position = 0
-    while chunk := stream.read(CHUNK_BYTES):
-        target[position : position + len(chunk)] = chunk
-        position += len(chunk)
-    if position != len(target):
-        raise EOFError(f"a record has {position} bytes instead of {len(target)}")
+def _check_crc(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
+    """Reads a record to its end, where `zipfile` holds it against its CRC."""
+    num_bytes = 0
+    with archive.open(record) as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            num_bytes += len(chunk)
+    if num_bytes != record.file_size:
+        raise EOFError(f"a record has {num_bytes} bytes instead of {record.file_size}")
 
 
 def _check_extent(value: Any, max_values: int, max_characters: int) -> None:
@@ -160,11 +158,16 @@ class _Name:
     name: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _Storage:
-    """The elements of one record, 1-D."""
+    """A record of tensor elements."""
 
-    elements: Tensor
+    type_name: str
+    num_elements: int
+
+
+class _Tensor:
+    """Stands for a tensor that lies within its record."""
 
 
 class _Decoder:
@@ -172,17 +175,17 @@ class _Decoder:
 
     Args:
         pickled: the pickle.
-        read_record: the bytes of a tensor record by its key.
+        sizes: the bytes of each tensor record by its key.
         max_values: operations allowed.
     """
 
-    def __init__(self, pickled: bytes, read_record: Callable[[str], Tensor], max_values: int) -> None:
-        self.pickled, self.read_record, self.max_values = pickled, read_record, max_values
+    def __init__(self, pickled: bytes, sizes: dict[str, int], max_values: int) -> None:
+        self.pickled, self.sizes, self.max_values = pickled, sizes, max_values
         self.position = 0
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
-        self.storages: dict[str, tuple[str, _Storage]] = {}
+        self.storages: dict[str, _Storage] = {}
 
     def decode(self) -> Any:
         """The value that the pickle describes."""
@@ -270,11 +273,11 @@ class _Decoder:
         kind, type_name, key, _, num_elements = self.stack.pop()
         if kind != "storage" or not isinstance(type_name, _Name) or type(key) is not str:
             raise _NotAllowed("it refers to something that is no record of a tensor")
-        if key not in self.storages:
-            elements = self.read_record(key).view(STORAGES[type_name.name])
-            self.storages[key] = type_name.name, _Storage(elements)
-        name, storage = self.storages[key]
-        if (name, len(storage.elements)) != (type_name.name, num_elements):
+        if key not in self.sizes:
+            raise _NotAllowed(f"its record data/{key[:80]} is missing")
+        num_held, rest = divmod(self.sizes[key], STORAGES[type_name.name].itemsize)
+        storage = _Storage(type_name.name, num_held)
+        if rest or num_held != num_elements or self.storages.setdefault(key, storage) != storage:
             raise _NotAllowed(f"its record data/{key[:80]} does not hold what its pickle says")
         self.stack.append(storage)
 
@@ -285,7 +288,8 @@ class _Decoder:
             self.stack.append(OrderedDict())
         elif name == REBUILD_TENSOR:
             storage, offset, size, stride, _, _ = arguments  # then requires_grad and hooks, which nobody needs
-            self.stack.append(_tensor(storage, offset, size, stride))
+            _check_shape(storage, offset, size, stride)
+            self.stack.append(_Tensor())
         else:
             raise _NotAllowed("it calls what is no function of a checkpoint")
 
@@ -296,8 +300,8 @@ class _Decoder:
             raise _NotAllowed(f"it sets attributes of a {type(self.stack[-1]).__name__}")
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
-    """A view into a record, each of whose elements has a place of its own within it."""
+def _check_shape(storage: Any, offset: Any, size: Any, stride: Any) -> None:
+    """Each element of a tensor must have a place of its own within its record."""
     numbers = (offset, *size, *stride)
     if not isinstance(storage, _Storage) or len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
         raise _NotAllowed("it has a tensor whose shape is none")
@@ -309,13 +313,8 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
             if step <= reach:
                 raise _NotAllowed("it has a tensor whose elements lie on top of each other")
             reach += (width - 1) * step
-    if 0 not in size and offset + reach >= len(storage.elements):
-        raise _NotAllowed(f"it has a tensor that reaches beyond the {len(storage.elements)} elements of its record")
-    if 0 in size:
-        return storage.elements.new_empty(size)
-    elements = storage.elements
-    # `set_` and not `as_strided`: the result is no view that would drag its base along.
-    return elements.new_empty(0).set_(elements.untyped_storage(), offset, size, stride)
+    if 0 not in size and offset + reach >= storage.num_elements:
+        raise _NotAllowed(f"it has a tensor that reaches beyond the {storage.num_elements} elements of its record")
 
 
 OPERATIONS: dict[bytes, Callable[[_Decoder], Any]] = {

@@ -1,0 +1,112 @@
+"""Runs that are told to stop or to save by a signal, at random instants, and saves by the clock."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from resnet_train.training.checkpoint import read_checkpoint
+from tests.conftest import ON_DIGITS
+from tests.processes import KILLED, Child, Stop, assert_same_result, needs_fork, run_forked, start
+
+pytestmark = needs_fork
+TINY = [*ON_DIGITS, "--train-size", "64", "--batch-size", "16", "--threads", "1", "--ema-decay", "0.9",
+        "--no-tensorboard", "--epochs"]  # fmt: skip
+STEPS_PER_EPOCH = 4
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+def wait_until_it_trains(child: Child, epoch_lines: int) -> bool:
+    """Until the process has finished so many epochs; false if it ends before."""
+    while child.is_alive():
+        if child.log.read_text().count("\nepoch ") >= epoch_lines:
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def steps_done(last: Path) -> int:
+    return read_checkpoint(last)["step"]
+
+
+def signal_until_done(num_signals: int, epochs: int, cwd: Path, seed: int) -> Counter[str]:
+    """Stops runs with random signals at random instants and resumes them, each until it ends.
+
+    Returns:
+        How often each signal was sent, and the most seconds from a signal to the process's end.
+    """
+    assert run_forked(*TINY, epochs, "--name", "whole", cwd=cwd).code == 0
+    draw, counts = random.Random(seed), Counter[str]()
+    numbers = [draw.choice([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]) for _ in range(num_signals)]
+    while numbers:
+        counts["runs"] += 1
+        name, code = f"signalled-{counts['runs']}", -1
+        last = cwd / "runs" / name / "checkpoints" / "last.pt"
+        while code != 0:
+            child = start(*TINY, epochs, "--name", name, "--resume", "auto", cwd=cwd)
+            if numbers and wait_until_it_trains(child, draw.randrange(1, 4)):
+                number = numbers.pop()
+                time.sleep(draw.uniform(0, 0.03))
+                sent, epochs_before = time.monotonic(), child.log.read_text().count("\nepoch ")
+                os.kill(child.pid, number)
+                counts[number.name] += 1
+                if number == signal.SIGUSR1:
+                    code = child.wait().code
+                    assert code == 0, child.log.read_text()
+                    continue
+                ended = child.wait()
+                code = ended.code
+                counts["most milliseconds"] = max(
+                    counts["most milliseconds"], round(1000 * (time.monotonic() - sent))
+                )
+                assert code in (CODES[number], 0), ended  # 0: it was at its end when the signal came
+                if code:
+                    assert time.monotonic() - sent < 2
+                    assert "the state is saved; go on with: resnet-train --resume" in ended.output
+                    assert steps_done(last) >= epochs_before  # at least what was reported is there
+            else:
+                code = child.wait().code
+                assert code == 0, child.log.read_text()
+        assert_same_result(last.parents[1], cwd / "runs" / "whole")
+    return counts
+
+
+def test_a_run_stopped_by_signals_at_random_instants_ends_in_the_same_bits(tmp_path: Path) -> None:
+    counts = signal_until_done(4, epochs=20, cwd=tmp_path, seed=1)
+    assert sum(counts[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1")) == 4
+
+
+@pytest.mark.slow
+def test_a_run_stopped_by_signals_at_thirty_instants_ends_in_the_same_bits(tmp_path: Path) -> None:
+    counts = signal_until_done(30, epochs=30, cwd=tmp_path, seed=2)
+    print(dict(counts))
+    assert sum(counts[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1")) == 30
+    assert min(counts[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1")) > 3
+
+
+def test_sigusr1_saves_at_the_end_of_the_running_step_and_the_run_goes_on(tmp_path: Path) -> None:
+    whole = [*TINY, 3, "--save-every", 3, "--name"]
+    assert run_forked(*whole, "whole", cwd=tmp_path).code == 0
+    ended = run_forked(*whole, "asked", cwd=tmp_path, stop=Stop("step", 6, "SIGUSR1"))
+    assert ended.code == 0, ended
+    checkpoints = tmp_path / "runs" / "asked" / "checkpoints"
+    assert steps_done(checkpoints / "previous.pt") == 6  # the only save before that of the last epoch
+    assert_same_result(tmp_path / "runs" / "asked", tmp_path / "runs" / "whole")
+
+
+def test_a_killed_run_goes_on_from_its_last_save_within_an_epoch(tmp_path: Path) -> None:
+    command = [*TINY, 3, "--save-every", 3, "--resume", "auto", "--name"]
+    assert run_forked(*command, "whole", cwd=tmp_path).code == 0
+    every_step = ["--save-every-minutes", 1e-9]
+    ended = run_forked(*command, "killed", *every_step, cwd=tmp_path, stop=Stop("step", 6))
+    assert ended.code == KILLED
+    last = tmp_path / "runs" / "killed" / "checkpoints" / "last.pt"
+    assert steps_done(last) == 5  # killed after the sixth step, before its save
+    assert run_forked(*command, "killed", *every_step, cwd=tmp_path).code == 0
+    assert_same_result(tmp_path / "runs" / "killed", tmp_path / "runs" / "whole")
