@@ -6,6 +6,7 @@ much memory, and which of the interpreter's audited events (programs started, fi
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle  # noqa: TID251 - to attack with
@@ -39,7 +40,7 @@ class Call:
         return self.parts
 
 
-def pack(path: Path, pickled: bytes, **records: bytes) -> None:
+def pack(path: Path | io.BytesIO, pickled: bytes, **records: bytes) -> None:
     """A zip file as torch's; `data_0` is the record data/0."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickled)
@@ -130,6 +131,66 @@ def encrypted(path: Path) -> None:
     with zipfile.ZipFile(path, "a") as archive:
         archive.getinfo("archive/data.pkl").flag_bits |= 1
         archive._didModify = True  # type: ignore[attr-defined]
+
+
+def whole() -> bytes:
+    """A harmless archive; the lies below stand around it."""
+    stream = io.BytesIO()
+    pack(stream, HEAD + b"N" + TAIL)
+    return stream.getvalue()
+
+
+def pickle_before(path: Path) -> None:
+    """Torch reads the old format of its files if the first bytes are no archive's: here 100 GB of a bytearray."""
+    stream = io.BytesIO()
+    number, protocol = 0x1950A86A20F9469CFC6C, 1001
+    for value in (number, protocol, {"little_endian": True}, {"x": Call(bytearray, 10**11)}, []):
+        pickle.dump(value, stream, protocol=2)
+    path.write_bytes(stream.getvalue() + whole())
+
+
+def names_in_two_cases(path: Path) -> None:
+    """Torch finds records whatever their case: a record that is shorter than the one that was checked."""
+    pack(
+        path,
+        HEAD + (STORAGE % b"K\4").replace(b"X\1\0\0\x000", b"X\1\0\0\0a") + TAIL,
+        data_A=bytes(4),
+        data_a=bytes(16),
+    )
+
+
+def two_pickles(path: Path) -> None:
+    pack(path, HEAD + b"N" + TAIL)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/DATA.PKL", HEAD + b"cos\nsystem\n(tR" + TAIL)
+
+
+def two_directories(path: Path) -> None:
+    """A comment that holds another end of the archive."""
+    content = whole()
+    end = content[-22:]
+    path.write_bytes(content[:-2] + struct.pack("<H", len(end) + 8) + end[:20] + struct.pack("<H", 8) + bytes(8))
+
+
+def far_end(path: Path) -> None:
+    """Its end of 64 bits is where Python looks for it, and another one where torch does."""
+    content = whole()
+    _, _, _, count, _, size, start, _ = struct.unpack("<4s4H2LH", content[-22:])
+    end64 = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, start)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, 4, 1)
+    path.write_bytes(content[:-22] + end64 + locator + content[-22:])
+
+
+def short_count(path: Path) -> None:
+    """Its end counts fewer records than its directory has."""
+    content = bytearray(whole())
+    content[-14:-10] = struct.pack("<2H", 1, 1)
+    path.write_bytes(content)
+
+
+def zero_in_a_name(path: Path) -> None:
+    pack(path, HEAD + b"N" + TAIL, data_0X=bytes(16))
+    path.write_bytes(path.read_bytes().replace(b"archive/data/0X", b"archive/data/0\0"))
 
 
 def climbing(path: Path) -> None:
@@ -271,6 +332,18 @@ FILES: dict[str, Make] = {
     "lying about sizes": lying_about_sizes,
     "encrypted": encrypted,
     "names that climb": climbing,
+    "a pickle before the archive": pickle_before,
+    "bytes before the archive": lambda path: path.write_bytes(bytes(64) + whole()),
+    "an archive before the archive": lambda path: path.write_bytes(whole() * 2),
+    "bytes behind the archive": lambda path: path.write_bytes(whole() + bytes(64)),
+    "two directories": two_directories,
+    "an end elsewhere": far_end,
+    "a count that is too small": short_count,
+    "record names in two cases": names_in_two_cases,
+    "two pickles in two cases": two_pickles,
+    "a zero in a name": zero_in_a_name,
+    "a backslash in a name": raw(b"N", **{"data\\0": b"x"}),
+    "a name that is not ASCII": raw(b"N", größe=b"x"),
     "the other byte order": raw(b"N", byteorder=b"big" if sys.byteorder == "little" else b"little"),
     "a plain pickle": lambda path: path.write_bytes(pickle.dumps(Call(os.system, MARK))),
     "an empty zip": lambda path: zipfile.ZipFile(path, "w").close(),

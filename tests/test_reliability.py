@@ -330,13 +330,13 @@ def test_a_record_that_is_renamed_is_missed(record: str, tmp_path: Path) -> None
     write_checkpoint(path, {"weight": torch.arange(5.0)})
     content = path.read_bytes()
     assert content.count(f"archive/{record}".encode()) == 2
-    path.write_bytes(content.replace(f"archive/{record}".encode(), f"brchive/{record[:-1]}X".encode()))
+    path.write_bytes(content.replace(f"archive/{record}".encode(), f"archive/{record[:-1]}X".encode()))
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
     if record == "byteorder":
         assert torch.equal(read_checkpoint(path)["weight"], torch.arange(5.0))
     else:
-        with pytest.raises(ValueError, match="'data/0' is missing"):
+        with pytest.raises(ValueError, match="record data/0 is missing"):
             read_checkpoint(path)
 
 

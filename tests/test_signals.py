@@ -25,7 +25,7 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 def wait_until_it_trains(child: Child, epoch_lines: int) -> bool:
     """Until the process has finished so many epochs; false if it ends before."""
     while child.is_alive():
-        if child.log.read_text().count("\nepoch ") >= epoch_lines:
+        if child.log.exists() and child.log.read_text().count("\nepoch ") >= epoch_lines:
             return True
         time.sleep(0.005)
     return False
@@ -62,9 +62,7 @@ def signal_until_done(num_signals: int, epochs: int, cwd: Path, seed: int) -> Co
                     continue
                 ended = child.wait()
                 code = ended.code
-                counts["most milliseconds"] = max(
-                    counts["most milliseconds"], round(1000 * (time.monotonic() - sent))
-                )
+                counts["most milliseconds"] = max(counts["most milliseconds"], round(1000 * (time.monotonic() - sent)))
                 assert code in (CODES[number], 0), ended  # 0: it was at its end when the signal came
                 if code:
                     assert time.monotonic() - sent < 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -49,8 +50,11 @@ class ResidentImages:
 
     def __init__(self, images: np.ndarray, indices: np.ndarray, device: torch.device) -> None:
         everything = len(indices) == len(images) and bool((np.diff(indices) == 1).all())
-        chosen = images if everything else images[indices]  # the whole array is read in one sweep, without a copy
-        self.images = torch.from_numpy(np.array(chosen)).to(device)
+        chosen = np.asarray(images if everything else images[indices])
+        with warnings.catch_warnings():
+            # A data set mapped from its file stays there on a CPU: a copy would need its memory twice.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+            self.images = torch.from_numpy(chosen).to(device)
 
     def gather(self, numbers: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """For each array of image numbers: they, int64 [B], and the images, uint8 [B, 3, H, W], on the device."""

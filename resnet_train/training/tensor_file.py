@@ -31,6 +31,10 @@ MAX_INT_BYTES, MAX_TEXT_BYTES = 16, 1 << 16
 MAX_VALUES, VALUES_PER_RECORD, BYTES_PER_VALUE = 200_000, 100, 4
 MAX_CHARACTERS, CHARACTERS_PER_BYTE = 1 << 22, 2
 
+# The ends of an archive (PKWARE's APPNOTE 4.3.14 to 4.3.16) and the start of a record.
+LOCAL, END = b"PK\3\4", struct.Struct("<4s4H2LH")
+LOCATOR, END64 = struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
+
 # What zipfile, struct and the operations of the decoder stumble over in a file with wrong bytes.
 DAMAGE = (
     zipfile.BadZipFile,
@@ -72,7 +76,9 @@ def read_tensor_file(path: Path) -> Any:
             raise _NotAllowed("it is not a regular file")
         with path.open("rb") as file:
             with zipfile.ZipFile(file) as archive:
-                _check(archive, os.fstat(file.fileno()).st_size)
+                file_bytes = os.fstat(file.fileno()).st_size
+                _check_layout(file, archive, file_bytes)
+                _check(archive, file_bytes)
             return _load(file)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
@@ -94,11 +100,46 @@ def _load(file: IO[bytes]) -> Any:
         raise _NotAllowed(f"torch refuses it: {' '.join(str(error).split())[:150]}") from None
 
 
+def _check_layout(file: IO[bytes], archive: zipfile.ZipFile, file_bytes: int) -> None:
+    """Python's reader of archives and torch's must see the same records, as one checks what the other reads.
+
+    They differ in what they make of bytes before the archive (torch reads a pickle that stands there), of a comment
+    behind it, of two directories, of a directory that is not where it says, and of upper case in names.
+    """
+    names = [record.filename.lower() for record in archive.infolist()]
+    if len(set(names)) < len(names):
+        raise _NotAllowed("two of its records have the same name")
+    if len({name.partition("/")[0] for name in names}) > 1:
+        raise _NotAllowed("its records lie in several folders")
+    for record in archive.infolist():
+        if record.filename != record.orig_filename or not record.filename.isascii() or "\\" in record.filename:
+            raise _NotAllowed("the name of a record is not plain")
+        # An extra field holds sizes that take 64 bits; of two, each reader would take another one.
+        if record.extra and struct.unpack("<2H", record.extra[:4]) != (1, len(record.extra) - 4):
+            raise _NotAllowed("a record has more than one extra field")
+        if record.compress_size != record.file_size and record.compress_type == zipfile.ZIP_STORED:
+            raise _NotAllowed("a record has two sizes")
+    file.seek(0)
+    is_first = file.read(4) == LOCAL
+    file.seek(-min(file_bytes, END.size + LOCATOR.size + END64.size), os.SEEK_END)
+    tail = file.read()
+    signature, _, _, here, total, size, start, comment_size = END.unpack(tail[-END.size :])
+    found, expected_end = [(here, total, size, start)], file_bytes - END.size
+    if tail[-END.size - LOCATOR.size :].startswith(b"PK\6\7"):
+        _, _, position, _ = LOCATOR.unpack(tail[-END.size - LOCATOR.size : -END.size])
+        signature64, _, _, _, _, _, *found64 = END64.unpack(tail[: END64.size])
+        expected_end = file_bytes - len(tail)
+        found.append(tuple(found64))
+        is_first &= position == expected_end and signature64 == b"PK\6\6"
+    expected = (len(names), len(names), expected_end - archive.start_dir, archive.start_dir)
+    of_old = tuple(min(value, most) for value, most in zip(expected, (0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)))
+    if not is_first or signature != b"PK\5\6" or comment_size or found != [of_old, expected][: len(found)]:
+        raise _NotAllowed("its archive is not laid out as torch does it: from the first byte to the last, and once")
+
+
 def _check(archive: zipfile.ZipFile, file_bytes: int) -> None:
     """Checks the archive as a whole, what its pickle says, and every record's CRC."""
     records = {record.filename.partition("/")[2]: record for record in archive.infolist()}
-    if len(records) < len(archive.infolist()):
-        raise _NotAllowed("two of its records have the same name")
     if any(record.compress_type != zipfile.ZIP_STORED for record in records.values()):
         raise _NotAllowed("it has compressed records")
     if sum(record.file_size for record in records.values()) > file_bytes:
