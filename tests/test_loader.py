@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from resnet_train.data.augment import Cutout, Normalize, RandomCrop, RandomFlip
 from resnet_train.data.loader import PREFETCHED_BATCHES, BatchLoader, eval_loader
+from resnet_train.data.mix import Mix
 from resnet_train.data.plan import draw_plan, fixed_plan
+from tests.helpers import CPU, assert_same_tensors, tiny_images
 
-CPU = torch.device("cpu")
 NUM = 50
 NORMALIZE = Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 TRAINING = (RandomCrop(2), RandomFlip(), NORMALIZE, Cutout(4, 8))
@@ -264,3 +265,29 @@ def test_prefetch_reads_only_a_few_batches_ahead():
         next(batches)
     batches.close()
     assert 10 <= len(read) <= 10 + PREFETCHED_BATCHES + 1
+
+
+@pytest.mark.parametrize("mix", [None, Mix(0.4, 1.0, 8)], ids=["plain", "mixed"])
+@pytest.mark.parametrize("resident", [True, False])
+def test_batches_made_in_chunks_are_those_made_one_by_one(resident: bool, mix: Mix | None) -> None:
+    images, labels = tiny_images(50)
+    transforms = [RandomCrop(1), RandomFlip(), Normalize((0.5,) * 3, (0.25,) * 3)]
+
+    def loader(chunk_bytes: int) -> BatchLoader:
+        return BatchLoader(
+            images,
+            labels,
+            batch_size=8,
+            transforms=transforms,
+            plan=lambda epoch: draw_plan(0, epoch, len(labels), transforms, mix),
+            device=CPU,
+            resident=resident,
+            chunk_bytes=chunk_bytes,
+        )
+
+    image_bytes = 4 * 3 * 8 * 8
+    expected = list(loader(0).epoch(0, first_batch=1))
+    assert [len(batch.labels) for batch in expected] == [8] * 5 + [2]
+    for chunk_bytes in (3 * 8 * image_bytes, 1 << 30):
+        batches = list(loader(chunk_bytes).epoch(0, first_batch=1))
+        assert_same_tensors([list(batch) for batch in batches], [list(batch) for batch in expected])

@@ -16,7 +16,7 @@ from resnet_train.data.mix import Mix
 from resnet_train.loggers.base import Logger
 from resnet_train.models import create_model
 from resnet_train.optim.optimizers import load_optimizer_state
-from resnet_train.runtime.distributed import ALONE
+from resnet_train.runtime.distributed import ALONE, Processes
 from resnet_train.training import signals
 from resnet_train.training.signals import Interrupted
 from resnet_train.training.trainer import NotFinite, RunningSums, count_correct
@@ -382,3 +382,17 @@ def test_an_interrupted_run_does_not_save_weights_that_are_not_finite():
     with pytest.raises(NotFinite):
         trainer.fit()
     assert saver.states == []
+
+
+def test_the_sums_of_a_stopped_epoch_are_taken_over_by_more_or_fewer_processes():
+    rows = [[1.0, 2.0, 3.0, 9.0, 1.0, 7.0, 8.0, -1.0], [10.0, 20.0, 30.0, 9.0, 1.0, 7.0, 8.0, -1.0]]
+
+    def loaded(rank: int, num_ranks: int) -> list[float]:
+        sums = RunningSums(CPU)
+        sums.load(rows, Processes(rank, num_ranks))
+        return sums.values.tolist()
+
+    assert [loaded(rank, 2) for rank in range(2)] == rows
+    assert loaded(0, 1) == [11.0, 22.0, 33.0, *rows[0][3:]]
+    assert loaded(0, 3) == [11.0, 22.0, 33.0, *rows[0][3:]]
+    assert loaded(2, 3) == [0.0, 0.0, 0.0, *rows[0][3:]]
