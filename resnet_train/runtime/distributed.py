@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -91,8 +93,21 @@ def join_processes() -> Iterator[Processes]:
     if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
         yield ALONE
         return
-    dist.init_process_group()  # a backend for each kind of device that is here
+    # Without a backend named, torch takes one for each kind of device that is here.
+    store, rank, num_ranks = next(rendezvous("env://"))
+    dist.init_process_group(store=_of_this_start(store), rank=rank, world_size=num_ranks)
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
+        yield Processes(rank, num_ranks)
     finally:
         dist.destroy_process_group()
+
+
+def _of_this_start(store: Any) -> Any:
+    """The addresses of this start's processes only.
+
+    torchrun keeps its store when it restarts the processes of one machine (torch 2.15): the first ones to be back
+    found the addresses of those that had died, and gave up. Between machines every start has a store of its own.
+    """
+    if os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
+        return store
+    return PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
