@@ -15,6 +15,7 @@ import struct
 import sys
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -117,6 +118,26 @@ def overlapping(path: Path) -> None:
         archive._didModify = True  # type: ignore[attr-defined]
 
 
+def quoting(path: Path) -> None:
+    """Each of a hundred records holds all that follow it, headers included, and lies where it says."""
+    pack(path, HEAD + b"N" + TAIL)
+    body, records = bytes(1 << 16), []
+    for name in (f"archive/data/{number}" for number in range(100)):
+        record = zipfile.ZipInfo(name)
+        record.CRC, record.file_size, record.compress_size = zlib.crc32(body), len(body), len(body)
+        body = record.FileHeader() + body
+        records.append((record, len(body)))
+    with zipfile.ZipFile(path, "a") as archive:
+        assert archive.fp is not None
+        archive.fp.seek(archive.start_dir)
+        archive.fp.write(body)
+        archive.start_dir += len(body)
+        for record, from_end in reversed(records):
+            record.header_offset = archive.start_dir - from_end
+            archive.filelist.append(record)
+        archive._didModify = True  # type: ignore[attr-defined]
+
+
 def lying_about_sizes(path: Path) -> None:
     """Its directory promises 2^62 bytes, in the extra field of zip64."""
     with zipfile.ZipFile(path, "w") as archive:
@@ -124,13 +145,6 @@ def lying_about_sizes(path: Path) -> None:
         archive.writestr("archive/data/0", bytes(16))
         archive.getinfo("archive/data/0").file_size = 1 << 62
         archive.getinfo("archive/data/0").compress_size = 1 << 62
-
-
-def encrypted(path: Path) -> None:
-    pack(path, HEAD + b"N" + TAIL)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.getinfo("archive/data.pkl").flag_bits |= 1
-        archive._didModify = True  # type: ignore[attr-defined]
 
 
 def whole() -> bytes:
@@ -147,6 +161,34 @@ def pickle_before(path: Path) -> None:
     for value in (number, protocol, {"little_endian": True}, {"x": Call(bytearray, 10**11)}, []):
         pickle.dump(value, stream, protocol=2)
     path.write_bytes(stream.getvalue() + whole())
+
+
+def pickle_counted(path: Path) -> None:
+    """The same, in an archive that knows of the bytes before it."""
+    pickle_before(path)
+    path.write_bytes(path.read_bytes()[: -len(whole())])
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/data.pkl", HEAD + b"N" + TAIL)
+
+
+def changed(name: str, **changes: Any) -> Make:
+    """What the directory says of a record is changed."""
+
+    def make(path: Path) -> None:
+        pack(path, HEAD + b"N" + TAIL, data_0=bytes(16))
+        with zipfile.ZipFile(path, "a") as archive:
+            for key, value in changes.items():
+                setattr(archive.getinfo(name), key, value)
+            archive._didModify = True  # type: ignore[attr-defined]
+
+    return make
+
+
+def two_folders(path: Path) -> None:
+    """Torch takes the folder of the first record for that of all."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("other/version", b"3\n")
+        archive.writestr("archive/data.pkl", HEAD + b"N" + TAIL)
 
 
 def names_in_two_cases(path: Path) -> None:
@@ -275,7 +317,7 @@ FILES: dict[str, Make] = {
     "subclass with attributes": calling("torch._tensor", "_rebuild_from_type_v2", 1, 2, (), {}),
     "parameter": calling("torch._utils", "_rebuild_parameter", 1, False, ()),
     "quadratic OrderedDict": raw(
-        b"](" + b")" * 50_000 + b"eq\0" + b"ccollections\nOrderedDict\nq\1(h\0tR0" * 5_000 + b"N"
+        b"](](" + b"K\1K\1\x86" * 5_000 + b"eq\0ccollections\nOrderedDict\nq\1)R" + b"h\1h\0\x85R" * 5_000 + b"e"
     ),
     "attributes of a dict": raw(b"}}X\1\0\0\0aK\1sb"),
     # Tensors that lie
@@ -329,10 +371,15 @@ FILES: dict[str, Make] = {
     "nested bomb": nested,
     "two records of one name": duplicated,
     "overlapping records": overlapping,
+    "records in records": quoting,
     "lying about sizes": lying_about_sizes,
-    "encrypted": encrypted,
+    "encrypted": changed("archive/data.pkl", flag_bits=1),
+    "a record of two sizes": changed("archive/data/0", file_size=4, CRC=zlib.crc32(bytes(4))),
+    "two extra fields": changed("archive/data/0", extra=struct.pack("<2HQ2H", 1, 8, 16, 99, 0)),
+    "two folders": two_folders,
     "names that climb": climbing,
     "a pickle before the archive": pickle_before,
+    "a pickle before the archive that knows of it": pickle_counted,
     "bytes before the archive": lambda path: path.write_bytes(bytes(64) + whole()),
     "an archive before the archive": lambda path: path.write_bytes(whole() * 2),
     "bytes behind the archive": lambda path: path.write_bytes(whole() + bytes(64)),

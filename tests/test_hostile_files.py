@@ -52,8 +52,15 @@ def test_a_hostile_checkpoint_is_refused_in_one_line_and_does_nothing(
     assert f"{name}.pt" in result["outcome"]
     assert len(result["outcome"].splitlines()) == 1
     assert len(result["outcome"]) < 1000
+    assert "torch refuses it" not in result["outcome"]  # it would, but it is not asked
     assert result["events"] == []  # no program, no file written, no import, no code compiled
     assert result["bytes"] < 50 * MEGABYTE
+
+
+@NEEDS_PROC
+@pytest.mark.parametrize("name", ["os.system", "exec", "getattr chain", "torch.load", "bytearray", "torch.Tensor"])
+def test_a_foreign_name_is_refused_before_anything_is_called(name: str, watched: dict[str, dict[str, Any]]) -> None:
+    assert "its pickle names '" in watched[name]["outcome"]
 
 
 @NEEDS_PROC
@@ -319,8 +326,10 @@ def test_a_jpeg_of_several_scans_counts_with_all_its_pixels(tmp_path: Path, monk
     content = (tmp_path / "one.jpg").read_bytes()
     start = content.index(b"\xff\xda")
     (tmp_path / "two.jpg").write_bytes(content[:-2] + content[start:])
+    first, second, *_ = (tmp_path / "progressive.jpg").read_bytes().split(b"\xff\xda")
+    (tmp_path / "only-first.jpg").write_bytes(first + b"\xff\xda" + second + b"\xff\xd9")
     assert read_image(tmp_path / "one.jpg", 8).shape == (3, 8, 8)
-    for name in ("progressive.jpg", "two.jpg"):
+    for name in ("progressive.jpg", "only-first.jpg", "two.jpg"):
         with pytest.raises(ValueError, match="200 × 200 pixels are more than 10000"):
             read_image(tmp_path / name, 8)
 

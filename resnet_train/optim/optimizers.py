@@ -93,8 +93,6 @@ class Muon(Optimizer):
     size of AdamW's (Liu et al. 2025, arXiv:2502.16982), so one lr fits both.
     """
 
-    _step_supports_amp_scaling = True  # torch's name for optimizers that heed `found_inf`
-
     def __init__(
         self, model: nn.Module, *, lr: float, momentum: float, weight_decay: float, no_decay_norm_bias: bool
     ) -> None:
@@ -107,6 +105,7 @@ class Muon(Optimizer):
             self.shapes.setdefault(_as_matrix(weight.detach(), weight).shape, []).append(weight)
         self.buffers = [weights[0].new_zeros(len(same), *shape) for shape, same in self.shapes.items()]
         self.rest = torch.optim.AdamW([dict(group) for group in rest], lr=lr, fused=_can_fuse(model))
+        self._step_supports_amp_scaling = _can_fuse(model)  # torch's name for optimizers that heed `found_inf`
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

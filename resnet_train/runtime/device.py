@@ -51,7 +51,7 @@ def prepare_machine(name: str, threads: int, deterministic: bool = False) -> tor
         ValueError: there is no such device here.
     """
     device = select_device(name)
-    if device.type == "cuda":
+    if device.type == "cuda" and device.index is not None:  # `cuda` alone is the current one
         torch.cuda.set_device(device)
     keep_freed_memory(device.type == "cpu")
     if threads:

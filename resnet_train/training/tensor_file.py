@@ -1,9 +1,9 @@
 """Reads what `torch.save` wrote, if it holds nothing but tensors, text, numbers, and lists, tuples and dicts of them.
 
 Such a file is a zip archive of uncompressed records: a pickle that describes the values, and the tensors' bytes.
-`torch.load(weights_only=True)` executes no foreign code, but as of torch 2.14 it lets a file of some bytes allocate any
-amount of memory, makes tensors that reach beyond their records, and looks at no checksum. So it is checked before: its
-pickle is decoded without making anything of it. This is the one place that calls `torch.load`.
+`torch.load(weights_only=True)` executes no foreign code, but lets a file of some bytes allocate any amount of memory
+(one of 1 kB a bytearray of 300 MB, with torch 2.15) and looks at no checksum. So the file is checked before: its pickle
+is decoded without making anything of it. This is the one place that calls `torch.load`.
 """
 
 from __future__ import annotations
