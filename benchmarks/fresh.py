@@ -49,9 +49,9 @@ def bare_steps(arch: str, batch_size: int, device: torch.device) -> tuple[float,
 
 def our_steps(settings: dict[str, Any], device: torch.device, folder: Path) -> tuple[float, int]:
     """Seconds until the first step is done, and the bytes of the training images."""
-    from resnet_train.bench import all_batches, build_bench_trainer, train_step
     from resnet_train.build import load_data
     from resnet_train.config import make_config
+    from resnet_train.jobs.bench import all_batches, build_bench_trainer, train_step
 
     config = make_config(settings)
     mapped = None if "dataset" in settings else map_random_data(settings, folder)
@@ -70,9 +70,9 @@ def map_random_data(settings: dict[str, Any], folder: Path) -> Any:
     """CIFAR-10's number of random images, mapped from a file and written there in parts, so that they are not here."""
     import numpy as np
 
-    from resnet_train.bench import CIFAR10_SIZE, random_images
     from resnet_train.build import RunData
-    from resnet_train.data.datasets import ImageDataset
+    from resnet_train.data.dataset import ImageDataset
+    from resnet_train.jobs.bench import CIFAR10_SIZE, random_images
 
     part, (path, num) = random_images(1000), (folder / "images.npy", settings.get("train_size", CIFAR10_SIZE.train))
     written = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(num, 3, 32, 32))

@@ -19,7 +19,7 @@ import torch
 import typer
 
 from resnet_train.config import make_config
-from resnet_train.run import train
+from resnet_train.jobs.train import train
 from resnet_train.runtime.device import select_device
 from resnet_train.runtime.environment import describe_environment
 

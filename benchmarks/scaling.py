@@ -23,7 +23,9 @@ import numpy as np
 import torch
 import typer
 
-from resnet_train.bench import (
+from resnet_train.build import RunData
+from resnet_train.config import TrainConfig, make_config
+from resnet_train.jobs.bench import (
     build_bench_trainer,
     interleave,
     matrix_rate,
@@ -34,8 +36,6 @@ from resnet_train.bench import (
     spread,
     training_flops,
 )
-from resnet_train.build import RunData
-from resnet_train.config import TrainConfig, make_config
 from resnet_train.runtime.device import prepare_machine
 from resnet_train.runtime.environment import describe_environment
 from resnet_train.runtime.precision import choose_precision

@@ -38,7 +38,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from resnet_train.bench import (
+from resnet_train.build import CUDA_CHUNK_BYTES, RunData
+from resnet_train.config import TrainConfig, make_config
+from resnet_train.data.augment import Normalize, RandomCrop, RandomFlip, Transform
+from resnet_train.data.dataset import ImageDataset
+from resnet_train.data.loader import BatchLoader
+from resnet_train.data.plan import draw_plan
+from resnet_train.jobs.bench import (
     Step,
     Variant,
     build_bench_trainer,
@@ -54,12 +60,6 @@ from resnet_train.bench import (
     spread,
     training_flops,
 )
-from resnet_train.build import CUDA_CHUNK_BYTES, RunData
-from resnet_train.config import TrainConfig, make_config
-from resnet_train.data.augment import Normalize, RandomCrop, RandomFlip, Transform
-from resnet_train.data.datasets import ImageDataset
-from resnet_train.data.loader import BatchLoader
-from resnet_train.data.plan import draw_plan
 from resnet_train.models import create_model
 from resnet_train.runtime.device import keep_freed_memory, prepare_machine
 from resnet_train.runtime.environment import describe_environment

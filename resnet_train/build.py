@@ -19,7 +19,7 @@ from resnet_train.data.augment import (
     RandomFlip,
     Transform,
 )
-from resnet_train.data.datasets import DATASETS, ImageDataset, load_dataset, split_indices
+from resnet_train.data.dataset import DATASETS, ImageDataset, load_dataset, split_indices
 from resnet_train.data.loader import BatchLoader, eval_loader, fits_on
 from resnet_train.data.mix import Mix
 from resnet_train.data.plan import draw_plan

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from resnet_train import bench
-from resnet_train.bench import (
+from resnet_train.config import TrainConfig, make_config
+from resnet_train.data.dataset import load_dataset
+from resnet_train.jobs import bench
+from resnet_train.jobs.bench import (
     PHASES,
     Variant,
     changes_to_try,
@@ -34,10 +36,8 @@ from resnet_train.bench import (
     training_flops,
     verdict,
 )
-from resnet_train.config import TrainConfig, make_config
-from resnet_train.data.datasets import load_dataset
 from resnet_train.training.trainer import Trainer
-from tests.helpers import CPU
+from tests.harness.trainers import CPU
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TINY = {"arch": "resnet8", "dataset": "digits", "image_size": 8, "train_size": 48, "batch_size": 8, "device": "cpu"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from resnet_train.training.checkpoint import StateParts, check_parts, read_checkpoint, write_checkpoint
+from resnet_train.runs.checkpoint import StateParts, check_parts, read_checkpoint, write_checkpoint
 from tests.conftest import Outcome, RunCli
 
 Change = Callable[[dict[str, Any]], object]

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from resnet_train.models import create_model
-from resnet_train.training import checkpoint
-from resnet_train.training.checkpoint import read_checkpoint, restore_model, write_checkpoint
-from tests.helpers import assert_same_tensors, tiny_trainer
+from resnet_train.runs import checkpoint
+from resnet_train.runs.checkpoint import read_checkpoint, restore_model, write_checkpoint
+from tests.harness.trainers import assert_same_tensors, tiny_trainer
 
 ABOUT = {"arch": "resnet8", "arch_options": {}, "classes": ["a", "b", "c"]}
 

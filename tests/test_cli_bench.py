@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_train import bench
+from resnet_train.jobs import bench
 from tests.conftest import Outcome, RunCli
 
 TINY = ["--arch", "resnet8", "--dataset", "digits", "--image-size", "8", "--train-size", "32", "--batch-size", "16"]

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from resnet_train.data.datasets import ImageDataset, load_dataset
-from resnet_train.judge import load_model
-from resnet_train.training.checkpoint import read_checkpoint, write_checkpoint
+from resnet_train.data.dataset import ImageDataset, load_dataset
+from resnet_train.jobs.evaluate import load_model
+from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 from resnet_train.training.trainer import Trainer
 from tests.conftest import SMALL, Outcome, RunCli
 

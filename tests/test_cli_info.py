@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from resnet_train.data.datasets import DATASETS
+from resnet_train.data.dataset import DATASETS
 from resnet_train.models import list_models
 from resnet_train.optim.optimizers import OPTIMIZERS
 from resnet_train.optim.schedules import SCHEDULES
 from resnet_train.recipes import recipe_names
 from tests.conftest import Outcome, RunCli
-from tests.helpers import cached_complexity
+from tests.harness.trainers import cached_complexity
 
 NAMES = {
     "models": [entry.name for entry in list_models()],

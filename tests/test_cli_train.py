@@ -15,13 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from resnet_train import run
-from resnet_train.cli.entry import log_to_stderr
+from resnet_train.cli.app import log_to_stderr
 from resnet_train.config import make_config
-from resnet_train.data.datasets import load_dataset
+from resnet_train.data.dataset import load_dataset
+from resnet_train.jobs import train as run
 from resnet_train.recipes import read_yaml
-from resnet_train.training.checkpoint import read_checkpoint, write_checkpoint
-from resnet_train.training.run_folder import RunFolder
+from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
+from resnet_train.runs.folder import RunFolder
 from tests.conftest import ON_DIGITS, SMALL, Outcome, RunCli
 
 QUICK = [*SMALL, "--no-tensorboard"]

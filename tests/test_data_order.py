@@ -19,11 +19,11 @@ from resnet_train.data.mix import Mix
 from resnet_train.data.plan import draw_plan
 from resnet_train.data.trivial_augment import TrivialAugment
 from resnet_train.loggers.base import Logger
-from resnet_train.training.checkpoint import read_checkpoint, write_checkpoint
+from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 from resnet_train.training.signals import Interrupted
 from resnet_train.training.trainer import Trainer
 from tests.conftest import SMALL, RunCli
-from tests.helpers import CPU, tiny_images, tiny_trainer
+from tests.harness.trainers import CPU, tiny_images, tiny_trainer
 
 EPOCHS, STEPS_PER_EPOCH, BATCH_SIZE = 4, 6, 8
 STEPS = EPOCHS * STEPS_PER_EPOCH

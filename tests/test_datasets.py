@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from resnet_train.data.datasets import (
+from resnet_train.data.dataset import (
     DATASETS,
     balanced_order,
     channel_statistics,

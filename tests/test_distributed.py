@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from resnet_train.runs.checkpoint import read_checkpoint
 from resnet_train.runtime.distributed import ALONE, Processes
-from resnet_train.training.checkpoint import read_checkpoint
 from tests.conftest import ON_DIGITS, PACKAGE_PARENT
-from tests.helpers import assert_same_tensors, tiny_trainer
+from tests.harness.trainers import assert_same_tensors, tiny_trainer
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 TRAIN = ["-m", "resnet_train.cli.train", *ON_DIGITS, "--train-size", "128", "--batch-size", "16", "--no-tensorboard"]

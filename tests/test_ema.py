@@ -7,7 +7,7 @@ from torch.optim.swa_utils import AveragedModel as TorchAveragedModel
 
 from resnet_train.models import create_model
 from resnet_train.optim.ema import AveragedModel
-from tests.helpers import assert_same_tensors, tiny_trainer
+from tests.harness.trainers import assert_same_tensors, tiny_trainer
 
 GOOD, BAD = torch.tensor(False), torch.tensor(True)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from resnet_train.models import create_model, list_models
 from resnet_train.models.blocks import set_bn_momentum
-from tests.helpers import NUM_CLASSES, tiny_trainer
+from tests.harness.trainers import NUM_CLASSES, tiny_trainer
 
 FAMILIES = {entry.family: entry.name for entry in list_models() if entry.family != "preact_cifar_resnet"}
 SMALLEST = {**FAMILIES, "resnet": "resnet18", "cifar_resnet": "resnet20", "preact_resnet": "preact_resnet18"}

@@ -8,9 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from resnet_train.training.checkpoint import read_checkpoint
+from resnet_train.runs.checkpoint import read_checkpoint
 from tests.conftest import ON_DIGITS
-from tests.processes import KILLED, Ended, Stop, assert_same_result, needs_fork, result_of, run_forked, run_fresh
+from tests.harness.processes import (
+    KILLED,
+    Ended,
+    Stop,
+    assert_same_result,
+    needs_fork,
+    result_of,
+    run_forked,
+    run_fresh,
+)
 
 EPOCHS, STEPS_PER_EPOCH = 3, 4
 LAST_STEP = EPOCHS * STEPS_PER_EPOCH

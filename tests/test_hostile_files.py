@@ -18,14 +18,14 @@ import pytest
 import torch
 from PIL import Image
 
-from resnet_train.data.datasets import load_dataset
+from resnet_train.data.dataset import load_dataset
 from resnet_train.data.download import fetch_archive
 from resnet_train.data.image_folder import read_image
-from resnet_train.training.checkpoint import read_checkpoint, write_checkpoint
-from resnet_train.training.tensor_file import read_tensor_file
+from resnet_train.runs.archive import read_tensor_file
+from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 from tests.conftest import Outcome, RunCli, run_python
-from tests.helpers import assert_same_tensors, tiny_trainer
-from tests.hostile_files import FILES, MODELS, Call, base, pack
+from tests.harness.hostile_files import FILES, MODELS, Call, base, pack
+from tests.harness.trainers import assert_same_tensors, tiny_trainer
 
 MEGABYTE = 1_000_000
 NEEDS_PROC = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is measured as on Linux")
@@ -36,7 +36,9 @@ NEEDS_PROC = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="me
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What reading each hostile file came to, in another process."""
-    outcome = run_python("-m", "tests.hostile_files", tmp_path_factory.mktemp("hostile"), cwd=Path(__file__).parents[1])
+    outcome = run_python(
+        "-m", "tests.harness.hostile_files", tmp_path_factory.mktemp("hostile"), cwd=Path(__file__).parents[1]
+    )
     assert outcome.code == 0, outcome
     results = [json.loads(line) for line in outcome.stdout.splitlines()]
     return {result.pop("name"): result for result in results}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_train.data.datasets import load_dataset
+from resnet_train.data.dataset import load_dataset
 from resnet_train.data.image_folder import MAX_PIXELS, find_images, read_image
 
 ORIENTATION = 0x0112
@@ -45,7 +45,7 @@ def load(data_dir, split="train", image_size=8):
 
 
 def reports(caplog):
-    return [r.getMessage() for r in caplog.records if r.name == "resnet_train.data.datasets"]
+    return [r.getMessage() for r in caplog.records if r.name == "resnet_train.data.dataset"]
 
 
 # One picture

@@ -14,7 +14,7 @@ from resnet_train.data.augment import Cutout, Normalize, RandomCrop, RandomFlip
 from resnet_train.data.loader import PREFETCHED_BATCHES, BatchLoader, eval_loader
 from resnet_train.data.mix import Mix
 from resnet_train.data.plan import draw_plan, fixed_plan
-from tests.helpers import CPU, assert_same_tensors, tiny_images
+from tests.harness.trainers import CPU, assert_same_tensors, tiny_images
 
 NUM = 50
 NORMALIZE = Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ON_DIGITS
-from tests.processes import needs_fork, run_fresh
+from tests.harness.processes import needs_fork, run_fresh
 
 EPOCHS = 500
 MEBIBYTE = 1 << 20

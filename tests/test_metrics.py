@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
+from resnet_train.evaluation.metrics import confidence_interval, summarize
 from resnet_train.records import Evaluation
-from resnet_train.report.metrics import confidence_interval, summarize
 
 CLASSES = ("cat", "dog", "eel")
 # rows: what the image shows; columns: what it was taken for

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_train.loggers.metrics_csv import MetricsCsv
+from resnet_train.loggers.csv import MetricsCsv
 from resnet_train.records import EpochRecord, EpochTiming, RunInfo
 
 RECORD = EpochRecord(epoch=1, step=7, lr=0.1, train_loss=2.5, train_accuracy=0.1, grad_norm=1 / 3)

@@ -13,7 +13,7 @@ from resnet_train.data.augment import Normalize, RandomCrop, RandomFlip
 from resnet_train.data.loader import BatchLoader
 from resnet_train.data.mix import Mix, mix_images
 from resnet_train.data.plan import draw_plan, generator
-from tests.helpers import CPU, tiny_images, tiny_trainer
+from tests.harness.trainers import CPU, tiny_images, tiny_trainer
 
 SIZE = 16
 

@@ -21,7 +21,7 @@ from resnet_train.models.blocks import (
     projection_shortcut,
 )
 from resnet_train.models.preact import PreActBasicBlock, PreActBottleneck
-from tests.helpers import cached_complexity
+from tests.harness.trainers import cached_complexity
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden_models.json").read_text())
 NAMES = [row["name"] for row in GOLDEN]

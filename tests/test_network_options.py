@@ -12,7 +12,7 @@ from resnet_train.config import make_config
 from resnet_train.models import create_model, list_models
 from resnet_train.models.blocks import BasicBlock, DropPath, set_bn_momentum
 from resnet_train.models.cifar_resnet import CifarResNet
-from tests.helpers import assert_same_tensors
+from tests.harness.trainers import assert_same_tensors
 
 
 def test_the_imagenet_stem_is_torchvisions():

@@ -10,7 +10,7 @@ from torch import nn
 
 from resnet_train.models import create_model
 from resnet_train.optim.optimizers import OPTIMIZERS, build_optimizer, load_optimizer_state, orthogonalize, set_lr
-from tests.helpers import assert_same_tensors
+from tests.harness.trainers import assert_same_tensors
 
 SETTINGS = {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1, "no_decay_norm_bias": False}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from resnet_train.config import make_config
-from resnet_train.run import train
+from resnet_train.jobs.train import train
 
 VALUES = {
     "arch": ["resnet18", "resnet50"],

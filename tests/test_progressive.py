@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from resnet_train.config import make_config, to_plain
 from resnet_train.data.loader import resize
 from resnet_train.data.progressive import size_schedule
-from tests.helpers import tiny_trainer
+from tests.harness.trainers import tiny_trainer
 
 
 def test_each_size_lasts_until_its_share_of_the_run():

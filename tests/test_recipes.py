@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from resnet_train.config import make_config
+from resnet_train.jobs.train import check_names
 from resnet_train.recipes import find_recipe, read_yaml, recipe_folder, recipe_names, recipe_text, to_yaml
-from resnet_train.run import check_names
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

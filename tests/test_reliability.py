@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import torch
 
-from resnet_train import run
+from resnet_train.jobs import train as run
 from resnet_train.optim.optimizers import build_optimizer
-from resnet_train.training.checkpoint import count_bytes, read_checkpoint, write_checkpoint
-from resnet_train.training.run_folder import RunFolder
+from resnet_train.runs.checkpoint import count_bytes, read_checkpoint, write_checkpoint
+from resnet_train.runs.folder import RunFolder
 from tests.conftest import SMALL, Outcome, RunCli, run_python
-from tests.helpers import assert_same_tensors, tiny_trainer
+from tests.harness.trainers import assert_same_tensors, tiny_trainer
 
 QUICK = [*SMALL, "--no-tensorboard"]
 
@@ -345,7 +345,7 @@ def test_a_record_that_is_renamed_is_missed(record: str, tmp_path: Path) -> None
 KILLED = """
 import os, signal, sys
 from resnet_train.cli.train import main
-from resnet_train.training import checkpoint
+from resnet_train.runs import checkpoint
 wanted, calls = int(sys.argv.pop(1)), []
 
 def kill(*_, **__):

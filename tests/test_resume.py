@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
 from pathlib import Path
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_train import run
 from resnet_train.config import make_config
+from resnet_train.jobs import train as run
 from resnet_train.recipes import read_yaml
-from resnet_train.training.checkpoint import read_checkpoint, write_checkpoint
-from resnet_train.training.run_folder import RunFolder
+from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
+from resnet_train.runs.folder import RunFolder
 from tests.conftest import SMALL, Outcome, RunCli
 
 QUICK = [*SMALL, "--no-tensorboard"]
@@ -348,3 +349,17 @@ def test_the_time_of_an_epoch_survives_an_interruption_during_its_evaluation(
         (row,) = csv.DictReader(file)
     assert float(row["train_seconds"]) >= state["epoch_seconds"] > 0
     assert float(row["images_per_second"]) > 0
+
+
+def test_a_run_saved_in_format_version_1_still_resumes(tmp_path: Path, run_cli) -> None:
+    data = Path(__file__).parent / "data"
+    shutil.copytree(data / "version_1_run", tmp_path / "runs" / "plain")
+    outcome = run_cli("resnet-train", "--resume", "runs/plain", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    rows = (tmp_path / "runs" / "plain" / "metrics.csv").read_text().splitlines()
+    golden = (data / "golden_runs" / "plain.csv").read_text().splitlines()
+    assert [len(row.split(",")) for row in rows] == [len(row.split(",")) for row in golden]
+    assert rows[:2] == golden[:2]  # the epoch saved in the file; the later ones are equal on the same CPU only
+    evaluation = run_cli("resnet-eval", "runs/plain", "--json", cwd=tmp_path)
+    assert evaluation.code == 0, evaluation
+    assert json.loads(evaluation.stdout)["top1"] == float(rows[-1].split(",")[-1])

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from resnet_train.training.checkpoint import read_checkpoint
+from resnet_train.runs.checkpoint import read_checkpoint
 from tests.conftest import ON_DIGITS
-from tests.processes import KILLED, Child, Stop, assert_same_result, needs_fork, run_forked, start
+from tests.harness.processes import KILLED, Child, Stop, assert_same_result, needs_fork, run_forked, start
 
 pytestmark = needs_fork
 TINY = [*ON_DIGITS, "--train-size", "64", "--batch-size", "16", "--threads", "1", "--ema-decay", "0.9",

@@ -20,7 +20,7 @@ from resnet_train.runtime.distributed import ALONE, Processes
 from resnet_train.training import signals
 from resnet_train.training.signals import Interrupted
 from resnet_train.training.trainer import NotFinite, RunningSums, count_correct
-from tests.helpers import CPU, NUM_CLASSES, assert_same_tensors, tiny_trainer
+from tests.harness.trainers import CPU, NUM_CLASSES, assert_same_tensors, tiny_trainer
 
 
 class MemorySaver:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from resnet_train.cli.entry import Debug, Version, log_to_stderr, new_app, run_app, to_json
+from resnet_train.cli.app import Debug, Version, log_to_stderr, new_app, run_app, to_json
 from resnet_train.cli.options import gather_settings, with_config_options
 from resnet_train.config import make_config
 
@@ -38,7 +38,7 @@ def bench(
     """
     resolved = make_config(gather_settings(config, settings))
     log_to_stderr()
-    from resnet_train import bench as measuring  # torch takes 2 s to import
+    from resnet_train.jobs import bench as measuring  # torch takes 2 s to import
 
     numbers = measuring.bench(resolved, steps, rounds, try_compile)
     typer.echo(to_json(numbers) if as_json else _describe(numbers))
@@ -118,7 +118,7 @@ def _few(rounds: int, asked: int) -> str:
 
 
 def _advice(changes: list[dict[str, Any]], rounds: int) -> list[str]:
-    from resnet_train.bench import verdict
+    from resnet_train.jobs.bench import verdict
 
     if rounds < 2:
         return ["One round has no range: nothing is said about what would help."]

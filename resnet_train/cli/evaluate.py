@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from resnet_train.cli.entry import Debug, Version, log_to_stderr, new_app, run_app, to_json
+from resnet_train.cli.app import Debug, Version, log_to_stderr, new_app, run_app, to_json
 
 app = new_app()
 
@@ -30,7 +30,7 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint: top-1 with its 95 % interval, top-5, loss, and every class."""
     log_to_stderr()
-    from resnet_train import judge  # torch takes 2 s to import
+    from resnet_train.jobs import evaluate as judge  # torch takes 2 s to import
 
     numbers = judge.evaluate_checkpoint(
         checkpoint,

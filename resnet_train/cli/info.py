@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from resnet_train.cli.entry import Debug, Version, new_app, run_app, to_json
+from resnet_train.cli.app import Debug, Version, new_app, run_app, to_json
 
 app = new_app()
 
@@ -72,7 +72,7 @@ def _recipes() -> list[dict[str, Any]]:
 
 
 def _datasets() -> list[dict[str, Any]]:
-    from resnet_train.data.datasets import DATASETS
+    from resnet_train.data.dataset import DATASETS
 
     return _described(DATASETS)
 
@@ -105,8 +105,8 @@ def _described(registry: Any) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, Any]:
     """Everything in a checkpoint but its tensors."""
-    from resnet_train.training.checkpoint import check_parts, last_epoch, read_checkpoint
-    from resnet_train.training.run_folder import find_checkpoint
+    from resnet_train.runs.checkpoint import check_parts, last_epoch, read_checkpoint
+    from resnet_train.runs.folder import find_checkpoint
 
     path = find_checkpoint(path)
     contents = read_checkpoint(path)

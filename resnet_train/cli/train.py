@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from resnet_train.cli.entry import Debug, Version, log_to_stderr, new_app, run_app, to_json
+from resnet_train.cli.app import Debug, Version, log_to_stderr, new_app, run_app, to_json
 from resnet_train.cli.options import gather_settings, with_config_options
 from resnet_train.config import make_config, to_plain
 from resnet_train.recipes import to_yaml
@@ -50,7 +50,8 @@ def train(
         raise ValueError(f"--{sorted(moved)[0].replace('_', '-')} does not go with --resume PATH")
     resolved = make_config({} if by_path else given)
     log_to_stderr()
-    from resnet_train import build, run  # torch takes 2 s to import
+    from resnet_train import build
+    from resnet_train.jobs import train as run  # torch takes 2 s to import
 
     if not by_path:
         build.check_names(resolved)

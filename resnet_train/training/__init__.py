@@ -1,1 +1,1 @@
-"""The training loop, evaluation, checkpoints and run folders."""
+"""The training loop."""

@@ -19,6 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from resnet_train.data.loader import Batch, BatchLoader
+from resnet_train.evaluation.evaluate import evaluate
 from resnet_train.loggers.base import Logger
 from resnet_train.optim.ema import AveragedModel
 from resnet_train.optim.optimizers import load_optimizer_state, set_lr
@@ -26,7 +27,6 @@ from resnet_train.optim.schedules import Schedule
 from resnet_train.records import EpochRecord, EpochTiming, Evaluation, StepRecord
 from resnet_train.runtime.device import peak_memory_bytes, sum_dtype
 from resnet_train.runtime.distributed import ALONE, Processes
-from resnet_train.training.evaluation import evaluate
 from resnet_train.training.signals import Interrupted, SignalWatch
 
 log = logging.getLogger(__name__)

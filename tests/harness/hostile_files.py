@@ -1,7 +1,7 @@
 """Checkpoints as an attacker would make them, and a program that reads them and watches itself.
 
-`python -m tests.hostile_files FOLDER` prints one JSON object a file: what reading it came to, how long it took, how
-much memory, and which of the interpreter's audited events (programs started, files opened to write …) it caused.
+`python -m tests.harness.hostile_files FOLDER` prints one JSON object a file: what reading it came to, how long it took,
+how much memory, and which of the interpreter's audited events (programs started, files opened to write …) it caused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from resnet_train.training.checkpoint import FORMAT, VERSION
+from resnet_train.runs.checkpoint import FORMAT, VERSION
 
 Make = Callable[[Path], object]
 HEAD = b"\x80\x02}(X\x06\0\0\0format" + b"X" + struct.pack("<I", len(FORMAT)) + FORMAT.encode() + b"X\x07\0\0\0version"
@@ -469,7 +469,7 @@ MODELS: dict[str, Callable[[dict[str, Any]], object]] = {
 
 def make_all(folder: Path) -> None:
     """Writes all files."""
-    from resnet_train.training.checkpoint import write_checkpoint
+    from resnet_train.runs.checkpoint import write_checkpoint
 
     for name, make in FILES.items():
         make(folder / f"{name}.pt")
@@ -481,8 +481,8 @@ def make_all(folder: Path) -> None:
 
 def watch_all(folder: Path) -> Iterator[dict[str, Any]]:
     """Reads one file after the other, and tells what came of each."""
-    from resnet_train.judge import load_model
-    from resnet_train.training.checkpoint import read_checkpoint, write_checkpoint
+    from resnet_train.jobs.evaluate import load_model
+    from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 
     # The first reading imports and caches what every other one finds there.
     write_checkpoint(folder / "whole.pt", base())

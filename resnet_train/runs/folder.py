@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from resnet_train.recipes import to_yaml
 from resnet_train.records import EpochRecord
-from resnet_train.training.checkpoint import count_bytes, read_checkpoint, write_checkpoint
+from resnet_train.runs.checkpoint import count_bytes, read_checkpoint, write_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -13,17 +13,17 @@ import torch
 
 from resnet_train.build import RunData, build_trainer, check_names, load_data
 from resnet_train.config import TrainConfig, make_config, merge_on_resume, to_plain
+from resnet_train.evaluation.evaluate import evaluate
 from resnet_train.loggers.base import Logger, LoggerList
 from resnet_train.loggers.console import Console
+from resnet_train.loggers.csv import MetricsCsv
 from resnet_train.loggers.log_file import LogFile
-from resnet_train.loggers.metrics_csv import MetricsCsv
 from resnet_train.records import EpochRecord, RunInfo, RunResult
+from resnet_train.runs.checkpoint import StateParts, check_parts, read_checkpoint, restore_model, write_checkpoint
+from resnet_train.runs.folder import CheckpointSaver, RunFolder, existing_run_message, find_runs
 from resnet_train.runtime.device import device_name, peak_memory_bytes, prepare_machine, synchronize
 from resnet_train.runtime.distributed import Processes, join_processes
 from resnet_train.runtime.environment import describe_environment
-from resnet_train.training.checkpoint import StateParts, check_parts, read_checkpoint, restore_model, write_checkpoint
-from resnet_train.training.evaluation import evaluate
-from resnet_train.training.run_folder import CheckpointSaver, RunFolder, existing_run_message, find_runs
 from resnet_train.training.trainer import Trainer
 
 log = logging.getLogger(__name__)

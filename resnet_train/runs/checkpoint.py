@@ -21,7 +21,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from resnet_train.models import create_model
 from resnet_train.records import EpochRecord
-from resnet_train.training.tensor_file import read_tensor_file
+from resnet_train.runs.archive import read_tensor_file
 
 FORMAT = "resnet_train checkpoint"
 VERSION = 1

@@ -181,7 +181,7 @@ def bits_of(value: Any, where: str = "") -> dict[str, Any]:
 def result_of(folder: Path) -> dict[str, Any]:
     """Everything of a finished run that must not depend on how often it was stopped: the state without its clock, the
     final and the best model, and metrics.csv."""
-    from resnet_train.training.checkpoint import read_checkpoint
+    from resnet_train.runs.checkpoint import read_checkpoint
 
     clock_and_place = ("epoch_seconds", "config", "environment")
     found = {}
@@ -207,7 +207,7 @@ def assert_same_result(folder: Path, other: Path) -> None:
 
 def _serve() -> None:
     """Forks a child for each order that comes in, and waits for those it is asked to wait for."""
-    for module in ("cli.train", "run", "loggers.tensorboard"):
+    for module in ("cli.train", "jobs.train", "loggers.tensorboard"):
         importlib.import_module(f"resnet_train.{module}")
     importlib.import_module("sklearn.datasets")
     for line in sys.stdin:
@@ -278,7 +278,7 @@ def _wrap(owner: Any, name: str, *, before: Callable[..., None] | None = None, a
 def _prepare(stop: Stop) -> None:
     """Makes this process stop where it should."""
     from resnet_train.loggers.console import Console
-    from resnet_train.training.run_folder import CheckpointSaver
+    from resnet_train.runs.folder import CheckpointSaver
     from resnet_train.training.trainer import Trainer
 
     number = getattr(signal, stop.by)
@@ -318,7 +318,7 @@ def _kill_inside_a_save(stop: Stop) -> None:
     """Counts the writes to checkpoints, or the pauses before and after each system call of a save, and dies in one."""
     import torch
 
-    from resnet_train.training import run_folder
+    from resnet_train.runs import folder as run_folder
 
     inside, left = False, stop.number
 
@@ -364,8 +364,8 @@ def _kill_inside_a_save(stop: Stop) -> None:
 
 def _note_when_the_folder_is_tried(path: Path) -> None:
     """Writes at exit how long ago this process first tried to have a run folder."""
-    from resnet_train import run
-    from resnet_train.training.run_folder import RunFolder
+    from resnet_train.jobs import train as run
+    from resnet_train.runs.folder import RunFolder
 
     tried: list[float] = []
 

@@ -13,13 +13,13 @@ from torch import nn
 
 from resnet_train.config import TrainConfig, make_config
 from resnet_train.data.augment import Normalize
-from resnet_train.data.datasets import ImageDataset, load_dataset, split_indices
+from resnet_train.data.dataset import ImageDataset, load_dataset, split_indices
 from resnet_train.data.loader import EVAL_BATCH_SIZE, eval_loader
-from resnet_train.report.metrics import summarize
+from resnet_train.evaluation.evaluate import evaluate
+from resnet_train.evaluation.metrics import summarize
+from resnet_train.runs.checkpoint import check_parts, last_epoch, read_checkpoint, restore_model
+from resnet_train.runs.folder import find_checkpoint
 from resnet_train.runtime.device import device_name, prepare_machine
-from resnet_train.training.checkpoint import check_parts, last_epoch, read_checkpoint, restore_model
-from resnet_train.training.evaluation import evaluate
-from resnet_train.training.run_folder import find_checkpoint
 
 
 def evaluate_checkpoint(

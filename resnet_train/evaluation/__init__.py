@@ -1,0 +1,1 @@
+"""Evaluating a model: every image once, and the metrics computed from it."""

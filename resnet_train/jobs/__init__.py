@@ -1,0 +1,1 @@
+"""What the commands do, callable from Python: each a function from settings to a result."""

@@ -1,1 +1,0 @@
-"""From evaluations to what a person reads."""

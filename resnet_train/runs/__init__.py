@@ -1,0 +1,1 @@
+"""Run folders: their files, their one writer, their checkpoints, and how a run is resumed."""

@@ -1,0 +1,93 @@
+"""Golden runs: metrics.csv of tiny runs, bit for bit, shows that a refactoring changed nothing.
+
+The files were recorded on one CPU with one version of torch; other CPUs and versions round differently, so the test is
+skipped there. `python -m tests.test_golden_runs` records them again, for a change that is meant to change results.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_train.runtime.environment import describe_environment
+from tests.conftest import ON_DIGITS, run_in_process
+from tests.harness.processes import Stop, needs_fork, run_forked
+
+GOLDEN = Path(__file__).parent / "data" / "golden_runs"
+COMMON = [*ON_DIGITS, "--train-size", 64, "--batch-size", 16, "--threads", 1, "--amp", "off", "--no-tensorboard"]
+THREE = [*COMMON, "--epochs", 3]
+
+RUNS: dict[str, list[object]] = {
+    "plain": THREE,
+    "ema-mixup-cutmix": [*THREE, "--ema-decay", 0.9, "--mixup", 0.4, "--cutmix", 1],
+    "adamw-cutout-erasing": [
+        *[*THREE, "--optimizer", "adamw", "--lr", 0.002, "--cutout", 4, "--random-erasing", 0.5],
+        *["--flip", "alternating", "--padding-mode", "reflect", "--no-decay-norm-bias", "--clip-grad", 1],
+    ],
+    "muon-one-cycle-sizes": [
+        *[*COMMON, "--image-size", 16, "--epochs", 4, "--optimizer", "muon", "--lr", 0.01],
+        *["--schedule", "one-cycle", "--progressive-sizes", "8:0.5"],
+    ],
+    "validation-trivial-augment": [*THREE, "--val-size", 60, "--trivial-augment", "--schedule", "multi-step"],
+    "drop-path-accumulate-smoothing": [
+        *[*THREE, "--arch", "resnet18", "--drop-path", 0.2, "--accumulate", 2, "--label-smoothing", 0.1],
+        *["--warmup-epochs", 1, "--nesterov", "--bn-momentum", 0.2],
+    ],
+}
+
+
+def record_run(name: str, cwd: Path) -> bytes:
+    """Train one golden run in `cwd` and return its metrics.csv."""
+    arguments = ["--name", name]
+    if name == "two-processes":
+        done = subprocess.run(
+            [
+                *[sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+                *["-m", "resnet_train.cli.train", *map(str, THREE), *arguments],
+            ],
+            cwd=cwd,
+            capture_output=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    elif name == "stopped-and-resumed":
+        command = [*RUNS["ema-mixup-cutmix"], *arguments]
+        assert run_forked(*command, cwd=cwd, stop=Stop("step", 6, "SIGTERM")).code == 143
+        assert run_forked(*command, "--resume", "auto", cwd=cwd).code == 0
+    else:
+        outcome = run_in_process("resnet-train", *RUNS[name], *arguments, cwd=cwd)
+        assert outcome.code == 0, outcome
+    return (cwd / "runs" / name / "metrics.csv").read_bytes()
+
+
+NAMES = [*RUNS, "two-processes", "stopped-and-resumed"]
+
+
+def machine() -> dict[str, object]:
+    """Return what the bits depend on."""
+    environment = describe_environment(torch.device("cpu"))
+    return {key: environment[key] for key in ("torch", "cpu")} | {"kernels": torch.backends.cpu.get_cpu_capability()}
+
+
+@needs_fork
+@pytest.mark.parametrize("name", NAMES)
+def test_metrics_equal_the_golden_run(name: str, tmp_path: Path) -> None:
+    recorded_on = json.loads((GOLDEN / "machine.json").read_text())
+    if recorded_on != machine():
+        pytest.skip(f"recorded on {recorded_on}, this is {machine()}")
+    assert record_run(name, tmp_path) == (GOLDEN / f"{name}.csv").read_bytes()
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(parents=True, exist_ok=True)
+    (GOLDEN / "machine.json").write_text(json.dumps(machine(), indent=2) + "\n")
+    for golden in NAMES:
+        with tempfile.TemporaryDirectory() as folder:
+            (GOLDEN / f"{golden}.csv").write_bytes(record_run(golden, Path(folder)))
