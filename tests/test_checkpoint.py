@@ -44,7 +44,7 @@ def test_restored_model_gives_the_same_logits(saved):
     reference = create_model("resnet8", 3)
     reference.load_state_dict(contents["model"])
     images = torch.randn(2, 3, 8, 8)
-    assert torch.equal(model(images), reference.eval()(images))
+    torch.testing.assert_close(model(images), reference.eval()(images))  # NHWC and NCHW kernels round differently
 
 
 def test_the_old_file_becomes_the_previous_one(tmp_path):

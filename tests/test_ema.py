@@ -76,8 +76,7 @@ def test_a_bad_step_leaves_the_average():
 
 
 def test_the_average_is_what_is_judged():
-    trainer = tiny_trainer(epochs=1)
-    trainer.averaged = AveragedModel(trainer.model, 0.9)
+    trainer = tiny_trainer(epochs=1, ema_decay=0.9)
     trainer.fit()
     assert trainer.eval_model is trainer.averaged.model
     raw, averaged = trainer.model.state_dict(), trainer.eval_model.state_dict()

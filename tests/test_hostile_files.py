@@ -167,7 +167,7 @@ STORED = {
 
 
 def test_what_torch_saves_is_read_as_torch_reads_it(tmp_path: Path) -> None:
-    trainer = tiny_trainer(epochs=1, ema=True)
+    trainer = tiny_trainer(epochs=1, ema_decay=0.9)
     trainer.fit()
     shared = torch.arange(4.0)
     contents = {**STORED, "state": trainer.state_dict(), "twice": [shared, shared[1:]]}

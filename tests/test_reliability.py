@@ -18,7 +18,6 @@ import pytest
 import torch
 
 from resnet_train.jobs import train as run
-from resnet_train.optim.optimizers import build_optimizer
 from resnet_train.runs.checkpoint import count_bytes, read_checkpoint, write_checkpoint
 from resnet_train.runs.folder import RunFolder
 from tests.conftest import SMALL, Outcome, RunCli, run_python
@@ -213,8 +212,7 @@ def test_the_estimate_before_training_is_what_a_checkpoint_takes(
 ) -> None:
     """Warned of 3 % below the room for three checkpoints, not 3 % above it: both at the start and later."""
     folder, path = RunFolder(tmp_path), tmp_path / "last.pt"
-    trainer = tiny_trainer(epochs=1, ema=True)
-    trainer.optimizer = build_optimizer(optimizer, trainer.model, lr=0.1, momentum=0.9, weight_decay=0.0)
+    trainer = tiny_trainer(epochs=1, ema_decay=0.9, optimizer=optimizer, nesterov=False)
     at_start = trainer.state_dict()
     trainer.fit()
     write_checkpoint(path, trainer.state_dict())

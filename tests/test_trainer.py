@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnet_train.data.loader import Batch
-from resnet_train.data.mix import Mix
 from resnet_train.loggers.base import Logger
 from resnet_train.models import create_model
 from resnet_train.optim.optimizers import load_optimizer_state
@@ -110,13 +109,21 @@ def test_same_seed_gives_the_same_bits():
 
 RESUME_CASES = {
     "sgd": {},
-    "averaged weights": {"ema": True},
-    "mixup and cutmix": {"mix": Mix(0.4, 1.0, 8)},
+    "averaged weights": {"ema_decay": 0.9},
+    "mixup and cutmix": {"mixup": 0.4, "cutmix": 1.0},
     "accumulation": {"accumulate": 4},
-    "bf16": {"precision": torch.bfloat16},
-    "adamw": {"optimizer": "adamw"},
-    "muon": {"optimizer": "muon"},
-    "everything": {"ema": True, "mix": Mix(0.4, 1.0, 8), "accumulate": 2, "optimizer": "muon", "clip_grad": 0.5},
+    "bf16": {"amp": "bf16"},
+    "adamw": {"optimizer": "adamw", "nesterov": False},
+    "muon": {"optimizer": "muon", "nesterov": False},
+    "everything": {
+        "ema_decay": 0.9,
+        "mixup": 0.4,
+        "cutmix": 1.0,
+        "accumulate": 2,
+        "optimizer": "muon",
+        "nesterov": False,
+        "clip_grad": 0.5,
+    },
 }
 
 
@@ -131,11 +138,7 @@ def test_resume_is_exact_with_every_part_of_the_state(settings):
 
 
 def test_resume_is_exact_with_drop_path():
-    def drop_path_model():
-        torch.manual_seed(0)
-        return create_model("resnet18", NUM_CLASSES, drop_path=0.5)
-
-    check_exact_resume(8, {}, drop_path_model)
+    check_exact_resume(8, {"arch": "resnet18", "drop_path": 0.5})
 
 
 def check_exact_resume(stop_after, settings, make_model=lambda: None):
@@ -274,7 +277,7 @@ def test_a_mixed_image_is_right_by_the_share_of_the_label_that_was_found():
 
 
 def test_the_accuracy_of_a_mixed_batch_reaches_the_sums():
-    trainer = tiny_trainer(mix=Mix(1.0, 1.0, 8))
+    trainer = tiny_trainer(mixup=1.0, cutmix=1.0)
     batch = next(trainer.train_loader.epoch(0))
     with torch.no_grad():
         expected = count_correct(copy.deepcopy(trainer.model).train()(batch.images), batch)

@@ -1,77 +1,86 @@
-"""Small trainers for the tests of the training loop."""
+"""Small trainers for the tests of the training loop, built as `resnet-train` builds them."""
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch import nn
 
-from resnet_train.data.augment import Normalize, RandomCrop, RandomFlip
-from resnet_train.data.loader import BatchLoader
-from resnet_train.data.plan import draw_plan, fixed_plan
+from resnet_train import build
+from resnet_train.config import make_config
+from resnet_train.data.dataset import ImageDataset, split_indices
 from resnet_train.loggers.base import Logger
-from resnet_train.models import create_model, measure_complexity
-from resnet_train.optim.ema import AveragedModel
-from resnet_train.optim.optimizers import build_optimizer
-from resnet_train.optim.schedules import build_schedule
-from resnet_train.training.trainer import Trainer
+from resnet_train.models import measure_complexity
+from resnet_train.runtime.distributed import ALONE, Processes
+from resnet_train.training.trainer import Saver, Trainer
 
 CPU = torch.device("cpu")
 NUM_CLASSES = 3
+TINY = {
+    "arch": "resnet8",
+    "image_size": 8,
+    "crop_padding": 1,
+    "epochs": 2,
+    "batch_size": 8,
+    "lr": 0.05,
+    "nesterov": True,
+}
 cached_complexity = cache(measure_complexity)  # the deepest networks take seconds
 
 
 def tiny_images(num_images: int = 48, size: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """Random uint8 images whose brightness tells their class."""
+    """Return random uint8 images [N, 3, size, size] whose brightness tells their class, and the labels [N]."""
     rng = np.random.default_rng(7)
     labels = np.arange(num_images) % NUM_CLASSES
     images = rng.integers(0, 80, size=(num_images, 3, size, size)) + 80 * labels[:, None, None, None]
     return images.astype(np.uint8), labels.astype(np.int64)
 
 
-def tiny_trainer(epochs: int = 2, seed: int = 0, batch_size: int = 8, model=None, **settings) -> Trainer:
-    """A resnet8 on tiny images: 6 steps an epoch."""
-    images, labels = tiny_images()
-    transforms = [RandomCrop(1), RandomFlip(), Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))]
-    mix = settings.pop("mix", None)
-    train_loader = BatchLoader(
-        images,
-        labels,
-        batch_size=batch_size,
-        transforms=transforms,
-        plan=partial(draw_plan, seed, num_images=len(labels), transforms=transforms, mix=mix),
-        device=CPU,
-        drop_last=True,
+def tiny_data(
+    num_images: int = 48, size: int = 8, *, val_size: int = 0, train_size: int | None = None
+) -> build.RunData:
+    """Return tiny images as the data of a run; the test images are the training images."""
+    images, labels = tiny_images(num_images, size)
+    dataset = ImageDataset(
+        images=images,
+        labels=labels,
+        classes=tuple("abc"),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        title="tiny",
+        fingerprint="tiny",
     )
-    test_loader = BatchLoader(
-        images,
-        labels,
-        batch_size=20,
-        transforms=transforms[-1:],
-        plan=lambda _: fixed_plan(len(labels)),
-        device=CPU,
-    )
-    torch.manual_seed(seed)
-    model = model or create_model("resnet8", NUM_CLASSES)
-    lr = settings.pop("lr", 0.05)
-    name = settings.pop("optimizer", "sgd")
-    optimizer = build_optimizer(name, model, lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    logger, saver = settings.pop("logger", Logger()), settings.pop("saver", None)
-    trainer = Trainer(
-        model=model,
-        optimizer=optimizer,
-        schedule=build_schedule("cosine", epochs=epochs, steps_per_epoch=len(train_loader)),
-        train_loader=train_loader,
-        eval_loaders={"test": test_loader},
-        num_classes=NUM_CLASSES,
-        averaged=AveragedModel(model, 0.9) if settings.pop("ema", False) else None,
-        epochs=epochs,
-        lr=lr,
-        seed=seed,
-        **settings,
-    )
-    trainer.attach(logger, saver)
+    train_indices, val_indices = split_indices(labels, val_size, train_size)
+    return build.RunData(train=dataset, test=dataset, train_indices=train_indices, val_indices=val_indices)
+
+
+def tiny_trainer(
+    *,
+    model: nn.Module | None = None,
+    data: build.RunData | None = None,
+    processes: Processes = ALONE,
+    logger: Logger | None = None,
+    saver: Saver | None = None,
+    **settings: Any,
+) -> Trainer:
+    """Build a trainer of a resnet8 on tiny images, 6 steps an epoch, the way `resnet-train` builds it.
+
+    Args:
+        model: trained instead of the network that the settings name.
+        data: the images; those of `tiny_data` if None.
+        settings: as in the config; `TINY` has the defaults.
+    """
+    config = make_config({**TINY, **settings})
+    if data is None:
+        data = tiny_data(size=config.image_size, val_size=config.val_size, train_size=config.train_size)
+    create_model = build.create_model if model is None else lambda *_, **__: model
+    with patch.object(build, "create_model", create_model):
+        trainer = build.build_trainer(config, data, CPU, processes)
+    trainer.attach(logger or Logger(), saver)
     return trainer
 
 
