@@ -238,7 +238,7 @@ def small_cifar10(monkeypatch):
 def offline(monkeypatch):
     """No mirror can be reached."""
     monkeypatch.delenv("RESNET_TRAIN_MIRROR", raising=False)
-    monkeypatch.setattr("resnet_train.data.download.MIRRORS", {"cifar-10-python.tar.gz": ()})
+    monkeypatch.setattr("resnet_train.data.sources.cifar.MIRRORS", {"cifar-10-python.tar.gz": ()})
 
 
 @pytest.mark.usefixtures("offline")

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from resnet_train.data.download import MIRRORS, fetch_archive
+from resnet_train.data.sources.cifar import MIRRORS, fetch_archive
 
 FILE = "cifar-10-python.tar.gz"
 Answer = namedtuple("Answer", ["status", "body", "headers"], defaults=[{}])
@@ -76,7 +76,7 @@ def closed_url():
 
 @pytest.fixture
 def use_mirrors(monkeypatch):
-    return lambda *urls: monkeypatch.setattr("resnet_train.data.download.MIRRORS", {FILE: urls})
+    return lambda *urls: monkeypatch.setattr("resnet_train.data.sources.cifar.MIRRORS", {FILE: urls})
 
 
 def assert_fetched(data_dir):
@@ -140,7 +140,7 @@ def test_message_says_everything_in_one_line_when_all_mirrors_fail(
     tried += [f"{server.url}/missing: Not Found", f"{closed_url}: [Errno"]
     positions = [message.index(part) for part in tried]
     assert positions == sorted(positions)
-    assert f"into {tmp_path}/ (MD5 {MD5})" in message
+    assert f"(MD5 {MD5}) into {tmp_path}/" in message
     assert FILE in message
     assert "RESNET_TRAIN_MIRROR" in message
     assert "--dataset digits" in message
@@ -175,7 +175,7 @@ def test_damaged_archive_is_never_unpacked(tmp_path, use_mirrors, closed_url):
 
 
 def test_silent_mirror_is_given_up(tmp_path, server, use_mirrors, monkeypatch):
-    monkeypatch.setattr("resnet_train.data.download.TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("resnet_train.data.sources.cifar.TIMEOUT_SECONDS", 0.2)
     server.answers["/a"] = Answer(200, GOOD)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connections wait in its backlog for ever
         use_mirrors(f"http://127.0.0.1:{silent.getsockname()[1]}/{FILE}", f"{server.url}/a")

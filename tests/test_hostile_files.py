@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 from resnet_train.data.dataset import load_dataset
-from resnet_train.data.download import fetch_archive
-from resnet_train.data.image_folder import read_image
+from resnet_train.data.sources.cifar import fetch_archive
+from resnet_train.data.sources.folder import read_image
 from resnet_train.runs.archive import read_tensor_file
 from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 from tests.conftest import Outcome, RunCli, run_python
@@ -197,7 +197,7 @@ def cifar_folder(data_dir: Path, trace: Path) -> None:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resnet_train.data.download.MIRRORS", {"cifar-10-python.tar.gz": ("file:///nowhere",)})
+    monkeypatch.setattr("resnet_train.data.sources.cifar.MIRRORS", {"cifar-10-python.tar.gz": ("file:///nowhere",)})
     monkeypatch.delenv("RESNET_TRAIN_MIRROR", raising=False)
 
 
@@ -276,7 +276,7 @@ BOMBS: dict[str, dict[str, Any]] = {
 MEASURE = """
 import sys, warnings
 from pathlib import Path
-from resnet_train.data.image_folder import read_image
+from resnet_train.data.sources.folder import read_image
 def peak():
     return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 Path("/proc/self/clear_refs").write_text("5")
@@ -322,7 +322,7 @@ def test_the_largest_pictures_that_are_taken_need_less_than_200_megabytes(tmp_pa
 
 def test_a_jpeg_of_several_scans_counts_with_all_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its decoder keeps all coefficients; one that is decoded as it comes counts with the pixels that it becomes."""
-    monkeypatch.setattr("resnet_train.data.image_folder.MAX_PIXELS", 10_000)
+    monkeypatch.setattr("resnet_train.data.sources.folder.MAX_PIXELS", 10_000)
     save_picture(tmp_path / "one.jpg", "RGB", (200, 200))
     save_picture(tmp_path / "progressive.jpg", "RGB", (200, 200), progressive=True)
     content = (tmp_path / "one.jpg").read_bytes()

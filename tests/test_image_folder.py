@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from resnet_train.data.dataset import load_dataset
-from resnet_train.data.image_folder import MAX_PIXELS, find_images, read_image
+from resnet_train.data.sources.folder import MAX_PIXELS, find_images, read_image
 
 ORIENTATION = 0x0112
 
@@ -45,7 +45,7 @@ def load(data_dir, split="train", image_size=8):
 
 
 def reports(caplog):
-    return [r.getMessage() for r in caplog.records if r.name == "resnet_train.data.dataset"]
+    return [r.getMessage() for r in caplog.records if r.name == "resnet_train.data.sources.folder"]
 
 
 # One picture
@@ -460,7 +460,7 @@ def test_cache_holds_npy_and_json_files_only_and_no_pickles(tmp_path):
 def test_pictures_are_decoded_once(tmp_path, monkeypatch):
     fill_folder(tmp_path)
     first = np.array(load(tmp_path).images)
-    monkeypatch.setattr("resnet_train.data.image_folder.read_image", None)
+    monkeypatch.setattr("resnet_train.data.sources.folder.read_image", None)
     assert np.array_equal(load(tmp_path).images, first)
 
 
@@ -527,7 +527,7 @@ def test_moved_data_dir_keeps_its_cache(tmp_path, monkeypatch):
     fill_folder(tmp_path / "old")
     load(tmp_path / "old")
     (tmp_path / "old").rename(tmp_path / "new")
-    monkeypatch.setattr("resnet_train.data.image_folder.read_image", None)
+    monkeypatch.setattr("resnet_train.data.sources.folder.read_image", None)
     data = load(tmp_path / "new")
     assert len(data) == 6
     assert data.title == "folder new"
@@ -551,8 +551,8 @@ def test_entries_of_class_folders_that_are_no_pictures_are_counted_in_a_warning(
     (tmp_path / "train" / "dog" / "x.gif").write_bytes(b"")
     with caplog.at_level(logging.WARNING, logger="resnet_train"):
         files, _ = find_images(tmp_path, "train")
-    (record,) = [record for record in caplog.records if record.name == "resnet_train.data.image_folder"]
-    assert "3 entries of class folders are no PNG, JPEG, WebP or BMP files and are ignored" in record.getMessage()
+    (record,) = [record for record in caplog.records if record.name == "resnet_train.data.sources.folder"]
+    assert "ignoring 3 entries of class folders that are not PNG, JPEG, WebP or BMP" in record.getMessage()
     assert len(files) == 6
 
 

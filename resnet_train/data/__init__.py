@@ -1,1 +1,3 @@
-"""Data sets as arrays, and the batches made of them."""
+"""Data sets as arrays, and the batches made from them."""
+
+from resnet_train.data import sources  # noqa: F401 - importing a source registers it

@@ -1,24 +1,16 @@
-"""The data sets: each one function from a split to arrays, registered under its name."""
+"""What a data set is, and what all data sets share: the registry, the splits and the channel statistics."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from resnet_train.data.cache import open_or_build
-from resnet_train.data.download import fetch_archive
 from resnet_train.registry import Registry
 
-log = logging.getLogger(__name__)
-
-# Every user of a data set shares its validation split and its subsets, whatever the seed of the run.
+# All runs on a data set share its validation split and its subsets, whatever their seed.
 SPLIT_SEED = 20260101
 
 
@@ -29,10 +21,11 @@ class ImageDataset:
     Attributes:
         images: uint8 [N, 3, H, W], often memory-mapped.
         labels: int64 [N], each in 0 … len(classes) - 1.
-        classes: their names.
-        mean, std: of the training pixels per channel, on a 0–1 scale.
-        title: what to call it in every output.
-        fingerprint: the same for the same images and labels in the same order.
+        classes: The class names.
+        mean: Mean of the training pixels per channel, on a 0–1 scale.
+        std: Standard deviation of the training pixels per channel, on a 0–1 scale.
+        title: The name of the data set in every output.
+        fingerprint: Equal for equal images and labels in the same order.
     """
 
     images: np.ndarray
@@ -47,26 +40,39 @@ class ImageDataset:
         return len(self.labels)
 
 
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What is known about a data set before it is loaded; no `mean` and `std` if they depend on the image size."""
+
+    title: str
+    num_train: int
+    num_test: int
+    num_classes: int
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
 # (split "train" or "test", data_dir, image_size) → the split, or None if the data set has no test images.
 LoadSplit = Callable[[str, Path, int], ImageDataset | None]
 DATASETS: Registry[LoadSplit] = Registry("data set")
+FACTS: dict[str, DatasetFacts] = {}  # of the data sets whose content is fixed, by name
 
 
 def load_dataset(name: str, split: str, data_dir: Path | str, image_size: int = 32) -> ImageDataset | None:
-    """Loads one split of a data set, from its cache where it has one.
+    """Load one split of a data set, from its cache if it has one.
 
     Args:
-        name: a name that `DATASETS` knows.
+        name: A name registered in `DATASETS`.
         split: "train" or "test".
-        data_dir: where its files are or are downloaded to.
-        image_size: side in pixels.
+        data_dir: Where the files are, or where they are downloaded to.
+        image_size: Side in pixels.
 
     Returns:
-        The split; None if it is "test" and the data set has no test images.
+        The split, or None if it is "test" and the data set has no test images.
 
     Raises:
-        ValueError: unknown name or split, wrong image size, missing or unusable files.
-        ConnectionError: a download failed.
+        ValueError: The name or the split is unknown, the image size is wrong, or files are missing or unusable.
+        ConnectionError: A download failed.
     """
     if split not in {"train", "test"}:
         raise ValueError(f"unknown split {split!r}; use train or test")
@@ -74,20 +80,21 @@ def load_dataset(name: str, split: str, data_dir: Path | str, image_size: int = 
 
 
 def balanced_order(labels: np.ndarray) -> np.ndarray:
-    """int64 [N]: image numbers so that each beginning of the list holds all classes as equally as they last."""
+    """Return a permutation, int64 [N], whose every prefix is as class-balanced as possible."""
+    # The first images of all classes come first, then the second ones, and so on.
     shuffled = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
-    rank = np.empty(len(labels), dtype=np.int64)
+    rank_in_class = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         members = shuffled[labels[shuffled] == label]
-        rank[members] = np.arange(len(members))
-    return shuffled[np.lexsort((labels[shuffled], rank[shuffled]))]
+        rank_in_class[members] = np.arange(len(members))
+    return shuffled[np.lexsort((labels[shuffled], rank_in_class[shuffled]))]
 
 
 def split_indices(labels: np.ndarray, val_size: int, train_size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The image numbers to train on and to validate on, both sorted; class-balanced, and the same for every seed.
+    """Return the sorted indices of the training and of the validation images; class-balanced, equal for every seed.
 
     Raises:
-        ValueError: more images asked for than there are.
+        ValueError: There are fewer images than requested.
     """
     if val_size >= len(labels):
         raise ValueError(f"val_size (={val_size}) must be less than the number of training images (={len(labels)})")
@@ -100,108 +107,19 @@ def split_indices(labels: np.ndarray, val_size: int, train_size: int | None) -> 
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of uint8 images [N, 3, H, W] on a 0–1 scale, exact for any N."""
+    """Return the mean and the standard deviation per channel of uint8 images [N, 3, H, W] on a 0–1 scale.
+
+    They come from integer histograms, so they are exact for any number of images.
+    """
     histograms = np.zeros((3, 256), dtype=np.int64)
     for start in range(0, len(images), 1024):
         for channel in range(3):
             pixels = images[start : start + 1024, channel]
             histograms[channel] += np.bincount(pixels.ravel(), minlength=256)
+
+    # The lower bound keeps the deviation of a constant channel positive, because images are divided by it.
     values = np.arange(256) / 255
     count = histograms.sum(axis=1)
     mean = histograms @ values / count
     std = np.sqrt(np.maximum(histograms @ values**2 / count - mean**2, 1e-12))
     return tuple(mean.round(6).tolist()), tuple(std.round(6).tolist())
-
-
-@DATASETS.register("cifar10")
-def cifar10(split: str, data_dir: Path, image_size: int) -> ImageDataset:
-    """CIFAR-10 (Krizhevsky 2009): 50,000 and 10,000 images of 10 classes, through torchvision, downloaded on demand."""
-    from torchvision.datasets import CIFAR10
-
-    # Channel statistics of the 50,000 training images; the 0.2023 0.1994 0.2010 of many scripts is a mean of stds.
-    statistics = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-    return _torchvision_cifar(CIFAR10, "CIFAR-10", statistics, split, data_dir, image_size)
-
-
-@DATASETS.register("cifar100")
-def cifar100(split: str, data_dir: Path, image_size: int) -> ImageDataset:
-    """CIFAR-100 (Krizhevsky 2009): 50,000 and 10,000 images of 100 classes, through torchvision, on demand."""
-    from torchvision.datasets import CIFAR100
-
-    statistics = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)  # of the 50,000 training images
-    return _torchvision_cifar(CIFAR100, "CIFAR-100", statistics, split, data_dir, image_size)
-
-
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-def _torchvision_cifar(
-    kind: Any, title: str, statistics: Statistics, split: str, data_dir: Path, image_size: int
-) -> ImageDataset:
-    """A torchvision CIFAR class as arrays; its constructor checks the MD5 of every file before it is unpickled."""
-    if image_size != 32:
-        raise ValueError(f"image_size (={image_size}) must be 32 for {title}, whose images have that size")
-
-    def fill(folder: Path) -> dict[str, Any]:
-        try:
-            source = kind(str(data_dir), train=split == "train", download=False)
-        except RuntimeError:  # torchvision's word for missing or damaged files
-            fetch_archive(data_dir, kind.filename, kind.tgz_md5)
-            source = kind(str(data_dir), train=split == "train", download=False)
-        images = np.ascontiguousarray(source.data.transpose(0, 3, 1, 2))
-        np.save(folder / "images.npy", images, allow_pickle=False)
-        np.save(folder / "labels.npy", np.array(source.targets, dtype=np.int64), allow_pickle=False)
-        return {"classes": list(source.classes)}
-
-    cached = open_or_build(data_dir, f"{title.lower()}-{split}", kind.tgz_md5, fill)
-    classes = tuple(cached.facts["classes"])
-    return ImageDataset(cached.images, cached.labels, classes, *statistics, title, cached.fingerprint)
-
-
-@DATASETS.register("digits")
-def digits(split: str, data_dir: Path, image_size: int) -> ImageDataset:
-    """scikit-learn's 1,797 handwritten digits of 8×8 pixels, enlarged; one in five is a test image. No download."""
-    import torch
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    gray, labels = load_digits(return_X_y=True)
-    small = torch.from_numpy(gray.reshape(-1, 1, 8, 8) * (255 / 16)).float()
-    large = torch.nn.functional.interpolate(small, size=image_size, mode="bilinear")
-    images = large.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).numpy()
-    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=SPLIT_SEED)
-    mean, std = channel_statistics(images[train])
-    chosen = np.sort(train if split == "train" else test)
-    classes = tuple(str(digit) for digit in range(10))
-    images, labels = images[chosen], labels[chosen].astype(np.int64)
-    fingerprint = f"{zlib.crc32(images.tobytes()):08x}-{zlib.crc32(labels.tobytes()):08x}"
-    return ImageDataset(images, labels, classes, mean, std, "digits, not CIFAR-10", fingerprint)
-
-
-@DATASETS.register("folder")
-def folder(split: str, data_dir: Path, image_size: int) -> ImageDataset | None:
-    """Your own images: train/<class>/* and test/<class>/*, any size, PNG, JPEG, WebP or BMP."""
-    from resnet_train.data.image_folder import fill_from_files, find_images
-
-    files, classes = find_images(data_dir, split)
-    if not files:
-        return None
-    listing = "\n".join(f"{path.relative_to(data_dir)} {size} {time}" for path, _, size, time in files)
-    fingerprint = hashlib.blake2b(f"{classes}\n{listing}".encode("utf-8", "surrogateescape")).hexdigest()
-
-    def fill(target: Path) -> dict[str, Any]:
-        skipped = fill_from_files(target, files, image_size)
-        mean, std = channel_statistics(np.load(target / "images.npy", mmap_mode="r", allow_pickle=False))
-        return {"mean": mean, "std": std, "skipped": skipped}
-
-    cached = open_or_build(data_dir, f"folder-{split}-{image_size}", fingerprint, fill)
-    _report_skipped(cached.facts["skipped"], split)
-    mean, std = tuple(cached.facts["mean"]), tuple(cached.facts["std"])
-    title = f"folder {data_dir.resolve().name}"
-    return ImageDataset(cached.images, cached.labels, classes, mean, std, title, cached.fingerprint)
-
-
-def _report_skipped(skipped: list[str], split: str) -> None:
-    if skipped:
-        more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        log.warning("skipped %d unreadable image(s) in %s/: %s%s", len(skipped), split, "; ".join(skipped[:5]), more)
