@@ -1,4 +1,4 @@
-"""Train, resume and judge CIFAR-10 ResNets.
+"""Train, resume and evaluate ResNets on CIFAR-10.
 
 >>> from resnet_train.models import create_model
 >>> model = create_model("resnet20", num_classes=10)

@@ -1,7 +1,7 @@
-"""Every hyper-parameter of a training run, once: its name, default, range, help text and help panel.
+"""The settings of a training run: name, default, range, help text and help panel of each.
 
-The command line, YAML recipes, checkpoints and `--help` are all made from this one class. Nothing here imports
-another module of the project except `registry.nearest`, so `--help` stays quick.
+The command line, YAML recipes, checkpoints and `--help` are generated from `TrainConfig`. This module does not import
+torch, so `--help` stays fast.
 """
 
 from __future__ import annotations
@@ -28,23 +28,29 @@ NETWORK, NETWORK_OPTIONS, DATA, AUGMENTATION, OPTIMIZATION, RUN, MACHINE = (
 
 
 def _option(default: Any, panel: str, *, short: str = "", on_resume: bool = False, **limits: Any) -> Any:
-    """A field; `on_resume` marks the ones that may be given anew when a run is resumed.
+    """Return a field with the metadata that the command line needs.
 
-    They leave the weights alone, but for `epochs`, which may be raised to train on.
+    Args:
+        default: the default value.
+        panel: title of the help panel.
+        short: short flag, such as "-a".
+        on_resume: whether a resumed run may change it. Such settings do not affect the weights, except `epochs`,
+            which may be raised.
+        limits: validation arguments of `pydantic.Field`.
     """
     extra: dict[str, Any] = {"panel": panel, "short": short, "on_resume": on_resume}
     return Field(default, json_schema_extra=extra, **limits)
 
 
-Stages = tuple[tuple[int, float], ...]
+Stages = tuple[tuple[int, float], ...]  # (image size in pixels, share of the run until which it is used)
 
 
-def _stages_as_text(stages: Stages | None) -> str | None:
+def _format_stages(stages: Stages | None) -> str | None:
     return None if stages is None else ",".join(f"{size}:{share}" for size, share in stages)
 
 
 class TrainConfig(BaseModel):
-    """The settings of one training run. Frozen; a changed copy comes from `make_config({**old, ...})`."""
+    """The settings of one training run. Frozen: use `make_config({**old, ...})` for a modified copy."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -58,56 +64,56 @@ class TrainConfig(BaseModel):
     """Architecture; `resnet-info` lists them."""
 
     bn_momentum: float = _option(0.1, NETWORK, gt=0, le=1)
-    """Weight of the newest batch in the batch norms' running statistics."""
+    """Batch-norm momentum: weight of the newest batch in the running statistics."""
 
-    # --- Options that only some networks have; each is a keyword argument of their constructors --------------------
+    # --- Network options: keyword arguments of a constructor; None leaves the network's own default ----------------
     stem: Literal["cifar", "imagenet"] | None = _option(None, NETWORK_OPTIONS)
-    """resnet18 … resnet152: start with a 3×3 convolution, or ImageNet's 7×7 with stride 2 and pooling."""
+    """resnet18 to resnet152: 3×3 convolution, or ImageNet's 7×7 with stride 2 and max pooling."""
     norm_order: Literal["conv-bn-relu", "conv-relu-bn"] | None = _option(None, NETWORK_OPTIONS)
-    """resnet18 … resnet152: the norm before the activation (the paper) or behind it."""
+    """resnet18 to resnet152: batch norm before the ReLU, as in the paper, or after it."""
     zero_init_residual: bool | None = _option(None, NETWORK_OPTIONS)
-    """resnet18 … resnet152: start each block as the identity, the weight of its last norm at 0."""
+    """resnet18 to resnet152: initialize the last norm of each block to zero."""
     drop_path: float | None = _option(None, NETWORK_OPTIONS, ge=0, lt=1)
-    """resnet18 … resnet152: skip the last block with this probability, earlier ones less (stochastic depth)."""
+    """resnet18 to resnet152: stochastic depth; drop probability of the last block, lower for earlier ones."""
     shortcut: Literal["pad", "projection"] | None = _option(None, NETWORK_OPTIONS)
-    """resnet20 and other 6n+2 networks: shortcuts widen with zeros (the paper) or a 1×1 convolution."""
+    """resnet20 and other 6n+2 networks: pad shortcuts with zeros, as in the paper, or project them (1×1)."""
 
     # --- Data ----------------------------------------------------------------------------------------------------
     dataset: str = _option("cifar10", DATA)
-    """cifar10, cifar100, digits (embedded, needs no download) or folder (your own images)."""
+    """Data set: cifar10, cifar100, digits (bundled, no download) or folder (your own images)."""
     data_dir: Path = _option(Path("data"), DATA, on_resume=True)
-    """Where the data is, or where to download it; for `folder` the directory that holds train/ and test/."""
+    """Directory of the data, and target of downloads; for folder, the one with train/ and test/."""
     image_size: int = _option(32, DATA, ge=8, le=1024)
-    """Side of the square images in pixels; cifar10 and cifar100 are always 32."""
+    """Height and width of the images in pixels; always 32 for CIFAR."""
     train_size: int | None = _option(None, DATA, ge=1)
-    """Train on this many images only, drawn class by class."""
+    """Train on N images only, drawn class-balanced; all of them if not given."""
     val_size: int = _option(0, DATA, ge=0)
-    """Hold out this many training images, class-balanced; best.pt is then chosen on them."""
+    """Hold out N training images, class-balanced, and select best.pt on them."""
 
     # --- Augmentation --------------------------------------------------------------------------------------------
     crop_padding: int = _option(4, AUGMENTATION, ge=0, le=256)
-    """Random crop: pad each side by this many pixels and cut the image's size back out; 0 is off."""
+    """Random crop: pad each side by N pixels, then crop to the image size; 0 disables it."""
     padding_mode: Literal["zeros", "reflect"] = _option("zeros", AUGMENTATION)
-    """What the crop pads with: black, or the mirrored image."""
+    """Pad the crop with zeros (black) or with the mirrored image."""
     flip: Literal["random", "alternating", "none"] = _option("random", AUGMENTATION)
-    """Horizontal flip: by a coin each epoch, or every other epoch so that both sides are seen equally often."""
+    """Horizontal flip: at random, or alternating, so that each image is mirrored every other epoch."""
     cutout: int = _option(0, AUGMENTATION, ge=0, le=1024)
-    """Blank a random square with this side in pixels (16 is the paper's for CIFAR-10); 0 is off."""
+    """Mask a random N×N square (the paper uses 16 for CIFAR-10); 0 disables it."""
     random_erasing: float = _option(0.0, AUGMENTATION, ge=0, le=1)
-    """Blank a rectangle of random size and shape with this probability."""
+    """Probability of erasing a rectangle of random size and shape."""
     trivial_augment: bool = _option(False, AUGMENTATION)
-    """One random operation (shear, rotate, colour …) of random strength for each image."""
+    """Apply one random operation (shear, rotate, color, …) of random strength to each image."""
     mixup: float = _option(0.0, AUGMENTATION, ge=0, le=100)
-    """Blend each image with another by a weight from Beta(A, A); 0 is off."""
+    """Blend each image with another, with a weight from Beta(A, A); 0 disables it."""
     cutmix: float = _option(0.0, AUGMENTATION, ge=0, le=100)
-    """Paste a box of another image, its area from Beta(A, A); 0 is off; with --mixup too, a coin decides."""
+    """Paste a box of another image, its area from Beta(A, A); 0 disables it. With --mixup, each image gets one."""
 
-    progressive_sizes: Annotated[Stages | None, PlainSerializer(_stages_as_text)] = _option(None, AUGMENTATION)
-    """Train on images scaled down at first: sides in pixels, each until a share of the run, as 16:0.4,24:0.7."""
+    progressive_sizes: Annotated[Stages | None, PlainSerializer(_format_stages)] = _option(None, AUGMENTATION)
+    """Train on smaller images first: 16:0.4,24:0.7 is 16 pixels until 40 % of the run, 24 until 70 %."""
 
     # --- Optimization --------------------------------------------------------------------------------------------
     epochs: int = _option(200, OPTIMIZATION, on_resume=True, ge=1, le=1_000_000)
-    """Passes over the training images."""
+    """Number of passes over the training images."""
     batch_size: int = _option(128, OPTIMIZATION, short="-b", ge=1)
     """Images per optimizer step."""
     optimizer: str = _option("sgd", OPTIMIZATION)
@@ -117,67 +123,66 @@ class TrainConfig(BaseModel):
     momentum: float = _option(0.9, OPTIMIZATION, ge=0, lt=1)
     """Momentum of SGD and Muon."""
     nesterov: bool = _option(False, OPTIMIZATION)
-    """Nesterov's momentum."""
+    """Use Nesterov momentum."""
     weight_decay: float = _option(5e-4, OPTIMIZATION, ge=0)
-    """L2 penalty on the weights; decoupled from the gradient with adamw and muon."""
+    """Weight decay; an L2 penalty for sgd, decoupled for adamw and muon."""
     no_decay_norm_bias: bool = _option(False, OPTIMIZATION)
-    """Leave norms and biases out of the weight decay."""
+    """Exclude norms and biases from weight decay."""
     schedule: str = _option("cosine", OPTIMIZATION)
-    """Learning rate over time; `resnet-info schedules` lists them."""
+    """Learning rate schedule; `resnet-info schedules` lists them."""
     warmup_epochs: float | None = _option(None, OPTIMIZATION, ge=0)
-    """Linear warm-up, in epochs; not given: none, and 30 % of the run for one-cycle."""
+    """Epochs of linear warm-up; if not given, 0, or 30 % of the run for one-cycle."""
     milestones: tuple[float, ...] | None = _option(None, OPTIMIZATION)
-    """multi-step: epochs at which lr falls, as 100,150 (not given: 50 % and 75 % of the run); step: every how many."""
+    """multi-step: epochs at which lr drops, such as 100,150 (50 and 75 % of the run if not given); step: the period."""
     gamma: float = _option(0.1, OPTIMIZATION, gt=0, le=1)
-    """step and multi-step: the factor by which lr falls."""
+    """Factor by which step and multi-step drop lr."""
     label_smoothing: float = _option(0.0, OPTIMIZATION, ge=0, lt=1)
-    """Share of the target spread evenly over all classes."""
+    """Share of the target that is spread evenly over all classes."""
     clip_grad: float = _option(0.0, OPTIMIZATION, ge=0)
-    """Scale the gradient down to this L2 norm when it is longer; 0 is off."""
-
+    """Clip the L2 norm of the gradient to this value; 0 disables it."""
     accumulate: int = _option(1, OPTIMIZATION, ge=1)
-    """Compute each step's batch in this many parts: less memory, the same number of images a step."""
+    """Compute each batch in N parts to save memory; the batch size stays the same."""
     ema_decay: float = _option(0.0, OPTIMIZATION, ge=0, lt=1)
-    """Average the weights with this decay (0.999) and judge the average; 0 is off."""
+    """Evaluate an exponential moving average of the weights with this decay, such as 0.999; 0 disables it."""
 
     # --- Run -----------------------------------------------------------------------------------------------------
     seed: int = _option(0, RUN, ge=0, lt=2**63)
-    """Decides the initial weights and every random choice of the training."""
+    """Seed of the initial weights and of every random choice in training."""
     name: str | None = _option(None, RUN, on_resume=True, min_length=1, max_length=200)
-    """Folder of this run under the output directory; not given: <arch>-<dataset>-seed<N>."""
+    """Name of the run's folder in the output directory; if not given, <arch>-<dataset>-seed<N>."""
     output_dir: Path = _option(Path("runs"), RUN, on_resume=True)
-    """Where run folders go."""
+    """Directory of the run folders."""
     eval_every: int = _option(1, RUN, on_resume=True, ge=1)
-    """Evaluate every so many epochs; the last epoch always is."""
+    """Evaluate every N epochs, and after the last."""
     save_every: int = _option(1, RUN, on_resume=True, ge=1)
-    """Save last.pt every so many epochs; the last epoch always is."""
+    """Save last.pt every N epochs, and after the last."""
     save_every_minutes: float = _option(10.0, RUN, on_resume=True, ge=0)
-    """Save last.pt within an epoch, too, when the last save is so many minutes ago; 0 is off."""
+    """Also save last.pt within an epoch once the last save is N minutes old; 0 disables it."""
     log_every: int = _option(20, RUN, on_resume=True, ge=1)
-    """Optimizer steps between two reads of the loss (progress bar, TensorBoard, the check that it is finite)."""
+    """Log the loss every N optimizer steps, and check that it is finite."""
     tensorboard: bool = _option(True, RUN, on_resume=True)
-    """Write TensorBoard event files into the run folder."""
+    """Write TensorBoard event files to the run folder."""
 
     # --- Machine -------------------------------------------------------------------------------------------------
     device: str = _option("auto", MACHINE, on_resume=True)
-    """auto, cpu, cuda, cuda:1 or mps."""
+    """Device: auto, cpu, cuda, cuda:1 or mps."""
     threads: int = _option(0, MACHINE, on_resume=True, ge=0, le=4096)
-    """CPU threads; 0 leaves the choice to torch."""
+    """Number of CPU threads; 0 is torch's default."""
     amp: Literal["auto", "off", "bf16", "fp16"] = _option("auto", MACHINE)
-    """Mixed precision; auto: bf16 or fp16 on a CUDA GPU, off elsewhere."""
+    """Mixed precision; auto is bf16 or fp16 on a CUDA GPU, and off elsewhere."""
     compile: bool = _option(False, MACHINE, on_resume=True)
-    """Compile the network with torch.compile; pays off on long runs."""
+    """Compile the network with torch.compile; pays off in long runs."""
     deterministic: bool = _option(False, MACHINE)
-    """Use only kernels that give the same bits each time (a CPU always does); slower on a GPU."""
+    """Use deterministic kernels only; slower on a GPU, always the case on a CPU."""
     sync_bn: bool = _option(False, MACHINE)
-    """Several GPUs: batch norm over the images of all of them, not of each by itself."""
+    """Several GPUs: compute batch-norm statistics over all of them, not on each separately."""
     channels_last: bool = _option(True, MACHINE)
-    """Keep images and weights in NHWC memory order."""
+    """Store images and weights in channels-last (NHWC) memory format."""
 
     @model_validator(mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, values: Any) -> Any:
-        """Refuses `seed: true`, which pydantic would read as 1."""
+    def _reject_booleans(cls, values: Any) -> Any:
+        """Raise if a setting that is not a switch is true or false: pydantic would read `seed: true` as 1."""
         for name, value in dict(values).items():
             field = cls.model_fields.get(name)
             if isinstance(value, bool) and field is not None and field.annotation not in (bool, bool | None):
@@ -186,8 +191,8 @@ class TrainConfig(BaseModel):
 
     @field_validator("milestones", mode="before")
     @classmethod
-    def _split_commas(cls, value: Any) -> Any:
-        """Reads `100,150` as the command line gives it, and a lone number as YAML does."""
+    def _parse_milestones(cls, value: Any) -> Any:
+        """Parse `100,150` from the command line, and a single number from YAML."""
         if isinstance(value, str):
             return [part for part in value.split(",") if part.strip()]
         if isinstance(value, list) and any(isinstance(part, bool) for part in value):
@@ -196,37 +201,37 @@ class TrainConfig(BaseModel):
 
     @field_validator("milestones")
     @classmethod
-    def _must_rise(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    def _check_milestones(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if value is not None and (not value or value[0] <= 0 or list(value) != sorted(set(value))):
-            raise ValueError("must be rising epochs greater than 0")
+            raise ValueError("must be increasing epochs greater than 0")
         return value
 
     @field_validator("progressive_sizes", mode="before")
     @classmethod
-    def _split_stages(cls, value: Any) -> Any:
-        """Reads `16:0.4,24:0.7`."""
+    def _parse_progressive_sizes(cls, value: Any) -> Any:
+        """Parse `16:0.4,24:0.7`."""
         if isinstance(value, str):
             value = [part.split(":") for part in value.split(",") if part.strip()]
         if value is None:
             return None
         if not isinstance(value, list | tuple) or any(not isinstance(s, list | tuple) or len(s) != 2 for s in value):
-            raise ValueError("must be pairs of a side and a share of the run, as 16:0.4,24:0.7")
+            raise ValueError("must be SIZE:SHARE pairs, such as 16:0.4,24:0.7")
         return value
 
     @field_validator("progressive_sizes")
     @classmethod
-    def _stages_must_rise(cls, value: Stages | None) -> Stages | None:
+    def _check_progressive_sizes(cls, value: Stages | None) -> Stages | None:
         if value is None:
             return None
         sizes, shares = [size for size, _ in value], [share for _, share in value]
-        rising = sizes == sorted(set(sizes)) and shares == sorted(set(shares))
-        if not value or not rising or sizes[0] < 4 or shares[0] <= 0 or shares[-1] >= 1:
-            raise ValueError("must be rising sides of at least 4 pixels with rising shares between 0 and 1")
+        increasing = sizes == sorted(set(sizes)) and shares == sorted(set(shares))
+        if not value or not increasing or sizes[0] < 4 or shares[0] <= 0 or shares[-1] >= 1:
+            raise ValueError("must have increasing sizes of at least 4 pixels and increasing shares between 0 and 1")
         return value
 
     @field_validator("name")
     @classmethod
-    def _must_be_one_folder(cls, value: str | None) -> str | None:
+    def _check_name(cls, value: str | None) -> str | None:
         if value is not None and len(value.encode()) > 200:
             raise ValueError("must be at most 200 bytes long")
         if value is not None and (value in {".", ".."} or not value.isprintable() or set(value) & set("/\\")):
@@ -235,23 +240,22 @@ class TrainConfig(BaseModel):
 
     @field_validator("data_dir", "output_dir")
     @classmethod
-    def _must_be_a_path(cls, value: Path) -> Path:
+    def _check_path(cls, value: Path) -> Path:
         if "\0" in str(value):
             raise ValueError("must not contain a null character")
         return value
 
     @model_validator(mode="after")
-    def _must_fit_together(self) -> TrainConfig:
+    def _check_combinations(self) -> TrainConfig:
+        """Raise if settings contradict each other."""
         if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov (=true) needs momentum (=0) greater than 0")
+            raise ValueError("momentum (=0) must be greater than 0 with nesterov")
         if self.warmup_epochs is not None and self.warmup_epochs > self.epochs:
-            raise ValueError(
-                f"warmup_epochs (={self.warmup_epochs:g}) must not be greater than epochs (={self.epochs})"
-            )
+            raise ValueError(f"warmup_epochs (={self.warmup_epochs:g}) must be at most epochs (={self.epochs})")
         if self.padding_mode == "reflect" and self.crop_padding >= self.image_size:
             raise ValueError(
                 f"crop_padding (={self.crop_padding}) must be less than image_size (={self.image_size}) "
-                f"for padding_mode reflect"
+                f"with padding_mode reflect"
             )
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size (={self.batch_size}) must be a multiple of accumulate (={self.accumulate})")
@@ -264,22 +268,27 @@ class TrainConfig(BaseModel):
 
 
 def option_names() -> list[str]:
-    """The names of all settings, in the order of the help page."""
+    """Return the names of all settings in the order of `--help`."""
     return list(TrainConfig.model_fields)
 
 
 def option_metadata(name: str) -> dict[str, Any]:
-    """A setting's `panel`, `short` flag and whether it may change `on_resume`."""
+    """Return a setting's `panel`, `short` flag, and whether it may change `on_resume`."""
     extra = TrainConfig.model_fields[name].json_schema_extra
     assert isinstance(extra, dict)
     return extra
 
 
 def make_config(values: dict[str, Any], source: str = "") -> TrainConfig:
-    """Builds the config from plain values; every other setting has its default.
+    """Build a config from plain values and defaults.
+
+    Args:
+        values: settings by name.
+        source: where they come from, for error messages.
 
     Raises:
-        ValueError: one line that names the setting, its value, what is allowed and `source`, where it came from.
+        ValueError: a name or value is invalid. The message is one line with the setting, its value, what is allowed,
+            and `source`.
     """
     where = f" in {source}" if source else ""
     for name in values:
@@ -292,37 +301,39 @@ def make_config(values: dict[str, Any], source: str = "") -> TrainConfig:
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:
-    """The config as strings, numbers, lists and None only: what YAML and checkpoints hold."""
+    """Return the config as strings, numbers, lists and None, as stored in YAML files and checkpoints."""
     return config.model_dump(mode="json")
 
 
 def _one_line(detail: Any) -> str:
-    """One pydantic error as `field (=value) must be …`."""
+    """Return a pydantic error as `setting (=value) must be …`."""
+    # Turn pydantic's wording into a sentence about the setting.
     message = detail["msg"].removeprefix("Value error, ")
     message = message.replace("Input should be", "must be", 1)
     message = re.sub(r"a valid path for <class '[\w.]*'>", "a path", message)
     location = [part for part in detail["loc"] if isinstance(part, str)]
     if not location:
         return message
+
+    # Infinite values fail pydantic's range checks first; say what is wrong with them instead.
     value = detail["input"]
     if isinstance(value, float) and not math.isfinite(value):
         message = "must be a finite number"
-    shown = reprlib.repr(value)
-    return f"{location[0]} (={shown}) {message}"
+    return f"{location[0]} (={reprlib.repr(value)}) {message}"
 
 
 def merge_on_resume(saved: dict[str, Any], given: dict[str, Any]) -> TrainConfig:
-    """The config of a resumed run: what was saved, with the settings given again that leave the result alone.
+    """Return the config of a resumed run: the saved one, updated with the given settings.
 
     Raises:
-        ValueError: a given setting would change the result; the message has both values.
+        ValueError: a given setting would change the result. The message has both values.
     """
-    before, asked = make_config(saved, "the checkpoint"), make_config({**saved, **given})
+    before, merged = make_config(saved, "the checkpoint"), make_config({**saved, **given})
     for name in given:
-        old, new = getattr(before, name), getattr(asked, name)
+        old, new = getattr(before, name), getattr(merged, name)
         if old != new and not option_metadata(name)["on_resume"]:
             raise ValueError(
-                f"{name} (={new}) is not what the run to resume was started with (={old}); "
+                f"{name} (={new}) cannot change when a run is resumed (it was {old}); "
                 f"leave it out, or start a new run with another --name"
             )
-    return asked
+    return merged

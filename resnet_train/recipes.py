@@ -13,11 +13,11 @@ from resnet_train.registry import nearest
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars: 1e-3 is a number; on, off, yes and no are words; 010 and 1:30 are no odd numbers."""
+    """Loads scalars as in YAML 1.2: 1e-3 is a number, 010 is ten, and on, off, yes, no and 1:30 are strings."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what `_Loader` would not read as text."""
+    """Quotes strings that `_Loader` would not load as strings."""
 
 
 _SCALARS = (
@@ -29,6 +29,7 @@ _SCALARS = (
         "-+.0123456789",
     ),
 )
+# Replace PyYAML's resolvers, which follow YAML 1.1, except those for null and merge keys.
 for _kind in (_Loader, _Dumper):
     _kind.yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
@@ -39,31 +40,31 @@ for _kind in (_Loader, _Dumper):
 
 
 def recipe_folder() -> Path:
-    """Where the shipped recipes are: inside an installed package, beside it in a checkout."""
+    """Return the folder of the shipped recipes: inside an installed package, next to it in a checkout."""
     package = Path(__file__).parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def recipe_names() -> list[str]:
-    """The names that `--config` accepts besides paths."""
+    """Return the names of the shipped recipes."""
     return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 
 
 def recipe_text(name: str) -> str:
-    """The whole YAML text of a shipped recipe, its head with the measured result included."""
+    """Return the YAML text of a shipped recipe, including the comment at its head."""
     return (recipe_folder() / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def find_recipe(name_or_path: str) -> Path:
-    """The file that `--config` means: a shipped recipe's name first, else a path.
+    """Return the path of a shipped recipe, or `name_or_path` itself if it is a file.
 
     Raises:
-        ValueError: there is neither such a recipe nor such a file.
+        ValueError: it is neither a recipe nor a file.
     """
     if name_or_path in recipe_names():
         return recipe_folder() / f"{name_or_path}.yaml"
-    with suppress(OSError, ValueError):  # too long a name, a null character
+    with suppress(OSError, ValueError):  # the name is too long or has a null character
         if Path(name_or_path).is_file():
             return Path(name_or_path)
     hint = nearest(name_or_path, recipe_names()) or f"; recipes: {', '.join(recipe_names())}"
@@ -71,10 +72,10 @@ def find_recipe(name_or_path: str) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file.
+    """Return the settings in a YAML file.
 
     Raises:
-        ValueError: the file can't be read, is no YAML, or is not a mapping with text keys.
+        ValueError: the file can't be read, is not valid YAML, or is not a mapping with string keys.
     """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - it is a SafeLoader
@@ -82,21 +83,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a text file") from None
-    # Constructors of explicit tags (`!!int ''`) raise whatever they stumble over.
+    # The constructors of explicit tags, such as `!!int ''`, raise all kinds of exceptions.
     except Exception as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise ValueError(f"{path}{where} is not YAML: {reason or type(error).__name__}") from None
+        raise ValueError(f"{path}{where} is not valid YAML: {reason or type(error).__name__}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must be a mapping of settings (like 'lr: 0.1'), not a {type(values).__name__}")
-    if not all(isinstance(key, str) for key in values):
-        raise ValueError(f"{path} has a key that is no name: {next(k for k in values if not isinstance(k, str))!r}")
+        raise ValueError(f"{path} must be a mapping of settings (such as 'lr: 0.1'), not a {type(values).__name__}")
+    if other := [key for key in values if not isinstance(key, str)]:
+        raise ValueError(f"{path} has a key that is not a string: {other[0]!r}")
     return values
 
 
 def to_yaml(values: dict[str, Any]) -> str:
-    """Settings as YAML text that `read_yaml` reads back to the same values."""
+    """Return settings as YAML text that `read_yaml` reads back to the same values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -300,7 +300,7 @@ def test_a_state_before_its_first_epoch_has_steps_only(stopped: Path, run_cli: R
 
 def test_a_model_judged_on_the_images_it_was_chosen_on_says_so(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
     best = folder / "checkpoints" / "best.pt"
-    remark = "This epoch was chosen on the val images: a number to look at, not to quote."
+    remark = "This epoch was selected on the val images: do not report this accuracy."
     on_val = run_cli("resnet-eval", best, "--split", "val", "--device", "cpu", cwd=tmp_path).stdout
     assert on_val.splitlines()[-1] == remark
     assert remark not in run_cli("resnet-eval", best, "--device", "cpu", cwd=tmp_path).stdout

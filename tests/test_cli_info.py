@@ -85,7 +85,7 @@ def test_a_checkpoint_is_described(name: str, trained: tuple[Path, Outcome], run
 @pytest.mark.parametrize("topic", ["model", "no/such.pt", "x" * 300])
 def test_an_unknown_topic_is_refused_with_those_there_are(topic: str, run_cli: RunCli, tmp_path: Path) -> None:
     error = run_cli("resnet-info", topic, cwd=tmp_path).error
-    assert "is no file and no topic; topics: models, recipes, datasets, optimizers, schedules" in error
+    assert "is neither a topic nor a file; topics: models, recipes, datasets, optimizers, schedules" in error
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(run_cli: RunCli, tmp_path: Path) -> None:

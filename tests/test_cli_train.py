@@ -69,9 +69,9 @@ def files_below(folder: Path) -> set[str]:
         (["--config", "x" * 300], "is neither a recipe nor a readable file"),
         (["--config", "unknown-key.yaml"], r"unknown setting 'leraning_rate' in .*unknown-key\.yaml"),
         (["--config", "list.yaml"], r"list\.yaml must be a mapping of settings .* not a list"),
-        (["--config", "garbage.yaml"], r"garbage\.yaml, line \d+ is not YAML"),
-        (["--config", "control.yaml"], r"control\.yaml is not YAML"),
-        (["--config", "tag.yaml"], r"tag\.yaml.* is not YAML"),
+        (["--config", "garbage.yaml"], r"garbage\.yaml, line \d+ is not valid YAML"),
+        (["--config", "control.yaml"], r"control\.yaml is not valid YAML"),
+        (["--config", "tag.yaml"], r"tag\.yaml.* is not valid YAML"),
         (["--config", "binary.yaml"], r"binary\.yaml is not a text file"),
         (["--config", "truth.yaml"], r"seed \(=true\) must not be true or false in .*truth\.yaml"),
         (["--epochs", "0"], r"epochs \(='0'\) must be greater than or equal to 1"),
@@ -91,7 +91,7 @@ def files_below(folder: Path) -> set[str]:
         (["--resume", "a\x1b[2Jb"], r"cannot read a\?\[2Jb"),
         (["--name", "x" * 200, "--output-dir", "file"], "cannot make the run folder"),
         (["--milestones", "150,100"], r"milestones \(="),
-        (["--momentum", "0", "--nesterov"], "nesterov .* needs momentum"),
+        (["--momentum", "0", "--nesterov"], "momentum .* must be greater than 0 with nesterov"),
         (["--resume", "missing"], "cannot read missing: No such file or directory"),
         (["--resume", "garbage.yaml"], r"garbage\.yaml is damaged or not a checkpoint"),
         (["--resume", "foreign.pt"], r"foreign\.pt is not a checkpoint of resnet_train"),
@@ -228,7 +228,7 @@ def test_a_run_without_validation_names_its_best_model_honestly(run_cli: RunCli,
     assert "checkpoints/best-on-test.pt" in files
     assert "checkpoints/best.pt" not in files
     assert not [file for file in files if "tfevents" in file]
-    assert re.search(r"^best epoch  [12], test accuracy \S+% \(chosen on the test images\)$", outcome.stdout, re.M)
+    assert re.search(r"^best epoch  [12], test accuracy \S+% \(selected on the test images\)$", outcome.stdout, re.M)
 
 
 def test_the_last_line_is_the_final_test_accuracy(trained: tuple[Path, Outcome]) -> None:
@@ -239,7 +239,7 @@ def test_the_last_line_is_the_final_test_accuracy(trained: tuple[Path, Outcome])
         f"final test accuracy {accuracy:.2%}, loss {loss:.4f}: resnet8 on digits, not CIFAR-10, epoch 2, seed 0"
     )
     assert outcome.stdout.startswith("run         runs/run\nbest epoch  ")
-    assert "(chosen on the validation images)" in outcome.stdout
+    assert "(selected on the validation images)" in outcome.stdout
 
 
 def test_the_rows_of_a_run_are_its_epochs(trained: tuple[Path, Outcome]) -> None:
@@ -440,7 +440,7 @@ def test_a_run_is_resumed_by_its_folder_alone(one_epoch: Path, run_cli: RunCli, 
 def test_a_changed_setting_is_refused_with_both_values(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
     before = (one_epoch / "config.yaml").read_text()
     error = run_cli("resnet-train", "--resume", one_epoch, "--epochs", 2, "--lr", 0.2, cwd=tmp_path).error
-    assert error.startswith("error: lr (=0.2) is not what the run to resume was started with (=0.1);")
+    assert error.startswith("error: lr (=0.2) cannot change when a run is resumed (it was 0.1);")
     assert (one_epoch / "config.yaml").read_text() == before
 
 

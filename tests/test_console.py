@@ -9,8 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from resnet_train.loggers import console
-from resnet_train.loggers.console import BarHandler, Console, duration
+from resnet_train.loggers.console import BarHandler, Console
 from resnet_train.records import EpochRecord, EpochTiming, RunInfo, StepRecord
+from resnet_train.runtime.duration import format_duration
 
 STEP = StepRecord(epoch=1, step=2, lr=0.1, loss=2.0, mean_loss=2.1, accuracy=0.25, grad_norm=1.0)
 TIMING = EpochTiming(1, 10, train_seconds=1.0, eval_seconds=1.0, images_per_second=123.4, peak_memory_bytes=None)
@@ -72,7 +73,7 @@ def started(epochs: int = 10, steps_per_epoch: int = 10) -> Console:
     ],
 )
 def test_a_duration_is_told_in_its_two_largest_units(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def test_off_a_terminal_there_is_no_bar(monkeypatch: pytest.MonkeyPatch, lines: Callable[[], list[str]]) -> None:

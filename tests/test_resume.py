@@ -148,7 +148,7 @@ def test_a_moved_run_goes_on_where_it_is(exp: Path, run_cli: RunCli, tmp_path: P
 def test_a_run_given_by_its_path_has_its_name_and_place(flag: list[str], exp: Path, run_cli: RunCli) -> None:
     before = files_below(exp)
     error = run_cli("resnet-train", "--resume", exp, *flag, cwd=exp.parent).error
-    assert error == f"error: {flag[0]} does not go with --resume PATH"
+    assert error == f"error: {flag[0]} cannot be combined with --resume PATH"
     assert files_below(exp) == before
 
 
@@ -159,7 +159,7 @@ def test_resume_does_not_go_with_what_trains_nothing(
 ) -> None:
     before = files_below(exp)
     error = run_cli("resnet-train", "--resume", target, mode, cwd=tmp_path).error
-    assert error == "error: --resume does not go with --dry-run or --print-config"
+    assert error == "error: --resume cannot be combined with --dry-run or --print-config"
     assert files_below(exp) == before
 
 
@@ -174,12 +174,12 @@ def test_settings_given_again_are_held_against_the_runs_own_not_against_defaults
     outcome = cut_after(1, "--resume", "runs/exp", *own, run_cli=run_cli, cwd=tmp_path)
     assert outcome.stderr.startswith("continuing runs/exp: ")
     error = run_cli("resnet-train", "--resume", "runs/exp", "--shortcut", "pad", cwd=tmp_path).error
-    assert error.startswith("error: shortcut (=pad) is not what the run to resume was started with (=projection);")
+    assert error.startswith("error: shortcut (=pad) cannot change when a run is resumed (it was projection);")
 
 
 def test_the_memory_order_must_stay(exp: Path, run_cli: RunCli) -> None:
     error = run_cli("resnet-train", "--resume", exp, "--epochs", 2, "--no-channels-last", cwd=exp.parent).error
-    assert error.startswith("error: channels_last (=False) is not what the run to resume was started with (=True);")
+    assert error.startswith("error: channels_last (=False) cannot change when a run is resumed (it was True);")
 
 
 # --- More epochs -----------------------------------------------------------------------------------------------------

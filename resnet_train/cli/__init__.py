@@ -1,1 +1,1 @@
-"""The console scripts: one thin module each."""
+"""The console scripts, one module each: options in, text or JSON out."""

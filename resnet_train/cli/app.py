@@ -1,7 +1,4 @@
-"""How every console script starts and ends: one-line errors and the exit codes of the design.
-
-0 done · 1 failed · 2 usage or bad input · 3 loss not finite · 130 SIGINT · 143 SIGTERM
-"""
+"""What all console scripts share: exit codes, one-line errors, JSON and logging."""
 
 from __future__ import annotations
 
@@ -9,19 +6,24 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any
 
 import typer
 
 from resnet_train import __version__
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+DONE, FAILED, BAD_INPUT, NOT_FINITE = 0, 1, 2, 3
+SIGNALLED = 128  # plus the number of the signal
+# By name, because importing the classes would import torch. Any other exception is FAILED.
+EXIT_CODES = {"ValueError": BAD_INPUT, "NotFinite": NOT_FINITE}
 
 
 def new_app() -> typer.Typer:
-    """A Typer application of one command."""
+    """Return a Typer application for one command."""
     return typer.Typer(context_settings={"help_option_names": ["--help", "-h"]}, pretty_exceptions_enable=False)
 
 
@@ -35,82 +37,84 @@ Version = Annotated[
     bool,
     typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 
 
 def run_app(app: typer.Typer, prog_name: str) -> None:
-    """Runs the application on `sys.argv` and exits with the code of the design."""
+    """Run the application on `sys.argv` and exit with its exit code."""
     sys.exit(_run(lambda: app(prog_name=prog_name, standalone_mode=False)))
 
 
 def _run(command: Callable[[], Any]) -> int:
+    """Run a command, print its error if it has one, and return its exit code."""
     try:
         code = command()
         if sys.stdout is not None:
             sys.stdout.flush()
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return SIGNALLED + signal.SIGINT
     except BrokenPipeError:
-        # The reader (head, less) has seen enough; nothing more may be flushed to it at exit.
+        # The reader of stdout (head, less) has quit: discard what Python would flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        message, code = describe_error(error)
-        shown = "".join(c if c.isprintable() else "?" for c in message)  # no escape sequences out of a file
-        print(f"{getattr(error, 'label', 'error')}: {shown}", file=sys.stderr)
-    return code if isinstance(code, int) else 0
+        line, code = describe_error(error)
+        # Messages may quote file names, which may contain terminal escape sequences.
+        print("".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+    return code if isinstance(code, int) else DONE
 
 
 def describe_error(error: Exception) -> tuple[str, int]:
-    """An exception as one line and an exit code.
-
-    Typer's own usage errors are known by their `format_message` and `exit_code`: its click is vendored or not,
-    depending on the version, so its classes have no importable name.
-    """
-    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-        return " ".join(error.format_message().split()), error.exit_code
-    if type(error).__name__ == "Abort":
-        return "aborted", INTERRUPTED
+    """Return the one-line message and the exit code of an exception."""
     message = " ".join(str(error).split()) or type(error).__name__
-    code = getattr(error, "exit_code", None)
-    if isinstance(code, int):
-        return message, code
-    if isinstance(error, ValueError):
-        return message, BAD_INPUT
-    if isinstance(error, OSError):
-        return message, FAILED
-    return f"{message} ({type(error).__name__}; --debug shows the traceback)", FAILED
+    names = [kind.__name__ for kind in type(error).__mro__]
+
+    # A signal stopped the training, which has saved its state.
+    if "Interrupted" in names:
+        return f"stopped: {message}", SIGNALLED + getattr(error, "signal_number", 0)
+
+    # Typer's own errors have no importable class: it vendors click or not, depending on its version.
+    if "Abort" in names:
+        return "error: aborted", SIGNALLED + signal.SIGINT
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        return f"error: {' '.join(error.format_message().split())}", error.exit_code
+
+    code = next((EXIT_CODES[name] for name in names if name in EXIT_CODES), FAILED)
+    if code == FAILED and not isinstance(error, OSError):
+        message += f" ({names[0]}; --debug shows the traceback)"
+    return f"error: {message}", code
 
 
 def to_json(value: Any) -> str:
-    """Strict JSON: numbers that are not finite become null."""
+    """Return dataclasses and plain values as strict JSON, with null for numbers that are not finite."""
 
-    def finite(part: Any) -> Any:
+    def to_plain(part: Any) -> Any:
+        if is_dataclass(part) and not isinstance(part, type):
+            part = asdict(part)
         if isinstance(part, dict):
-            return {key: finite(item) for key, item in part.items()}
+            return {key: to_plain(item) for key, item in part.items()}
         if isinstance(part, list | tuple):
-            return [finite(item) for item in part]
+            return [to_plain(item) for item in part]
         return None if isinstance(part, float) and not math.isfinite(part) else part
 
-    return json.dumps(finite(value), allow_nan=False)
+    return json.dumps(to_plain(value), allow_nan=False)
 
 
 def log_to_stderr() -> None:
-    """Shows what the package logs: information as it is, warnings with their name in front."""
+    """Show the log of the package on stderr; ranks other than 0 show errors only."""
     from resnet_train.loggers.console import BarHandler
 
     handler = BarHandler()
     handler.setFormatter(_LineFormatter())
     logger = logging.getLogger("resnet_train")
     logger.handlers, logger.propagate = [handler], False
-    first = os.environ.get("RANK", "0") == "0"  # torchrun's number of this process
-    logger.setLevel(logging.INFO if first else logging.ERROR)
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
 
 
 class _LineFormatter(logging.Formatter):
-    """Information as it is, warnings with their level in front."""
+    """Formats a record as its message, with the level in front of warnings and errors."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)

@@ -50,7 +50,7 @@ def _describe(numbers: dict[str, Any]) -> str:
 
 
 def _facts(numbers: dict[str, Any]) -> list[tuple[str, str]]:
-    from resnet_train.loggers.console import duration
+    from resnet_train.runtime.duration import format_duration
 
     machine, side, run = numbers["environment"], numbers["image_size"], numbers["run"]
     memory, phases = numbers["peak_memory_bytes"], numbers["phases"].items()
@@ -66,7 +66,7 @@ def _facts(numbers: dict[str, Any]) -> list[tuple[str, str]]:
         ("memory", f"{memory / 2**20:,.0f} MiB at its peak" if memory else "not known here"),
         ("start", f"{numbers['start_seconds']:.1f} s until the first step is done, without reading the data"),
         *_stages(run),
-        ("whole run", f"about {duration(run['total_seconds'])}: {reckoned}, evaluations included"),
+        ("whole run", f"about {format_duration(run['total_seconds'])}: {reckoned}, evaluations included"),
     ]
 
 

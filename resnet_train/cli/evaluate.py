@@ -1,4 +1,4 @@
-"""resnet-eval: judges a checkpoint, which knows its network, its normalization and its data set."""
+"""resnet-eval: evaluate a checkpoint, which stores its architecture, normalization and data set."""
 
 from __future__ import annotations
 
@@ -14,25 +14,29 @@ app = new_app()
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A .pt file, or a run's folder.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A .pt file or a run folder.")],
     dataset: Annotated[str | None, typer.Option(help="Another data set with the same classes.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where its data is; not given: where it was.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Directory of the data; if not given, the one used for training.")
+    ] = None,
     split: Annotated[
         str | None,
-        typer.Option(metavar="test|val|train", help="Which images; not given: test, or val if there are none."),
+        typer.Option(
+            metavar="test|val|train", help="Images to evaluate; if not given, test, or val if there is no test split."
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images at once.")] = 500,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves the choice to torch.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON; shares are 0-1.")] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per batch.")] = 500,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="Number of CPU threads; 0 is torch's default.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, accuracies from 0 to 1.")] = False,
     debug: Debug = False,
     version: Version = False,
 ) -> None:
-    """Evaluate a checkpoint: top-1 with its 95 % interval, top-5, loss, and every class."""
+    """Evaluate a checkpoint: top-1 with its 95 % interval, top-5, loss, and accuracy per class."""
     log_to_stderr()
-    from resnet_train.jobs import evaluate as judge  # torch takes 2 s to import
+    from resnet_train.jobs import evaluate as job  # torch takes 2 s to import
 
-    numbers = judge.evaluate_checkpoint(
+    numbers = job.evaluate_checkpoint(
         checkpoint,
         dataset=dataset,
         data_dir=data_dir,
@@ -54,7 +58,7 @@ def _describe(numbers: dict[str, Any]) -> str:
         f"top-1       {numbers['top1']:.2%}   (95 % interval {low:.2%} to {high:.2%})",
         f"top-5       {numbers['top5']:.2%}"
         if numbers["top5"] is not None
-        else "top-5       not defined below 6 classes",
+        else "top-5       not defined for fewer than 6 classes",
         f"loss        {numbers['loss']:.4f}",
         f"speed       {numbers['images_per_second']:,.0f} images/s on {numbers['device']}",
         "",
@@ -65,7 +69,7 @@ def _describe(numbers: dict[str, Any]) -> str:
         ),
     ]
     if numbers["chosen_on"] == numbers["split"]:
-        lines.append(f"\nThis epoch was chosen on the {numbers['split']} images: a number to look at, not to quote.")
+        lines.append(f"\nThis epoch was selected on the {numbers['split']} images: do not report this accuracy.")
     return "\n".join(lines)
 
 
@@ -79,7 +83,7 @@ def _share(value: float | None) -> str:
 
 
 def main() -> None:
-    """Console script."""
+    """Run the console script."""
     run_app(app, "resnet-eval")
 
 

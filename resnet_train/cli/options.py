@@ -1,4 +1,4 @@
-"""Turns the config class into Typer options, and merges defaults < YAML < flags."""
+"""Turn the settings of `TrainConfig` into Typer options, and merge YAML files and flags."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from resnet_train.recipes import find_recipe, read_yaml
 
 
 def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorator: gives `command(settings, **own)` one option for every setting of the config.
+    """Decorate `command(settings, **own)` with one option for each setting of `TrainConfig`.
 
-    `settings` holds only what the user gave on the command line; what was not given is absent, so that a YAML file
-    can decide it.
+    `settings` holds only the flags that were given, so that a YAML file can set the others.
     """
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
 
@@ -28,6 +27,7 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
         settings = {name: value for name, value in given.items() if value is not None}
         command(settings=settings, **own_values)
 
+    # Typer reads the options from the wrapper's signature.
     generated = [_option_for(name) for name in TrainConfig.model_fields]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *generated]]
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -37,10 +37,10 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def gather_settings(config: str | None, flags: dict[str, Any]) -> dict[str, Any]:
-    """What the user asked for, flags over the YAML file; defaults are not part of it.
+    """Return the settings of a YAML file, overridden by flags; defaults are not included.
 
     Raises:
-        ValueError: one line that names the file or flag and what is wrong with it.
+        ValueError: the file has an invalid setting, even if a flag overrides it.
     """
     from_file: dict[str, Any] = {}
     if config is not None:
@@ -51,7 +51,7 @@ def gather_settings(config: str | None, flags: dict[str, Any]) -> dict[str, Any]
 
 
 def _option_for(name: str) -> inspect.Parameter:
-    """The Typer option of one setting: not given by default, the config's default shown."""
+    """Return the Typer parameter of one setting, which is None unless the flag is given."""
     field = TrainConfig.model_fields[name]
     metadata = option_metadata(name)
     flag = "--" + name.replace("_", "-")
@@ -61,7 +61,7 @@ def _option_for(name: str) -> inspect.Parameter:
     option = typer.Option(
         *([flag, metadata["short"]] if metadata["short"] else [flag]),
         help=_help_text(field),
-        show_default=False,  # Typer's own would be "not given"
+        show_default=False,  # Typer would show None; the help text has the config's default
         rich_help_panel=metadata["panel"],
         metavar=None if kind is bool else _metavar(field.annotation),
     )
@@ -70,18 +70,19 @@ def _option_for(name: str) -> inspect.Parameter:
 
 
 def _without_none(annotation: Any) -> Any:
-    """`X` of `X | None`."""
+    """Return `X` for `X | None`."""
     if get_origin(annotation) in (Union, types.UnionType):
         (annotation,) = [part for part in get_args(annotation) if part is not type(None)]
     return annotation
 
 
 def _flag_type(annotation: Any) -> type:
-    """bool for a switch; everything else is taken as text, which the config reads and judges in one place."""
+    """Return bool for a switch and str for everything else, which `TrainConfig` parses and validates."""
     return bool if _without_none(annotation) is bool else str
 
 
 def _metavar(annotation: Any) -> str:
+    """Return the placeholder of a flag's value in `--help`."""
     annotation = _without_none(annotation)
     if get_origin(annotation) is tuple:
         return "EPOCHS" if annotation == tuple[float, ...] else "SIZES"
@@ -91,7 +92,7 @@ def _metavar(annotation: Any) -> str:
 
 
 def _help_text(field: FieldInfo) -> str:
-    """The field's docstring, its choices and its default, without the backticks, which a terminal would show."""
+    """Return the field's docstring without backticks, its choices and its default."""
     text = " ".join((field.description or "").replace("`", "").split())
     annotation = _without_none(field.annotation)
     if get_origin(annotation) is Literal:

@@ -1,8 +1,7 @@
-"""resnet-train: one run, from nothing or from where it stopped."""
+"""resnet-train: start or resume a run."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -27,47 +26,48 @@ def train(
         str | None,
         typer.Option(
             metavar="auto|PATH",
-            help="Continue a run: the newest of this name (or start it), or the one at this path.",
+            help="Resume the newest run of this name, or start it (auto); or resume the run at PATH.",
         ),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Try one of everything, estimate time and memory.")
-    ] = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as YAML and exit.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Run a few steps and estimate time and memory.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print all settings as YAML and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     debug: Debug = False,
     version: Version = False,
 ) -> None:
     """Train a ResNet.
 
-    Settings come from the defaults, then --config, then flags. Everything of a run is in runs/<name>/.
+    Flags override --config, which overrides the defaults. Everything a run writes is in runs/<name>/.
     """
+    # Check the flags before torch is imported.
     given = gather_settings(config, settings)
     if resume is not None and (dry_run or print_config):
-        raise ValueError("--resume does not go with --dry-run or --print-config")
-    by_path = resume is not None and resume != "auto"  # the run's own config counts, not the defaults
+        raise ValueError("--resume cannot be combined with --dry-run or --print-config")
+    by_path = resume is not None and resume != "auto"  # the settings are those of the run at this path
     if by_path and (moved := {"name", "output_dir"} & given.keys()):
-        raise ValueError(f"--{sorted(moved)[0].replace('_', '-')} does not go with --resume PATH")
+        raise ValueError(f"--{sorted(moved)[0].replace('_', '-')} cannot be combined with --resume PATH")
     resolved = make_config({} if by_path else given)
+
     log_to_stderr()
     from resnet_train import build
-    from resnet_train.jobs import train as run  # torch takes 2 s to import
+    from resnet_train.jobs import train as job  # torch takes 2 s to import
 
     if not by_path:
         build.check_names(resolved)
     if print_config:
         typer.echo(to_yaml(to_plain(resolved)), nl=False)
     elif dry_run:
-        estimate = run.dry_run(resolved)
+        estimate = job.dry_run(resolved)
         typer.echo(to_json(estimate) if as_json else _describe_estimate(estimate))
     else:
-        result = run.train(resolved, given, resume)
-        if result is not None:  # of several processes, the first one speaks
-            typer.echo(to_json(asdict(result)) if as_json else _describe_result(result))
+        result = job.train(resolved, given, resume)
+        if result is not None:  # rank 0 has the result
+            typer.echo(to_json(result) if as_json else _describe_result(result))
 
 
 def _describe_estimate(estimate: dict[str, Any]) -> str:
-    from resnet_train.loggers.console import duration
+    """Format the estimate of a dry run."""
+    from resnet_train.runtime.duration import format_duration
 
     memory, step_ms = estimate["peak_memory_bytes"], estimate["step_seconds"] * 1000
     return "\n".join(
@@ -75,7 +75,7 @@ def _describe_estimate(estimate: dict[str, Any]) -> str:
             f"{estimate['arch']} ({estimate['params']:,} parameters) on {estimate['title']}, {estimate['device']}",
             f"training    {estimate['images_per_second']:,.0f} images/s ({step_ms:.0f} ms a step)",
             f"evaluation  {estimate['eval_images_per_second']:,.0f} images/s",
-            f"whole run   about {duration(estimate['total_seconds'])}",
+            f"whole run   about {format_duration(estimate['total_seconds'])}",
             f"memory      {memory / 2**20:,.0f} MiB at its peak" if memory else "memory      not known here",
             f"checkpoint  {estimate['checkpoint_bytes'] / 2**20:,.1f} MiB, saved and read back",
         ]
@@ -83,7 +83,7 @@ def _describe_estimate(estimate: dict[str, Any]) -> str:
 
 
 def _describe_result(result: Any) -> str:
-    """The final epoch's accuracy comes last: the best one was chosen by looking, so it is no result."""
+    """Format a result; its headline is the final epoch, because the best one was selected by its accuracy."""
     final = result.final
     split = "test" if final.test_accuracy is not None else "val"
     accuracy, loss = getattr(final, f"{split}_accuracy"), getattr(final, f"{split}_loss")
@@ -91,7 +91,7 @@ def _describe_result(result: Any) -> str:
         [
             f"run         {result.folder}",
             f"best epoch  {result.best_epoch}, {result.best_split} accuracy {result.best_accuracy:.2%}"
-            f" (chosen on the {'validation' if result.best_split == 'val' else 'test'} images)",
+            f" (selected on the {'validation' if result.best_split == 'val' else 'test'} images)",
             f"final {split} accuracy {accuracy:.2%}, loss {loss:.4f}: {result.arch} on {result.title}, "
             f"epoch {final.epoch}, seed {result.seed}",
         ]
@@ -99,7 +99,7 @@ def _describe_result(result: Any) -> str:
 
 
 def main() -> None:
-    """Console script."""
+    """Run the console script."""
     run_app(app, "resnet-train")
 
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from resnet_train.loggers.base import Logger
 from resnet_train.records import EpochRecord, EpochTiming, RunInfo, StepRecord
+from resnet_train.runtime.duration import format_duration
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class Console(Logger):
         left = (self.info.epochs * self.info.steps_per_epoch - step) * step_seconds
         if left > SAID_FIRST_SECONDS:
             rate = self.batch_size / step_seconds
-            log.info("training will take about %s: %.0f images/s on %s", duration(left), rate, self.device_name)
+            log.info("training will take about %s: %.0f images/s on %s", format_duration(left), rate, self.device_name)
 
     def epoch_done(self, record: EpochRecord, timing: EpochTiming) -> None:
         assert self.info is not None
@@ -91,15 +92,3 @@ class Console(Logger):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-
-
-def duration(seconds: float) -> str:
-    """A time span in its two largest units: `4 days 12 h`, `17 min 5 s`."""
-    units = [("days", 86400), ("h", 3600), ("min", 60), ("s", 1)]
-    rest = round(seconds)
-    counts: list[str] = []
-    for unit, size in units:
-        count, rest = divmod(rest, size)
-        if count or (unit == "s" and not counts):
-            counts.append(f"{count} {'day' if unit == 'days' and count == 1 else unit}")
-    return " ".join(counts[:2])
