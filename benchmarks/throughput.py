@@ -237,11 +237,12 @@ def resident_batches(setting: Setting) -> Callable[[], Batches]:
 def our_batches(setting: Setting, resident: bool, channels_last: bool = False) -> Callable[[], Batches]:
     """The loader of resnet-train, its images on the device or gathered by a thread."""
     images = setting.images
-    augment: list[Transform] = [RandomCrop(4), RandomFlip(), Normalize(MEAN, STD, channels_last)]
+    augment: list[Transform] = [RandomCrop(4), RandomFlip()]
     loader = BatchLoader(
         images.images,
         images.labels,
         batch_size=setting.batch_size,
+        normalize=Normalize(MEAN, STD, channels_last),
         transforms=augment,
         plan=partial(draw_plan, 0, num_images=len(images), transforms=augment),
         device=setting.device,

@@ -10,26 +10,19 @@ import numpy as np
 import torch
 
 from resnet_train.config import NETWORK_OPTIONS, TrainConfig, option_metadata, option_names
-from resnet_train.data.augment import (
-    AlternatingFlip,
-    Cutout,
-    Normalize,
-    RandomCrop,
-    RandomErasing,
-    RandomFlip,
-    Transform,
-)
+from resnet_train.data.augment import Normalize, build_transforms
 from resnet_train.data.dataset import DATASETS, ImageDataset, load_dataset, split_indices
 from resnet_train.data.loader import BatchLoader, eval_loader, fits_on
 from resnet_train.data.mix import Mix
 from resnet_train.data.plan import draw_plan
 from resnet_train.data.progressive import size_schedule
-from resnet_train.data.trivial_augment import TrivialAugment
 from resnet_train.models import create_model
 from resnet_train.models.blocks import set_bn_momentum
 from resnet_train.optim.ema import AveragedModel
 from resnet_train.optim.optimizers import OPTIMIZERS, build_optimizer, optimizer_settings
 from resnet_train.optim.schedules import SCHEDULES, build_schedule
+from resnet_train.registry import call_with
+from resnet_train.runtime.device import memory_format
 from resnet_train.runtime.distributed import ALONE, Processes
 from resnet_train.runtime.precision import choose_precision
 from resnet_train.training.trainer import Trainer
@@ -118,23 +111,6 @@ def arch_options(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(config, name)) is not None}
 
 
-def build_transforms(config: TrainConfig, normalize: Normalize) -> list[Transform]:
-    """What happens to training images, in this order."""
-    transforms: list[Transform] = []
-    if config.trivial_augment:
-        transforms.append(TrivialAugment())
-    if config.crop_padding:
-        transforms.append(RandomCrop(config.crop_padding, config.padding_mode))
-    if config.flip != "none":
-        transforms.append(RandomFlip() if config.flip == "random" else AlternatingFlip())
-    transforms.append(normalize)
-    if config.cutout:
-        transforms.append(Cutout(config.cutout, config.image_size))
-    if config.random_erasing:
-        transforms.append(RandomErasing(config.random_erasing, config.image_size))
-    return transforms
-
-
 def build_trainer(config: TrainConfig, data: RunData, device: torch.device, processes: Processes = ALONE) -> Trainer:
     """Data, model, optimizer, schedule, trainer. The seed decides the initial weights.
 
@@ -150,8 +126,7 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
     num_classes = len(data.train.classes)
     torch.manual_seed(config.seed)
     model = create_model(config.arch, num_classes, **arch_options(config))
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = model.to(device).to(memory_format=layout)
+    model = model.to(device).to(memory_format=memory_format(config.channels_last))
     set_bn_momentum(model, config.bn_momentum)
     if config.sync_bn:
         if device.type != "cuda":
@@ -204,27 +179,31 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
 def build_loaders(
     config: TrainConfig, data: RunData, device: torch.device, processes: Processes = ALONE
 ) -> tuple[BatchLoader, dict[str, BatchLoader]]:
-    """The training loader, and the evaluation loaders by split."""
+    """Return the training loader, and the evaluation loaders by split."""
+    settings = dict(config)
     normalize = Normalize(data.train.mean, data.train.std, config.channels_last)
-    transforms = build_transforms(config, normalize)
-    mix = Mix(config.mixup, config.cutmix, config.image_size) if config.mixup or config.cutmix else None
-    total_steps = config.epochs * (len(data.train_indices) // config.batch_size)
-    stages = config.progressive_sizes
+    transforms = build_transforms(settings)
+    mix = call_with(Mix, settings) if config.mixup or config.cutmix else None
     train_loader = BatchLoader(
         data.train.images,
         data.train.labels,
         indices=data.train_indices,
         batch_size=config.batch_size,
+        normalize=normalize,
         transforms=transforms,
         plan=partial(draw_plan, config.seed, num_images=len(data.train_indices), transforms=transforms, mix=mix),
         device=device,
         resident=fits_on(device, data.train.images.nbytes),
         drop_last=True,
-        size_at=size_schedule(stages, config.image_size, total_steps) if stages else None,
         chunk_bytes=CUDA_CHUNK_BYTES if device.type == "cuda" else 0,
         rank=processes.rank,
         num_ranks=processes.num_ranks,
     )
+    if config.progressive_sizes:
+        total_steps = config.epochs * len(train_loader)
+        train_loader.size_at = size_schedule(config.progressive_sizes, config.image_size, total_steps)
+
+    # Evaluation uses the same statistics on all splits: those of the training images.
     of_split = partial(eval_loader, normalize=normalize, device=device, processes=processes)
     eval_loaders = {}
     if len(data.val_indices):

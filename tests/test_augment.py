@@ -1,4 +1,4 @@
-"""Every transform on a batch against torchvision's functional on single images, with the same parameters."""
+"""Augmentations: each on a batch against torchvision's functional on single images, and which ones a config selects."""
 
 from __future__ import annotations
 
@@ -9,17 +9,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from resnet_train.data.augment import AlternatingFlip, Cutout, Normalize, RandomCrop, RandomFlip
+from resnet_train.config import make_config
+from resnet_train.data.augment import (
+    AUGMENTATIONS,
+    AlternatingFlip,
+    Cutout,
+    Normalize,
+    RandomCrop,
+    RandomErasing,
+    RandomFlip,
+    Transform,
+    TrivialAugment,
+    build_transforms,
+)
+from resnet_train.data.sources.cifar import CIFAR10
 
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+MEAN, STD = CIFAR10.mean, CIFAR10.std
 TRANSFORMS = [
     RandomCrop(4),
     RandomCrop(4, "reflect"),
     RandomFlip(),
     AlternatingFlip(),
-    Normalize(MEAN, STD),
-    Cutout(size=16, image_size=32),
+    TrivialAugment(),
+    Cutout(16, image_size=32),
+    RandomErasing(0.5, image_size=32),
 ]
+NAMES = [f"{type(transform).__name__}{number}" for number, transform in enumerate(TRANSFORMS)]
+each_transform = pytest.mark.parametrize("transform", TRANSFORMS, ids=NAMES)
 
 
 def random_images(num_images=64, height=32, width=32, seed=0):
@@ -28,8 +44,7 @@ def random_images(num_images=64, height=32, width=32, seed=0):
 
 
 def drawn(transform, num_images, epoch=0, seed=0):
-    parameters = transform.draw(np.random.default_rng(seed), num_images, epoch)
-    return None if parameters is None else torch.from_numpy(parameters)
+    return torch.from_numpy(transform.draw(np.random.default_rng(seed), num_images, epoch))
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40)])
@@ -57,7 +72,7 @@ def test_crop_from_the_middle_changes_nothing():
 
 
 @pytest.mark.parametrize("padding", [1, 4])
-def test_crop_draws_every_pair_of_offsets_about_equally_often(padding):
+def test_crop_draws_all_offsets_about_equally_often(padding):
     places = (2 * padding + 1) ** 2
     pairs, counts = np.unique(drawn(RandomCrop(padding), 200 * places).numpy(), axis=0, return_counts=True)
     assert {tuple(pair) for pair in pairs.tolist()} == {
@@ -85,13 +100,13 @@ def test_flip_mirrors_about_half_of_the_images(flip):
 
 @given(seed=st.integers(0, 2**32), num_images=st.integers(1, 300), epoch=st.integers(0, 500))
 @settings(max_examples=30, deadline=None, database=None)
-def test_alternating_flip_mirrors_each_image_in_exactly_every_other_epoch(seed, num_images, epoch):
+def test_alternating_flip_mirrors_in_every_other_epoch(seed, num_images, epoch):
     this, after, later = (drawn(AlternatingFlip(), num_images, epoch + i, seed) for i in range(3))
     assert torch.equal(this, ~after)
     assert torch.equal(this, later)
 
 
-def test_alternating_flip_mirrors_about_half_of_the_images_in_each_epoch():
+def test_alternating_flip_mirrors_half_of_the_images_each_epoch():
     for epoch in range(4):
         assert 4800 < drawn(AlternatingFlip(), 10_000, epoch).sum() < 5200
 
@@ -103,7 +118,7 @@ def test_only_alternating_flip_keeps_its_draws():
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_normalize_equals_torchvision_for_every_image(channels_last):
     images = random_images()
-    result = Normalize(MEAN, STD, channels_last)(images, None)
+    result = Normalize(MEAN, STD, channels_last)(images)
     assert result.dtype == torch.float32
     assert result.shape == images.shape
     for image, normalized in zip(images, result):
@@ -112,14 +127,12 @@ def test_normalize_equals_torchvision_for_every_image(channels_last):
         torch.testing.assert_close(normalized.contiguous(), expected, rtol=0, atol=1e-5)
 
 
-def test_normalize_gives_the_layout_asked_for():
+def test_normalize_returns_the_requested_memory_format():
     images = random_images(4)
-    assert Normalize(MEAN, STD)(images, None).is_contiguous(memory_format=torch.channels_last)
-    assert Normalize(MEAN, STD, channels_last=False)(images, None).is_contiguous()
-
-
-def test_normalize_draws_nothing():
-    assert Normalize(MEAN, STD).draw(np.random.default_rng(0), 10, 0) is None
+    before = images.clone()
+    assert Normalize(MEAN, STD)(images).is_contiguous(memory_format=torch.channels_last)
+    assert Normalize(MEAN, STD, channels_last=False)(images).is_contiguous()
+    assert torch.equal(images, before)
 
 
 def cutout_by_loop(image, top, left, size):
@@ -158,8 +171,8 @@ def test_cutout_inside_the_image_blanks_size_by_size(size):
     assert (blanked[~inside] < size * size).all()
 
 
-def test_cutout_is_centred_on_every_pixel_about_equally_often():
-    centres = drawn(Cutout(size=8, image_size=16), 16_000).numpy() + 4
+def test_cutout_centres_on_all_pixels_about_equally_often():
+    centres = drawn(Cutout(8, image_size=16), 16_000).numpy() + 4
     for axis in (0, 1):
         positions, counts = np.unique(centres[:, axis], return_counts=True)
         assert positions.tolist() == list(range(16))
@@ -169,20 +182,20 @@ def test_cutout_is_centred_on_every_pixel_about_equally_often():
 
 def test_cutout_blanks_to_the_mean_after_normalization():
     images = random_images(1)
-    normalized = Normalize(MEAN, STD)(images, None)
+    normalized = Normalize(MEAN, STD)(images)
     result = Cutout(4, 32)(normalized, torch.tensor([[10, 12]]))
     pixel = result[0, :, 11, 13] * torch.tensor(STD) + torch.tensor(MEAN)
     torch.testing.assert_close(pixel, torch.tensor(MEAN))
 
 
-@pytest.mark.parametrize("transform", [t for t in TRANSFORMS if not isinstance(t, Normalize)])
+@each_transform
 def test_parameters_differ_from_image_to_image(transform):
     parameters = drawn(transform, 100)
     assert len(parameters) == 100
     assert len(parameters.unique(dim=0)) > 1
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS)
+@each_transform
 def test_the_stored_images_are_left_as_they_are(transform):
     images = random_images(16)
     before = images.clone()
@@ -191,11 +204,115 @@ def test_the_stored_images_are_left_as_they_are(transform):
     assert torch.equal(images, before)
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS)
-def test_an_image_is_transformed_the_same_alone_and_in_a_batch(transform):
+@each_transform
+def test_an_image_is_transformed_alone_as_in_a_batch(transform):
     images = random_images(8)
     parameters = drawn(transform, 8)
     together = transform(images, parameters)
     for number in range(8):
-        rows = None if parameters is None else parameters[number : number + 1]
-        assert torch.equal(transform(images[number : number + 1], rows)[0], together[number])
+        alone = transform(images[number : number + 1], parameters[number : number + 1])
+        assert torch.equal(alone[0], together[number])
+
+
+# --- Random erasing ----------------------------------------------------------------------------------------------
+
+
+def test_erasing_equals_torchvision_for_every_image():
+    images, erasing = random_images(200).float() + 1, RandomErasing(0.5, image_size=32)
+    parameters = drawn(erasing, len(images))
+    for image, (top, left, height, width), erased in zip(images, parameters.tolist(), erasing(images, parameters)):
+        expected = v2.functional.erase(image, top, left, height, width, torch.zeros(1)) if height else image
+        assert torch.equal(erased, expected)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
+def test_erasing_has_its_probability(probability):
+    erased = drawn(RandomErasing(probability, image_size=32), 10_000)[:, 2] > 0
+    assert erased.float().mean() == pytest.approx(probability, abs=0.02)
+
+
+def test_erased_areas_and_shapes_are_uniform_within_bounds():
+    height, width = drawn(RandomErasing(1.0, image_size=320), 20_000)[:, 2:].double().unbind(1)
+    area, log_aspect = height * width / 320**2, (height / width).log()
+    uncut = (height < 320) & (width < 320)  # the largest and narrowest rectangles are clipped to the image
+    assert uncut.double().mean() > 0.99
+    assert area.min() == pytest.approx(0.02, rel=0.03)
+    assert area.max() == pytest.approx(0.33, rel=0.03)
+    assert area.mean() == pytest.approx((0.02 + 0.33) / 2, abs=0.003)
+    assert log_aspect[uncut].min() == pytest.approx(np.log(0.3), abs=0.05)
+    assert log_aspect[uncut].max() == pytest.approx(-np.log(0.3), abs=0.05)
+    assert log_aspect.mean() == pytest.approx(0, abs=0.02)
+
+
+def test_erased_rectangles_touch_every_border_and_never_leave():
+    top, left, height, width = drawn(RandomErasing(1.0, image_size=32), 5_000).numpy().T
+    for low, size in ((top, height), (left, width)):
+        free = 32 - size
+        assert low.min() == 0
+        assert (low <= free).all()
+        # Uniform over all places: as often at the far border as at the near one, and in the middle on average.
+        assert (low == free).sum() == pytest.approx((low == 0).sum(), rel=0.15)
+        assert (low[free > 0] / free[free > 0]).mean() == pytest.approx(0.5, abs=0.02)
+
+
+# --- The registry ------------------------------------------------------------------------------------------------
+
+EVERYTHING = {
+    "trivial_augment": True,
+    "crop_padding": 3,
+    "padding_mode": "reflect",
+    "flip": "alternating",
+    "cutout": 6,
+    "random_erasing": 0.25,
+    "image_size": 24,
+    "dataset": "digits",
+}
+
+
+def transforms_of(**settings):
+    return build_transforms(dict(make_config(settings)))
+
+
+def test_default_augmentation_is_crop_and_random_flip():
+    assert transforms_of() == [RandomCrop(4, "zeros"), RandomFlip()]
+
+
+def test_augmentations_take_their_settings_in_order():
+    expected = [TrivialAugment(), RandomCrop(3, "reflect"), AlternatingFlip(), Cutout(6, 24), RandomErasing(0.25, 24)]
+    assert transforms_of(**EVERYTHING) == expected
+
+
+SWITCHES = {name: {"flip": "none", "trivial_augment": False}.get(name, 0) for name in AUGMENTATIONS.names()}
+
+
+@pytest.mark.parametrize("name", sorted(EVERYTHING.keys() & SWITCHES))
+def test_each_augmentation_can_be_switched_off(name):
+    everything, without = transforms_of(**EVERYTHING), transforms_of(**{**EVERYTHING, name: SWITCHES[name]})
+    assert len(without) == len(everything) - 1
+    assert [transform for transform in everything if transform in without] == without
+
+
+def test_every_augmentation_can_be_switched_off():
+    assert transforms_of(**SWITCHES) == []
+
+
+def test_pixel_transforms_are_registered_before_the_others():
+    normalized = [transform.normalized for transform in transforms_of(**EVERYTHING)]
+    assert normalized == sorted(normalized) == [False, False, False, True, True]
+
+
+def test_streams_of_random_numbers_keep_their_names():
+    streams = [transform.stream for transform in transforms_of(**EVERYTHING)]
+    assert streams == ["trivial-augment", "crop", "flip", "cutout", "random-erasing"]
+    assert RandomFlip.stream == AlternatingFlip.stream
+
+
+def test_a_new_transform_is_named_after_its_class_and_redraws():
+    class RandomGrayScale(Transform):
+        def draw(self, rng, num_images, epoch):
+            return rng.random(num_images) < 0.5
+
+        def __call__(self, images, parameters):
+            return images
+
+    assert (RandomGrayScale.stream, RandomGrayScale.redraws) == ("random-gray-scale", True)

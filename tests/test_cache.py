@@ -151,7 +151,7 @@ def test_cache_of_another_format_is_made_anew(tmp_path, caplog, monkeypatch):
         patch.setattr("resnet_train.data.cache.FORMAT", 2)
         open_or_build(tmp_path, "digits-train", "abc", write)
     assert_original(open_or_build(tmp_path, "digits-train", "abc", write))
-    assert "format 2, this version reads 1" in damage_reports(caplog)[0]
+    assert "format 2, but this version reads 1" in damage_reports(caplog)[0]
 
 
 def test_array_files_of_pickled_objects_are_never_loaded(tmp_path):

@@ -1,94 +1,51 @@
-"""What a run sees, image by image, does not depend on where it was stopped: ids, augmentation parameters and pixels."""
+"""The images that a run trains on, pixel by pixel, do not depend on where it was stopped and resumed."""
 
 from __future__ import annotations
 
 import random
 import signal
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 from torch import Tensor, nn
 
-from resnet_train.data.augment import AlternatingFlip, Cutout, Normalize, RandomCrop, RandomErasing, Transform
-from resnet_train.data.loader import Batch, BatchLoader
-from resnet_train.data.mix import Mix
+from resnet_train.data.batch import Batch
 from resnet_train.data.plan import draw_plan
-from resnet_train.data.trivial_augment import TrivialAugment
-from resnet_train.loggers.base import Logger
-from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 from resnet_train.training.signals import Interrupted
 from resnet_train.training.trainer import Trainer
 from tests.conftest import SMALL, RunCli
-from tests.harness.trainers import CPU, tiny_images, tiny_trainer
+from tests.harness.trainers import tiny_trainer
 
-EPOCHS, STEPS_PER_EPOCH, BATCH_SIZE = 4, 6, 8
+EPOCHS, STEPS_PER_EPOCH, BATCH_SIZE = 3, 6, 8
 STEPS = EPOCHS * STEPS_PER_EPOCH
 NUM_STOPS = 50
+AUGMENTED = {
+    "trivial_augment": True,
+    "flip": "alternating",
+    "cutout": 4,
+    "random_erasing": 0.5,
+    "mixup": 0.4,
+    "cutmix": 1.0,
+}
 
 
-@dataclass
-class Recorded:
-    """A transform that notes the parameters each image is given."""
+class StateKeeper:
+    """Keeps the last saved state."""
 
-    inner: Transform
-    rows: list[bytes] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.stream, self.redraws = self.inner.stream, self.inner.redraws  # type: ignore[misc]
-
-    def draw(self, rng: np.random.Generator, num_images: int, epoch: int) -> np.ndarray | None:
-        return self.inner.draw(rng, num_images, epoch)
-
-    def __call__(self, images: Tensor, parameters: Tensor | None) -> Tensor:
-        self.rows += [b""] * len(images) if parameters is None else [row.numpy().tobytes() for row in parameters]
-        return self.inner(images, parameters)
-
-
-@dataclass
-class ImageNumbers:
-    """Changes nothing; its parameters are the images' own numbers, so it learns which images it is given."""
-
-    stream: ClassVar[str] = "numbers"
-    redraws: ClassVar[bool] = True
-
-    def draw(self, rng: np.random.Generator, num_images: int, epoch: int) -> np.ndarray:
-        return np.arange(num_images)
-
-    def __call__(self, images: Tensor, parameters: Tensor | None) -> Tensor:
-        return images
-
-
-class SignalAfter(Logger):
-    """Asks the trainer to stop after this many steps of its own."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def step_done(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            signal.raise_signal(signal.SIGTERM)
-
-
-class FileSaver:
-    """Saves the state to a file, as a run does."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def save_state(self, state: dict[str, object]) -> None:
-        write_checkpoint(self.path, state)
+    def save_state(self, state: Any) -> None:
+        self.state = deepcopy(state)
 
     def save_best(self, *_: object) -> None:
         pass
 
 
 class Linear(nn.Module):
-    """Little work, so that fifty runs take a second."""
+    """A network that costs little, so that fifty runs take a second."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,82 +55,67 @@ class Linear(nn.Module):
         return self.linear(images.flatten(1))
 
 
-def recording_trainer(mix: Mix | None) -> tuple[Trainer, list[Recorded], list[bytes]]:
-    """A trainer, its transforms with the parameters they were given so far, and the pixels it was trained on so far."""
-    trainer = tiny_trainer(epochs=EPOCHS, model=Linear())
-    images, labels = tiny_images(STEPS_PER_EPOCH * BATCH_SIZE)
-    inner = [ImageNumbers(), TrivialAugment(), RandomCrop(1), AlternatingFlip(), Normalize((0.5,) * 3, (0.25,) * 3),
-             Cutout(4, 8), RandomErasing(0.5, 8)]  # fmt: skip
-    transforms = [Recorded(transform) for transform in inner]
-    trainer.train_loader = BatchLoader(
-        images,
-        labels,
-        batch_size=BATCH_SIZE,
-        transforms=transforms,
-        plan=partial(draw_plan, 3, num_images=len(labels), transforms=transforms, mix=mix),
-        device=CPU,
-        drop_last=True,
-    )
-    pixels: list[bytes] = []
+def rows_of(batch: Batch) -> Iterator[bytes]:
+    """Yield the image, label, partner's label and weight of each image as bytes."""
+    for row in zip(*(tensor for tensor in batch if tensor is not None)):
+        yield b"".join(part.contiguous().numpy().tobytes() for part in row)
+
+
+def recording_trainer(
+    stop: int = 0, saver: StateKeeper | None = None, **settings: object
+) -> tuple[Trainer, list[bytes]]:
+    """Return a trainer that SIGTERM stops after `stop` steps (0: never), and the rows it has trained on so far."""
+    trainer = tiny_trainer(model=Linear(), saver=saver, **{"epochs": EPOCHS, "seed": 3, **AUGMENTED, **settings})
+    rows: list[bytes] = []
     train_step = trainer.train_step
 
-    def train_step_and_note(batch: Batch) -> None:
-        for row in zip(*(tensor for tensor in batch if tensor is not None)):
-            pixels.append(b"".join(part.contiguous().numpy().tobytes() for part in row))
+    def train_step_and_record(batch: Batch) -> None:
+        rows.extend(rows_of(batch))
         train_step(batch)
+        if stop and trainer.progress.step == stop:
+            signal.raise_signal(signal.SIGTERM)
 
-    trainer.train_step = train_step_and_note  # type: ignore[method-assign]
-    return trainer, transforms, pixels
-
-
-def rows_seen(transforms: list[Recorded], steps: int, mix: Mix | None) -> list[list[bytes]]:
-    """For each transform, the parameters of the images of the first steps."""
-    num = steps * BATCH_SIZE * (2 if mix else 1)  # the partners pass through the transforms, too
-    assert all(len(transform.rows) >= num for transform in transforms)
-    return [transform.rows[:num] for transform in transforms]
+    trainer.train_step = train_step_and_record  # type: ignore[method-assign]
+    return trainer, rows
 
 
-def test_random_stops_leave_the_sequence_of_images_and_parameters_as_it_was(tmp_path: Path) -> None:
-    check_random_stops(5, Mix(0.4, 1.0, 8), tmp_path)
+def test_random_stops_leave_every_pixel_as_it_was() -> None:
+    check_random_stops(3)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mix", [None, Mix(0.4, 1.0, 8)], ids=["plain", "mixed"])
-def test_fifty_random_stops_leave_the_sequence_of_images_and_parameters_as_it_was(
-    mix: Mix | None, tmp_path: Path
-) -> None:
-    check_random_stops(NUM_STOPS, mix, tmp_path)
+@pytest.mark.parametrize("mix", [{}, {"mixup": 0, "cutmix": 0}], ids=["mixed", "plain"])
+def test_fifty_random_stops_leave_every_pixel_as_it_was(mix: dict[str, object]) -> None:
+    check_random_stops(NUM_STOPS, **mix)
 
 
-def check_random_stops(num_stops: int, mix: Mix | None, folder: Path) -> None:
-    """Trains once without a stop, and then in two parts for each of the stops."""
-    whole, transforms, pixels = recording_trainer(mix)
+def check_random_stops(num_stops: int, **settings: object) -> None:
+    """Train once without a stop, and then in two parts for each of the stops."""
+    whole, expected = recording_trainer(**settings)
     whole.fit()
-    rows = rows_seen(transforms, STEPS, mix)
-    per_epoch = STEPS_PER_EPOCH * BATCH_SIZE
-    assert len(pixels) == EPOCHS * per_epoch
-    if mix is None:
-        numbers = [int.from_bytes(row, "little") for row in rows[0]]
-        epochs = [numbers[start : start + per_epoch] for start in range(0, len(numbers), per_epoch)]
-        assert [sorted(epoch) for epoch in epochs] == [list(range(per_epoch))] * EPOCHS
-        assert len({tuple(epoch) for epoch in epochs}) == EPOCHS
-    assert all(len(set(drawn)) > 1 for transform, drawn in zip(transforms, rows) if transform.stream != "normalize")
+    assert len(set(expected)) == len(expected) == STEPS * BATCH_SIZE
 
     draw = random.Random(11)
-    for number in range(num_stops):
-        stop = draw.randrange(1, STEPS)
-        path = folder / f"{number}.pt"
-        first, first_transforms, first_pixels = recording_trainer(mix)
-        first.attach(SignalAfter(stop), FileSaver(path))
+    for _ in range(num_stops):
+        stop, saver = draw.randrange(1, STEPS), StateKeeper()
+        first, rows = recording_trainer(stop, saver, **settings)
         with pytest.raises(Interrupted):
             first.fit()
-        rest, rest_transforms, rest_pixels = recording_trainer(mix)
-        rest.load_state_dict(read_checkpoint(path))
+        rest, remaining_rows = recording_trainer(**settings)
+        rest.load_state_dict(saver.state)
         assert rest.progress.step == stop
         rest.fit()
-        parts = rows_seen(first_transforms, stop, mix), rows_seen(rest_transforms, STEPS - stop, mix)
-        assert [before + after for before, after in zip(*parts)] == rows, stop
-        assert first_pixels + rest_pixels == pixels, stop
+        assert rows + remaining_rows == expected, stop
+
+
+def test_the_seed_of_the_run_decides_every_draw() -> None:
+    plans = [tiny_trainer(seed=seed, **AUGMENTED).train_loader.plan(1) for seed in (3, 3, 4)]
+    orders = [plan.order.tolist() for plan in plans]
+    assert orders[0] == orders[1] == draw_plan(3, 1, 48, ()).order.tolist() != orders[2]
+    assert list(plans[0].parameters) == ["trivial-augment", "crop", "flip", "cutout", "random-erasing"]
+    for stream, rows in plans[0].parameters.items():
+        assert np.array_equal(rows, plans[1].parameters[stream]), stream
+        assert not np.array_equal(rows, plans[2].parameters[stream]), stream
 
 
 # --- Through the command line ----------------------------------------------------------------------------------------
@@ -185,25 +127,24 @@ ARGUMENTS = [*SMALL, "--batch-size", "16", "--epochs", "3", "--no-tensorboard", 
 def steps_of(
     *arguments: object, stop: int, run_cli: RunCli, cwd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[int, list[bytes]]:
-    """Runs the command, stopped after the step of this number (0: not); its exit code and every image it trained on."""
+    """Run the command, stopped after `stop` steps (0: never); return its exit code and the rows it trained on."""
     seen: list[bytes] = []
     train_step = Trainer.train_step
 
-    def note(trainer: Trainer, batch: Batch) -> None:
-        for row in zip(*(tensor for tensor in batch if tensor is not None)):
-            seen.append(b"".join(part.contiguous().numpy().tobytes() for part in row))
+    def record(trainer: Trainer, batch: Batch) -> None:
+        seen.extend(rows_of(batch))
         train_step(trainer, batch)
         if trainer.progress.step == stop:
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", note)
+        patch.setattr(Trainer, "train_step", record)
         outcome = run_cli("resnet-train", *ARGUMENTS, *arguments, cwd=cwd)
     return outcome.code, seen
 
 
 @pytest.mark.slow
-def test_fifty_random_stops_of_the_command_leave_every_pixel_it_trains_on_as_it_was(
+def test_fifty_stops_of_the_command_leave_every_pixel(
     run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = partial(steps_of, run_cli=run_cli, cwd=tmp_path, monkeypatch=monkeypatch)

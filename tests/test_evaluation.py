@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 from torch import nn
 
-from resnet_train.data.loader import Batch
+from resnet_train.data.batch import Batch
 from resnet_train.evaluation.evaluate import evaluate
 from tests.harness.trainers import CPU
 

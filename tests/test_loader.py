@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_train.data.augment import Cutout, Normalize, RandomCrop, RandomFlip
+from resnet_train.data.augment import Cutout, Normalize, RandomCrop, RandomFlip, Transform
 from resnet_train.data.loader import PREFETCHED_BATCHES, BatchLoader, eval_loader
 from resnet_train.data.mix import Mix
 from resnet_train.data.plan import draw_plan, fixed_plan
@@ -18,11 +18,11 @@ from tests.harness.trainers import CPU, assert_same_tensors, tiny_images
 
 NUM = 50
 NORMALIZE = Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-TRAINING = (RandomCrop(2), RandomFlip(), NORMALIZE, Cutout(4, 8))
+TRAINING = (RandomCrop(2), RandomFlip(), Cutout(4, 8))
 
 
 def stored(num_images=NUM):
-    """Random images whose label is their number, so that a batch tells which images it holds."""
+    """Return random images whose label is their index, so that a batch tells which images it holds."""
     images = np.random.default_rng(0).integers(0, 256, (num_images, 3, 8, 8), dtype=np.uint8)
     return images, np.arange(num_images, dtype=np.int64)
 
@@ -30,17 +30,16 @@ def stored(num_images=NUM):
 def training_loader(seed=0, num_images=NUM, **options):
     images, labels = stored(num_images)
     count = len(options.get("indices", labels))
-    options = {"batch_size": 16, "transforms": TRAINING, "drop_last": True} | options
-    transforms = options["transforms"]
+    options = {"batch_size": 16, "normalize": NORMALIZE, "transforms": TRAINING, "drop_last": True} | options
     return BatchLoader(
-        images, labels, plan=lambda epoch: draw_plan(seed, epoch, count, transforms), device=CPU, **options
+        images, labels, plan=lambda epoch: draw_plan(seed, epoch, count, options["transforms"]), device=CPU, **options
     )
 
 
 def evaluation_loader(num_images=NUM, **options):
     images, labels = stored(num_images)
     count = len(options.get("indices", labels))
-    options = {"batch_size": 16, "transforms": (NORMALIZE,)} | options
+    options = {"batch_size": 16, "normalize": NORMALIZE} | options
     return BatchLoader(images, labels, plan=lambda epoch: fixed_plan(count), device=CPU, **options)
 
 
@@ -61,7 +60,7 @@ def assert_same(left, right):
 
 
 def prefetch_threads():
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 @pytest.mark.parametrize("resident", [True, False])
@@ -71,7 +70,7 @@ def test_evaluation_gives_every_image_once_in_its_place(batch_size, resident):
     batches = list(loader.epoch(0))
     assert labels_of(batches) == [list(range(cut, min(cut + batch_size, NUM))) for cut in range(0, NUM, batch_size)]
     assert len(loader) == len(batches)
-    expected = NORMALIZE(torch.from_numpy(stored()[0]), None)
+    expected = NORMALIZE(torch.from_numpy(stored()[0]))
     assert torch.equal(torch.cat([batch.images for batch in batches]), expected)
 
 
@@ -95,22 +94,40 @@ def test_drop_last_of_fewer_images_than_a_batch_gives_nothing():
 
 
 @pytest.mark.parametrize("resident", [True, False])
-def test_training_batch_is_the_plans_images_through_the_transforms_one_by_one(resident):
+def test_training_batch_is_the_plan_applied_to_each_image(resident):
     images, _ = stored()
+    crop, flip, cutout = TRAINING
     plan = draw_plan(0, 3, NUM, TRAINING)
     batches = list(training_loader(resident=resident).epoch(3))
     assert all_labels(batches) == plan.order[:48].tolist()
     for batch in batches:
         for image, number in zip(batch.images, batch.labels.tolist()):
-            expected = torch.from_numpy(images[number : number + 1])
-            for transform, drawn in zip(TRAINING, plan.parameters):
-                expected = transform(expected, None if drawn is None else torch.from_numpy(drawn[number : number + 1]))
-            assert torch.equal(image, expected[0])
+            rows = {stream: torch.from_numpy(drawn[number : number + 1]) for stream, drawn in plan.parameters.items()}
+            pixels = flip(crop(torch.from_numpy(images[number : number + 1]), rows["crop"]), rows["flip"])
+            assert torch.equal(image, cutout(NORMALIZE(pixels), rows["cutout"])[0])
+
+
+def test_pixels_are_transformed_before_normalized_floats():
+    given = []
+
+    class OnPixels(Transform):
+        def draw(self, rng, num_images, epoch):
+            return np.zeros(num_images)
+
+        def __call__(self, images, parameters):
+            given.append((self.stream, images.dtype))
+            return images
+
+    class OnFloats(OnPixels):
+        stream, normalized = "on-floats", True
+
+    next(training_loader(transforms=[OnFloats(), OnPixels()]).epoch(0))
+    assert given == [("on-pixels", torch.uint8), ("on-floats", torch.float32)]
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.booleans(), st.booleans(), st.integers(0, 12))
 @settings(max_examples=40, deadline=None, database=None)
-def test_starting_later_gives_exactly_the_batches_from_there_on(num_images, batch_size, drop_last, resident, first):
+def test_starting_later_gives_the_same_batches(num_images, batch_size, drop_last, resident, first):
     loader = training_loader(num_images=num_images, batch_size=batch_size, drop_last=drop_last, resident=resident)
     batches = list(loader.epoch(2))
     assert len(batches) == len(loader)
@@ -150,7 +167,7 @@ def test_only_the_chosen_images_are_used(resident):
     batches = list(loader.epoch(0))
     assert loader.num_images == 9
     assert labels_of(batches) == [[3, 4, 10, 11], [12, 30, 31, 48], [49]]
-    expected = NORMALIZE(torch.from_numpy(stored()[0][chosen]), None)
+    expected = NORMALIZE(torch.from_numpy(stored()[0][chosen]))
     assert torch.equal(torch.cat([batch.images for batch in batches]), expected)
 
 
@@ -166,12 +183,12 @@ def test_all_images_chosen_in_another_order_keep_their_labels(resident):
     chosen = np.arange(NUM)[::-1].copy()
     batches = list(evaluation_loader(indices=chosen, resident=resident).epoch(0))
     assert all_labels(batches) == chosen.tolist()
-    expected = NORMALIZE(torch.from_numpy(stored()[0][chosen]), None)
+    expected = NORMALIZE(torch.from_numpy(stored()[0][chosen]))
     assert torch.equal(torch.cat([batch.images for batch in batches]), expected)
 
 
 @pytest.mark.parametrize("resident", [True, False])
-def test_memory_mapped_images_are_read_and_never_written(tmp_path, resident):
+def test_memory_mapped_images_are_never_written(tmp_path, resident):
     images, labels = stored()
     np.save(tmp_path / "images.npy", images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
@@ -179,6 +196,7 @@ def test_memory_mapped_images_are_read_and_never_written(tmp_path, resident):
         mapped,
         labels,
         batch_size=16,
+        normalize=NORMALIZE,
         transforms=TRAINING,
         plan=lambda epoch: draw_plan(0, epoch, NUM, TRAINING),
         device=CPU,
@@ -214,7 +232,7 @@ def test_prefetch_threads_exception_surfaces_in_the_consumer():
         images[:20],  # the third batch asks for images that do not exist
         labels,
         batch_size=10,
-        transforms=(NORMALIZE,),
+        normalize=NORMALIZE,
         plan=lambda epoch: fixed_plan(NUM),
         device=CPU,
         resident=False,
@@ -271,13 +289,14 @@ def test_prefetch_reads_only_a_few_batches_ahead():
 @pytest.mark.parametrize("resident", [True, False])
 def test_batches_made_in_chunks_are_those_made_one_by_one(resident: bool, mix: Mix | None) -> None:
     images, labels = tiny_images(50)
-    transforms = [RandomCrop(1), RandomFlip(), Normalize((0.5,) * 3, (0.25,) * 3)]
+    transforms = [RandomCrop(1), RandomFlip()]
 
     def loader(chunk_bytes: int) -> BatchLoader:
         return BatchLoader(
             images,
             labels,
             batch_size=8,
+            normalize=NORMALIZE,
             transforms=transforms,
             plan=lambda epoch: draw_plan(0, epoch, len(labels), transforms, mix),
             device=CPU,

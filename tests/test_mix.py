@@ -1,4 +1,4 @@
-"""Mixup and cutmix: the mixed image is what the definitions say, and the labels' shares fit it."""
+"""Mixup and cutmix: the mixed image is what the papers define, and the labels have the same shares."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_cutmix_pastes_a_box_and_mixup_blends():
     torch.testing.assert_close(mixed[1], 0.3 * images[1] + 0.7 * partners[1])
 
 
-def test_everyone_is_a_partner_once_and_a_coin_decides_between_the_two():
+def test_partners_are_a_permutation_and_a_coin_picks_the_mix():
     plan = draw(0.5, 0.5)
     assert sorted(plan.partners) == list(range(4000))
     assert 0.45 < (plan.boxes[:, 2] < 0).mean() < 0.55
@@ -58,29 +58,38 @@ def test_weights_follow_the_beta_distribution():
     assert weights.var() == pytest.approx(0.25 / (2 * 0.2 + 1), abs=0.005)  # of Beta(a, a): 1 / 4(2a + 1)
 
 
-def test_switching_the_mix_on_leaves_the_other_draws_as_they_were():
+def test_switching_the_mix_on_leaves_the_other_draws():
     transforms = [RandomCrop(2), RandomFlip()]
     without, with_mix = (draw_plan(3, 1, 50, transforms, mix) for mix in (None, Mix(1.0, 1.0, SIZE)))
     np.testing.assert_array_equal(without.order, with_mix.order)
-    for left, right in zip(without.parameters, with_mix.parameters):
-        np.testing.assert_array_equal(left, right)
+    for stream, rows in without.parameters.items():
+        np.testing.assert_array_equal(rows, with_mix.parameters[stream])
 
 
 @pytest.mark.parametrize("resident", [True, False])
-def test_partners_come_from_the_data_set_with_their_own_augmentation(resident):
+def test_partners_have_their_own_augmentation(resident):
     images, labels = tiny_images()
-    transforms = [RandomCrop(1), RandomFlip(), Normalize((0.5,) * 3, (0.25,) * 3)]
+    transforms, normalize = [RandomCrop(1), RandomFlip()], Normalize((0.5,) * 3, (0.25,) * 3)
     mix = Mix(0.0, 1.0, 8)
     plan = partial(draw_plan, 0, num_images=len(labels), transforms=transforms, mix=mix)
-    common = {"batch_size": 8, "transforms": transforms, "plan": plan, "device": CPU, "resident": resident}
-    batch = next(BatchLoader(images, labels, **common).epoch(0))
+    loader = BatchLoader(
+        images,
+        labels,
+        batch_size=8,
+        normalize=normalize,
+        transforms=transforms,
+        plan=plan,
+        device=CPU,
+        resident=resident,
+    )
+    batch = next(loader.epoch(0))
     draws = plan(0)
     one_by_one = []
     for number in range(len(labels)):
         image = torch.from_numpy(images[number : number + 1])
-        for transform, rows in zip(transforms, draws.parameters):
-            image = transform(image, None if rows is None else torch.from_numpy(rows[number : number + 1]))
-        one_by_one.append(image[0])
+        for transform in transforms:
+            image = transform(image, torch.from_numpy(draws.parameters[transform.stream][number : number + 1]))
+        one_by_one.append(normalize(image)[0])
     for position, number in enumerate(draws.order[:8]):
         partner = draws.mix.partners[number]
         top, left, height, width = draws.mix.boxes[number]

@@ -1,4 +1,4 @@
-"""TrivialAugment: every operation of every strength equals torchvision's on every image."""
+"""TrivialAugment: every operation at every strength equals torchvision's on every image."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from sklearn.datasets import load_sample_image
 from torchvision.transforms import v2
 
+from resnet_train.data.augment import TrivialAugment
 from resnet_train.data.plan import generator
-from resnet_train.data.trivial_augment import NUM_BINS, OPERATIONS, TrivialAugment
+from resnet_train.data.trivial_augment import NUM_BINS, OPERATIONS
 
 NAMES = [
     *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast"),
@@ -18,14 +19,14 @@ NAMES = [
 
 
 def photographs(size: int = 32) -> torch.Tensor:
-    """uint8 [12, 3, S, S]: pieces of a photograph, one of a single colour among them."""
+    """Return uint8 [12, 3, S, S]: pieces of a photograph, and one image of a single colour."""
     china = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)
     pieces = [china[:, 30 * i : 30 * i + size, 50 * i : 50 * i + size] for i in range(11)]
     return torch.stack([*pieces, torch.full((3, size, size), 77, dtype=torch.uint8)])
 
 
 def torchvisions(name: str, image: torch.Tensor, strength: float) -> torch.Tensor:
-    """The same operation on one image, by torchvision's own dispatcher."""
+    """Apply the same operation to one image with torchvision's dispatcher."""
     magnitude = strength / 255 if name == "Solarize" else strength
     policy = v2.TrivialAugmentWide()
     return policy._apply_image_or_video_transform(

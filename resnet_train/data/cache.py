@@ -1,7 +1,7 @@
-"""Decoded images on disk: two plain `.npy` files and their description, verified whenever they are opened.
+"""Decoded images on disk: two plain `.npy` files and a description, verified whenever they are opened.
 
-No pickles anywhere. A cache is named after the fingerprint of its sources, so a changed source makes a new one; it
-appears under its name only when complete.
+There are no pickles. A cache is named after the fingerprint of its sources, so changed sources get a new cache. It
+appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -30,7 +30,14 @@ CHUNK_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class CachedArrays:
-    """images uint8 [N, 3, H, W], labels int64 [N], their checksums as text, and what else is known (JSON values)."""
+    """The content of a cache.
+
+    Attributes:
+        images: uint8 [N, 3, H, W], memory-mapped and read-only.
+        labels: int64 [N].
+        fingerprint: The checksums of both as text.
+        facts: What `fill` returned (JSON values).
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -38,31 +45,31 @@ class CachedArrays:
     facts: dict[str, Any]
 
 
-# Fills the two empty files in the folder it is given and returns the facts.
+# Writes images.npy and labels.npy into the given folder and returns the facts.
 Fill = Callable[[Path], dict[str, Any]]
 
 
 def open_or_build(data_dir: Path, name: str, fingerprint: str, fill: Fill) -> CachedArrays:
-    """Opens the cache of these sources, or builds it with `fill`.
+    """Open the cache of these sources, or build it with `fill`.
 
     Args:
-        data_dir: the cache lies in its folder `.resnet_train`, or in the user's cache folder if that can't be written.
-        name: what is cached, as `folder-train-32`; older caches of the same name are removed.
-        fingerprint: hexadecimal digest of the sources.
-        fill: writes `images.npy` and `labels.npy` into a folder.
+        data_dir: The cache is in its folder `.resnet_train`, or in the user's cache folder if that can't be written.
+        name: What is cached, as `folder-train-32`; older caches of the same name are removed.
+        fingerprint: Hexadecimal digest of the sources.
+        fill: Writes `images.npy` and `labels.npy` into a folder and returns the facts.
 
     Raises:
-        OSError: no place could be written, or the disk is full.
+        OSError: No location is writable, or the disk is full.
     """
     root = _writable_root(data_dir)
     folder = root / f"{name}-{fingerprint[:20]}"
     if (cached := _open_if_whole(folder)) is not None:
         if any(root.glob(f"{BUILDING}*")):
-            with _only_builder(root, wait=False):  # entering it removes what a killed one left
+            with _builder_lock(root, wait=False):  # taking the lock deletes what a killed builder left
                 pass
         return cached
-    with _only_builder(root):
-        if (cached := _open_if_whole(folder)) is not None:  # another process was building it meanwhile
+    with _builder_lock(root):
+        if (cached := _open_if_whole(folder)) is not None:  # another process has built it in the meantime
             return cached
         _build(folder, fill)
         _remove_older(folder, name)
@@ -70,33 +77,34 @@ def open_or_build(data_dir: Path, name: str, fingerprint: str, fill: Fill) -> Ca
 
 
 def _open_if_whole(folder: Path) -> CachedArrays | None:
-    """The cache; None if there is none, or a damaged one, which is removed."""
+    """Return the cache, or None if there is none or it is damaged; a damaged one is deleted."""
     if not folder.is_dir():
         return None
     try:
         return _open(folder)
     except ValueError as damage:
-        log.warning("the data cache %s is damaged (%s); it is made anew", folder, damage)
+        log.warning("the data cache %s is damaged (%s); rebuilding it", folder, damage)
         shutil.rmtree(folder, ignore_errors=True)
     return None
 
 
 @contextmanager
-def _only_builder(root: Path, *, wait: bool = True) -> Iterator[None]:
-    """While one process builds here, others wait; whoever comes to build removes what a killed one left half built.
+def _builder_lock(root: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of the only builder in `root`; whoever takes it deletes what killed builders left half built.
 
-    Where files cannot be locked, all build at the same time and nothing is removed.
+    Where files can't be locked, processes build at the same time and nothing is deleted. If another process holds the
+    lock and `wait` is false, continue without it.
     """
-    lock = FileLock(root / ".lock", mode=0o666)  # the system keeps it for a process as long as that lives
+    lock = FileLock(root / ".lock", mode=0o666)  # the system releases it when the process ends
     try:
         lock.acquire(timeout=0)
     except Timeout:
         if not wait:
             yield
             return
-        log.info("waiting for another process that builds a data cache in %s", root)
+        log.info("waiting for another process that is building a data cache in %s", root)
         lock.acquire()
-    except (OSError, NotImplementedError):  # a network drive without locks, or the lock of another user
+    except (OSError, NotImplementedError):  # a network drive without locks, or another user's lock
         yield
         return
     try:
@@ -108,6 +116,7 @@ def _only_builder(root: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def _writable_root(data_dir: Path) -> Path:
+    """Return the folder for caches, and create it."""
     beside = data_dir / ".resnet_train"
     try:
         beside.mkdir(parents=True, exist_ok=True)
@@ -121,6 +130,7 @@ def _writable_root(data_dir: Path) -> Path:
 
 
 def _build(folder: Path, fill: Fill) -> None:
+    """Build the cache in a temporary folder and rename it."""
     work = Path(tempfile.mkdtemp(prefix=BUILDING, dir=folder.parent))
     try:
         facts = fill(work)
@@ -130,26 +140,32 @@ def _build(folder: Path, fill: Fill) -> None:
         try:
             work.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was quicker, and its cache is as good
+            if not folder.is_dir():  # otherwise another process was faster, and its cache is as good
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _open(folder: Path) -> CachedArrays:
-    """Raises ValueError if a single bit is not as it was written."""
+    """Open and verify a cache.
+
+    Raises:
+        ValueError: A file is missing, or differs in a single bit from what was written.
+    """
     try:
+        # The description vouches for itself first, then for the files.
         described = json.loads((folder / "cache.json").read_text())
         content = described["content"]
         if described["crc32"] != _json_crc32(content):
-            raise ValueError("cache.json has another checksum than it was written with")
+            raise ValueError("the checksum of cache.json differs")
         if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
+            raise ValueError(f"format {content['format']}, but this version reads {FORMAT}")
         for file, checksum in content["crc32"].items():
             if _crc32(folder / file) != checksum:
-                raise ValueError(f"{file} has another checksum than it was written with")
+                raise ValueError(f"the checksum of {file} differs")
+
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        # Mapped first: a header of a few bytes can ask for an array of any size.
+        # Map before copying: a header of a few bytes can claim an array of any size.
         labels = np.array(np.load(folder / "labels.npy", mmap_mode="r", allow_pickle=False))
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images.npy holds {images.dtype} {images.shape} instead of uint8 [N, 3, H, W]")

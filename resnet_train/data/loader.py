@@ -1,21 +1,25 @@
-"""Batches on the training device, of a data set of any size, without worker processes."""
+"""Batches on the training device, from a data set of any size, without worker processes.
+
+Images are addressed by position among the images that a loader uses, see `plan.py`. The two image sources are the only
+places where a position becomes an index in the data set.
+"""
 
 from __future__ import annotations
 
-import queue
-import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from resnet_train.data.augment import Normalize, Transform
-from resnet_train.data.mix import mix_images
+from resnet_train.data.augment import Transform
+from resnet_train.data.batch import Batch
+from resnet_train.data.mix import mix_halves
 from resnet_train.data.plan import EpochPlan, fixed_plan
+from resnet_train.data.progressive import resize
 from resnet_train.runtime.device import free_memory_bytes
 from resnet_train.runtime.distributed import ALONE, Processes
 
@@ -23,126 +27,86 @@ PREFETCHED_BATCHES = 2
 EVAL_BATCH_SIZE = 500
 RESIDENT_SHARE = 4  # images stay on the device if they fill at most one in four of its free bytes
 
-
-class Batch(NamedTuple):
-    """One batch on the training device.
-
-    Attributes:
-        images: float [B, 3, H, W].
-        labels: int64 [B].
-        partner_labels, weights: if images are mixed, int64 [B] and float [B]; the weight is the share of `labels`.
-    """
-
-    images: Tensor
-    labels: Tensor
-    partner_labels: Tensor | None = None
-    weights: Tensor | None = None
-
-    def split(self, sizes: int | list[int]) -> list[Batch]:
-        """Cuts it into batches of this size or these sizes, one after the other."""
-        columns = (None if tensor is None else tensor.split(sizes) for tensor in self)
-        present = {name: column for name, column in zip(self._fields, columns) if column is not None}
-        return [Batch(**dict(zip(present, parts))) for parts in zip(*present.values())]
+Gathered = tuple[Tensor, Tensor]  # positions int64 [B], images uint8 [B, 3, H, W]
 
 
 class ResidentImages:
-    """A data set that lives on the training device: a batch is one gather."""
+    """Images that live on the training device: a batch is one gather."""
 
     def __init__(self, images: np.ndarray, indices: np.ndarray, device: torch.device) -> None:
         everything = len(indices) == len(images) and bool((np.diff(indices) == 1).all())
         chosen = np.asarray(images if everything else images[indices])
         with warnings.catch_warnings():
-            # A data set mapped from its file stays there on a CPU: a copy would need its memory twice.
+            # On a CPU a memory-mapped data set stays in its file: a copy would need its memory twice.
             warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
             self.images = torch.from_numpy(chosen).to(device)
 
-    def gather(self, numbers: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each array of image numbers: they, int64 [B], and the images, uint8 [B, 3, H, W], on the device."""
-        for chosen in numbers:
-            rows = to_device(torch.from_numpy(chosen), device)
-            yield rows, self.images[rows]
+    def gather(self, chunks: Sequence[np.ndarray], device: torch.device) -> Iterator[Gathered]:
+        """Yield (positions int64 [B], images uint8 [B, 3, H, W]) on the device for each array of positions."""
+        for chunk in chunks:
+            positions = to_device(chunk, device)
+            yield positions, self.images[positions]
 
 
 class StreamedImages:
-    """A data set that stays on disk: one thread gathers, pins and copies the next batches ahead of their use."""
+    """Images that stay on disk: one thread gathers and pins the next batches ahead of their use."""
 
     def __init__(self, images: np.ndarray, indices: np.ndarray) -> None:
         self.images, self.indices = images, indices
 
-    def gather(self, numbers: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each array of image numbers: they, int64 [B], and the images, uint8 [B, 3, H, W], on the device."""
+    def gather(self, chunks: Sequence[np.ndarray], device: torch.device) -> Iterator[Gathered]:
+        """Yield (positions int64 [B], images uint8 [B, 3, H, W]) on the device for each array of positions."""
 
-        def read(chosen: np.ndarray) -> tuple[Tensor, Tensor]:
-            return torch.from_numpy(chosen), pin(torch.from_numpy(self.images[self.indices[chosen]]), device)
+        def read(chunk: np.ndarray) -> Gathered:
+            return torch.from_numpy(chunk), pin(torch.from_numpy(self.images[self.indices[chunk]]), device)
 
-        for chosen, images in _prefetch(read, numbers):
-            yield to_device(chosen, device), to_device(images, device)
+        for positions, images in _prefetch(read, chunks):
+            yield to_device(positions, device), to_device(images, device)
+
+
+def _prefetch(read: Callable[[np.ndarray], Gathered], chunks: Sequence[np.ndarray]) -> Iterator[Gathered]:
+    """Yield `read(chunk)` for each chunk, computed by one thread a few chunks ahead; its exceptions are raised here."""
+    ahead: deque[Future[Gathered]] = deque()
+    pool = ThreadPoolExecutor(1, "prefetch")
+    try:
+        for chunk in chunks:
+            ahead.append(pool.submit(read, chunk))
+            if len(ahead) > PREFETCHED_BATCHES:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:  # also if the consumer stops early
+        pool.shutdown(cancel_futures=True)
 
 
 def pin(tensor: Tensor, device: torch.device) -> Tensor:
-    """Memory that a GPU copies from by itself, while the host goes on; the tensor as it is for other devices."""
+    """Return the tensor in memory that a CUDA GPU copies from asynchronously; unchanged for other devices."""
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device that the host does not wait for."""
-    return pin(tensor, device).to(device, non_blocking=True)
-
-
-Gathered = tuple[Tensor, Tensor]
-
-
-def _prefetch(read: Callable[[np.ndarray], Gathered], numbers: Sequence[np.ndarray]) -> Iterator[Gathered]:
-    """Yields `read(n) for n in numbers`, computed by one thread a few items ahead; its exceptions are raised here."""
-    ready: queue.Queue[Gathered | BaseException | None] = queue.Queue(PREFETCHED_BATCHES)
-    stopped = threading.Event()
-
-    def put(item: Gathered | BaseException | None) -> None:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for chosen in numbers:
-                if stopped.is_set():
-                    return
-                put(read(chosen))
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
+def to_device(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """Return the array on the device; the host does not wait for the copy."""
+    return pin(torch.as_tensor(array), device).to(device, non_blocking=True)
 
 
 class BatchLoader:
-    """Makes the batches of an epoch from its plan.
+    """The batches of an epoch, built from its plan.
 
     Args:
-        images: uint8 [N, 3, H, W]; copied to the device if `resident`, else read batch by batch.
-        labels: int64 [N].
-        indices: the image numbers that are used, all if None; plans count within them.
-        batch_size: images a batch over all processes together.
-        transforms: from uint8 to what the network sees, in this order.
-        plan: from an epoch's number to its `EpochPlan`.
-        device: where the batches are.
-        resident: keep all images on the device.
-        drop_last: leave out the last, smaller batch (training), or give it, too (evaluation).
-        size_at: from an optimizer step to the side in pixels the images are scaled down to; None leaves them.
-        chunk_bytes: as many batches as fill this many bytes are made at once; 0 makes one by one.
-        rank, num_ranks: this process takes every num_ranks-th image of each batch, from `rank` on.
+        images: uint8 [M, 3, H, W], a data set; copied to the device if `resident`, else read batch by batch.
+        labels: int64 [M].
+        batch_size: Images of one step over all ranks.
+        normalize: From uint8 pixels to floats.
+        plan: From an epoch to its draws, for N images.
+        device: Where the batches are built.
+        transforms: The augmentations whose parameters the plan draws.
+        indices: The images to use, int64 [N]; None uses all of them.
+        resident: Whether to keep the images on the device.
+        drop_last: Whether to leave out a last, smaller batch (training).
+        size_at: From an optimizer step to the side in pixels that the images are scaled down to; None keeps the size.
+        chunk_bytes: Build as many batches at once as fill this many bytes; 0 builds them one by one.
+        rank: This process takes every num_ranks-th image of each batch, from `rank` on.
+        num_ranks: The number of processes.
     """
 
     def __init__(
@@ -151,9 +115,10 @@ class BatchLoader:
         labels: np.ndarray,
         *,
         batch_size: int,
-        transforms: Sequence[Transform],
+        normalize: Callable[[Tensor], Tensor],
         plan: Callable[[int], EpochPlan],
         device: torch.device,
+        transforms: Sequence[Transform] = (),
         indices: np.ndarray | None = None,
         resident: bool = True,
         drop_last: bool = False,
@@ -165,90 +130,93 @@ class BatchLoader:
         indices = np.arange(len(labels)) if indices is None else indices
         self.num_images = len(indices)
         self.batch_size, self.drop_last = batch_size, drop_last
-        self.transforms, self.plan, self.device = tuple(transforms), plan, device
+        self.normalize, self.transforms = normalize, tuple(transforms)
+        self.plan, self.device = plan, device
         self.size_at, self.chunk_bytes = size_at, chunk_bytes
         self.image_bytes = 4 * images[0].size if len(images) else 0  # as float32
         self.rank, self.num_ranks = rank, num_ranks
-        self.labels = torch.from_numpy(np.array(labels[indices])).to(device)
+        self.labels = torch.from_numpy(labels[indices]).to(device)  # [N], by position
         self.source: ResidentImages | StreamedImages = (
             ResidentImages(images, indices, device) if resident else StreamedImages(images, indices)
         )
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Return the number of batches per epoch."""
         full, rest = divmod(self.num_images, self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from `first_batch` on: the same ones whether or not those before were asked for."""
+        """Yield the batches of an epoch from `first_batch` on; they do not depend on where the iteration starts."""
+        # Cut the order into batches, and take this rank's share of each.
         plan = self.plan(epoch)
         starts = range(first_batch * self.batch_size, len(self) * self.batch_size, self.batch_size)
         batches = [plan.order[start : start + self.batch_size][self.rank :: self.num_ranks] for start in starts]
+
+        # With progressive sizes, scale each batch to the size of its optimizer step.
         first_step = epoch * len(self) + first_batch
-        for step, batch in enumerate(self._chunks(plan, batches), first_step):
+        for step, batch in enumerate(self._build(plan, batches), first_step):
             yield batch if self.size_at is None else batch._replace(images=resize(batch.images, self.size_at(step)))
 
-    def _chunks(self, plan: EpochPlan, batches: list[np.ndarray]) -> Iterator[Batch]:
-        """The batches of these image numbers, made many at once and cut apart after."""
+    def _build(self, plan: EpochPlan, batches: list[np.ndarray]) -> Iterator[Batch]:
+        """Yield the batch of each array of positions; several are built at once and split afterwards."""
+        # Copy the draws of all images to the device once; a batch then picks its rows there.
+        parameters = {stream: to_device(rows, self.device) for stream, rows in plan.parameters.items()}
+        mix = plan.mix
+        if mix:
+            weights, boxes = to_device(mix.weights, self.device), to_device(mix.boxes, self.device)
+
+        # Join batches into chunks: on a GPU one kernel launch then serves many steps.
         num = max(1, self.chunk_bytes // max(1, self.image_bytes * self.batch_size))
         chunks = [batches[start : start + num] for start in range(0, len(batches), num)]
-        numbers = [np.concatenate(chunk) for chunk in chunks]
-        if plan.mix:
-            # Partners are gathered and transformed together with their images, as the second half of a longer batch.
-            numbers = [np.concatenate([chosen, plan.mix.partners[chosen]]) for chosen in numbers]
-        parameters = [
-            None if rows is None else to_device(torch.from_numpy(rows), self.device) for rows in plan.parameters
-        ] or [None] * len(self.transforms)
-        mix = (
-            [to_device(torch.from_numpy(rows), self.device) for rows in (plan.mix.weights, plan.mix.boxes)]
-            if plan.mix
-            else None
-        )
-        for chunk, (chosen, images) in zip(chunks, self.source.gather(numbers, self.device)):
-            for transform, rows in zip(self.transforms, parameters):
-                images = transform(images, None if rows is None else rows[chosen])
-            labels = self.labels[chosen]
-            if mix is None:
-                made = Batch(images, labels)
+        positions = [np.concatenate(chunk) for chunk in chunks]
+        if mix:
+            # Partners are gathered and transformed with their images, as the second half of the chunk.
+            positions = [np.concatenate([own, mix.partners[own]]) for own in positions]
+
+        for chunk, (rows, images) in zip(chunks, self.source.gather(positions, self.device)):
+            batch = Batch(self._transform(images, rows, parameters), self.labels[rows])
+            if mix:
+                own = rows[: len(rows) // 2]
+                batch = mix_halves(batch, weights[own], boxes[own])
+            if len(chunk) == 1:
+                yield batch
             else:
-                (own, partner), (label, partner_label) = images.chunk(2), labels.chunk(2)
-                weights, boxes = (rows[chosen[: len(own)]] for rows in mix)
-                made = Batch(mix_images(own, partner, weights, boxes), label, partner_label, weights)
-            yield from made.split([len(batch) for batch in chunk])
+                yield from batch.split([len(part) for part in chunk])
 
-    def _on_device(self, array: np.ndarray) -> Tensor:
-        return to_device(torch.from_numpy(array), self.device)
-
-
-def resize(images: Tensor, size: int) -> Tensor:
-    """float [B, 3, H, W] → [B, 3, size, size], antialiased, in the same memory order; as they are if that is H."""
-    if size == images.shape[-1]:
+    def _transform(self, images: Tensor, rows: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        """Augment and normalize images, given their rows of the parameters."""
+        for transform in self.transforms:
+            if not transform.normalized:
+                images = transform(images, parameters[transform.stream][rows])
+        images = self.normalize(images)
+        for transform in self.transforms:
+            if transform.normalized:
+                images = transform(images, parameters[transform.stream][rows])
         return images
-    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
 def fits_on(device: torch.device, num_bytes: int) -> bool:
-    """Whether images of this size are kept on the device."""
+    """Return whether images of this size should be kept on the device."""
     return num_bytes * RESIDENT_SHARE <= free_memory_bytes(device)
 
 
 def eval_loader(
     images: np.ndarray,
     labels: np.ndarray,
-    normalize: Normalize,
+    normalize: Callable[[Tensor], Tensor],
     device: torch.device,
     indices: np.ndarray | None = None,
     batch_size: int = EVAL_BATCH_SIZE,
     processes: Processes = ALONE,
 ) -> BatchLoader:
-    """Every image (of `indices`, if given) once over all processes, normalized and otherwise as it is."""
+    """Return a loader of every image (of `indices` if given) once over all ranks, only normalized."""
     num_images = len(labels) if indices is None else len(indices)
     return BatchLoader(
         images,
         labels,
         indices=indices,
         batch_size=batch_size,
-        transforms=[normalize],
+        normalize=normalize,
         plan=lambda _: fixed_plan(num_images),
         device=device,
         resident=fits_on(device, images.nbytes),

@@ -1,7 +1,7 @@
-"""Mixup and cutmix: two images and their labels made into one.
+"""Mixup and cutmix: two images and their labels become one.
 
-Partners and weights are drawn per image. The partner is an image of the data set with its own crop, flip and so on,
-not another image of the batch, so what is seen does not depend on how the batch is spread over processes.
+Partners and weights are drawn per image. The partner is another image of the data set with its own crop, flip and so
+on, not another image of the batch, so the result does not depend on how a batch is spread over ranks.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resnet_train.data.augment import inside
+from resnet_train.data.augment import box_mask
+from resnet_train.data.batch import Batch
 
 
 @dataclass(frozen=True)
 class MixPlan:
-    """One epoch's draws, one row an image.
+    """The draws of one epoch, one row per image.
 
     Attributes:
-        partners: int64 [N], the image number each image is mixed with; all different.
+        partners: int64 [N], the position of each image's partner; a permutation.
         weights: float32 [N], the share of the image itself, 0–1; the rest is its partner's.
         boxes: int64 [N, 4], top, left, height and width of the partner's part; height -1 blends the whole images.
     """
@@ -32,11 +33,12 @@ class MixPlan:
 
 @dataclass(frozen=True)
 class Mix:
-    """Mixup (Zhang et al. 2018, arXiv:1710.09412), cutmix (Yun et al. 2019, arXiv:1905.04899), or a coin between them.
+    """Mixup (Zhang et al. 2018, arXiv:1710.09412), cutmix (Yun et al. 2019, arXiv:1905.04899), or one at random.
 
-    Args:
-        mixup, cutmix: parameter α of Beta(α, α), which the weight is drawn from; 0 is off.
-        image_size: side in pixels.
+    Attributes:
+        mixup: The weight of a blend is drawn from Beta(mixup, mixup); 0 is off.
+        cutmix: The area kept beside a pasted box is drawn from Beta(cutmix, cutmix); 0 is off.
+        image_size: Side in pixels.
     """
 
     mixup: float
@@ -44,19 +46,20 @@ class Mix:
     image_size: int
 
     def draw(self, rng: np.random.Generator, num_images: int) -> MixPlan:
-        """Partners, weights and boxes of all images for one epoch."""
+        """Draw the partners, weights and boxes of all images for one epoch."""
         partners = rng.permutation(num_images)
+        # All draws are made even if they are not used, so that one setting does not change the others' draws.
         coin = rng.random(num_images) < 0.5
-        cuts = np.full(num_images, bool(self.cutmix)) if not (self.mixup and self.cutmix) else coin
-        blended = _beta(rng, self.mixup, num_images)
+        pasted = coin if self.mixup and self.cutmix else np.full(num_images, bool(self.cutmix))
+        blend_weights = _beta(rng, self.mixup, num_images)
         boxes = self._boxes(rng, _beta(rng, self.cutmix, num_images))
-        boxes[~cuts] = -1
-        # The share of the box as it is, cut off at the border, not as it was drawn (Yun et al., algorithm A1).
+        boxes[~pasted] = -1
+        # The weight is the area kept by the box as clipped at the border, not as drawn (Yun et al., algorithm A1).
         kept = 1 - boxes[:, 2] * boxes[:, 3] / self.image_size**2
-        return MixPlan(partners, np.where(cuts, kept, blended).astype(np.float32), boxes)
+        return MixPlan(partners, np.where(pasted, kept, blend_weights).astype(np.float32), boxes)
 
     def _boxes(self, rng: np.random.Generator, weights: np.ndarray) -> np.ndarray:
-        """Boxes of the share 1 - weight around a random pixel, cut off at the border."""
+        """Draw boxes with an area share of 1 - weight around a random pixel, clipped at the border."""
         side = np.sqrt(1 - weights) * self.image_size
         center = rng.integers(0, self.image_size, size=(len(weights), 2))
         low = np.clip(center - (side // 2).astype(np.int64)[:, None], 0, self.image_size)
@@ -65,13 +68,17 @@ class Mix:
 
 
 def _beta(rng: np.random.Generator, alpha: float, num_images: int) -> np.ndarray:
-    """Draws from Beta(α, α); the numbers of the stream are used up even if it is off."""
     return rng.beta(alpha or 1.0, alpha or 1.0, size=num_images)
 
 
 def mix_images(images: Tensor, partners: Tensor, weights: Tensor, boxes: Tensor) -> Tensor:
-    """Both float [B, 3, H, W], weights float [B], boxes int64 [B, 4] → the mixed images."""
-    share = weights[:, None, None, None]
-    blended = partners.lerp(images, share)
-    cut = torch.where(inside(boxes, images)[:, None], partners, images)
-    return torch.where((boxes[:, 2] < 0)[:, None, None, None], blended, cut)
+    """Return the mix of images and partners, float [B, 3, H, W], by weights, float [B], and boxes, int64 [B, 4]."""
+    blended = partners.lerp(images, weights[:, None, None, None])
+    pasted = torch.where(box_mask(boxes, images)[:, None], partners, images)
+    return torch.where((boxes[:, 2] < 0)[:, None, None, None], blended, pasted)
+
+
+def mix_halves(batch: Batch, weights: Tensor, boxes: Tensor) -> Batch:
+    """Mix the first half of the images with their partners, the second half."""
+    (images, partners), (labels, partner_labels) = batch.images.chunk(2), batch.labels.chunk(2)
+    return Batch(mix_images(images, partners, weights, boxes), labels, partner_labels, weights)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,42 +17,47 @@ from torch.nn import functional as F
 
 NUM_BINS = 31
 
-# (images uint8 [B, 3, H, W], signed strength float32 [B]) → images of the same kind
-Operation = Callable[[Tensor, Tensor], Tensor]
+
+class Operation(NamedTuple):
+    """One operation of the space.
+
+    Attributes:
+        apply: From images, uint8 [B, 3, H, W], and signed strengths, float32 [B], to images uint8 [B, 3, H, W].
+        strengths: The strength of each bin, float [NUM_BINS].
+        signed: Whether the strength gets a random sign.
+    """
+
+    apply: Callable[[Tensor, Tensor], Tensor]
+    strengths: np.ndarray
+    signed: bool
 
 
-@dataclass(frozen=True)
-class TrivialAugment:
-    """Applies to uint8 images [B, 3, H, W]: to each one operation, of one of 31 strengths, in one direction."""
+def draw_operations(rng: np.random.Generator, num_images: int) -> np.ndarray:
+    """Return float32 [N, 2]: for each image the index of an operation and its signed strength."""
+    chosen = rng.integers(0, len(OPERATIONS), size=num_images)
+    bins = rng.integers(0, NUM_BINS, size=num_images)
+    signs = np.where(rng.random(num_images) < 0.5, 1.0, -1.0)
+    table = np.stack([operation.strengths for operation in OPERATIONS])
+    signed = np.array([operation.signed for operation in OPERATIONS])
+    strengths = table[chosen, bins] * np.where(signed[chosen], signs, 1.0)
+    return np.stack([chosen, strengths], axis=1).astype(np.float32)
 
-    stream: ClassVar[str] = "trivial-augment"
-    redraws: ClassVar[bool] = True
 
-    def draw(self, rng: np.random.Generator, num_images: int, epoch: int) -> np.ndarray:
-        """float32 [N, 2]: number of the operation, and its signed strength."""
-        numbers = rng.integers(0, len(OPERATIONS), size=num_images)
-        bins = rng.integers(0, NUM_BINS, size=num_images)
-        signs = np.where(rng.random(num_images) < 0.5, 1.0, -1.0)
-        table = np.stack([strengths for _, strengths, _ in OPERATIONS])
-        signed = np.array([is_signed for _, _, is_signed in OPERATIONS])
-        strengths = table[numbers, bins] * np.where(signed[numbers], signs, 1.0)
-        return np.stack([numbers, strengths], axis=1).astype(np.float32)
-
-    def __call__(self, images: Tensor, parameters: Tensor | None) -> Tensor:
-        assert parameters is not None
-        changed = images.clone()
-        for number, (operation, _, _) in enumerate(OPERATIONS):
-            chosen = (parameters[:, 0] == number).nonzero()[:, 0]
-            if len(chosen):
-                changed[chosen] = operation(images[chosen], parameters[chosen, 1])
-        return changed
+def apply_operations(images: Tensor, parameters: Tensor) -> Tensor:
+    """Apply to each image, uint8 [B, 3, H, W], the operation and strength of its row of `draw_operations`."""
+    changed = images.clone()
+    for index, operation in enumerate(OPERATIONS):
+        chosen = (parameters[:, 0] == index).nonzero()[:, 0]
+        if len(chosen):
+            changed[chosen] = operation.apply(images[chosen], parameters[chosen, 1])
+    return changed
 
 
 # --- Geometry: nearest pixel, black outside ----------------------------------------------------------------------
 
 
 def _warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Output pixel (x, y), counted from the image's centre, is the input pixel matrices [B, 2, 3] @ (x, y, 1)."""
+    """Set the pixel at (x, y), counted from the centre, to the input pixel at matrices [B, 2, 3] @ (x, y, 1)."""
     batch, _, height, width = images.shape
     x = torch.linspace((1 - width) / 2, (width - 1) / 2, width, device=images.device)
     y = torch.linspace((1 - height) / 2, (height - 1) / 2, height, device=images.device)
@@ -91,8 +95,8 @@ def _translate_y(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _rotate(images: Tensor, strength: Tensor) -> Tensor:
-    """Counter-clockwise by `strength` degrees."""
-    # float64, which Apple's GPU lacks: at 45 and 90 degrees the last bit decides which pixel is the nearest.
+    """Rotate counter-clockwise by `strength` degrees."""
+    # In float64 on the CPU (Apple's GPU has none): at 45 and 90 degrees the last bit decides which pixel is nearest.
     radians = strength.cpu().double() * (math.pi / 180)
     cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
     return _warp(images, _matrices([[cos, -sin, zero], [sin, cos, zero]]))
@@ -102,13 +106,13 @@ def _rotate(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, degenerate: Tensor, strength: Tensor) -> Tensor:
-    """`1 + strength` of the image and the rest of the degenerate one."""
+    """Return (1 + strength) · image - strength · degenerate image."""
     strength = strength[:, None, None, None]
     return torch.addcmul((1 + strength) * images, -strength, degenerate).clamp(0, 255).to(torch.uint8)
 
 
 def _gray(images: Tensor) -> Tensor:
-    """float [B, 1, H, W]: luminance by ITU-R 601."""
+    """Return float [B, 1, H, W]: the luminance of ITU-R 601."""
     red, green, blue = images.split(1, dim=1)
     return 0.2989 * red + 0.587 * green + 0.114 * blue
 
@@ -126,7 +130,7 @@ def _contrast(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _sharpness(images: Tensor, strength: Tensor) -> Tensor:
-    """Against the image smoothed by 1 1 1 / 1 5 1 / 1 1 1; the border stays."""
+    """Blend with the image smoothed by 1 1 1 / 1 5 1 / 1 1 1; the border stays as it is."""
     kernel = torch.ones(3, 1, 3, 3, device=images.device)
     kernel[:, :, 1, 1] = 5
     sharp = images.float()
@@ -137,18 +141,18 @@ def _sharpness(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _posterize(images: Tensor, strength: Tensor) -> Tensor:
-    """Keeps the `strength` highest bits."""
+    """Keep the `strength` highest bits."""
     mask = 256 - 2 ** (8 - strength.to(torch.int64))
     return (images.to(torch.int64) & mask[:, None, None, None]).to(torch.uint8)
 
 
 def _solarize(images: Tensor, strength: Tensor) -> Tensor:
-    """Inverts pixels from `strength` on."""
+    """Invert pixels whose value is at least `strength`."""
     return torch.where(images >= strength[:, None, None, None], 255 - images, images)
 
 
 def _autocontrast(images: Tensor, strength: Tensor) -> Tensor:
-    """Stretches each channel to 0 … 255."""
+    """Stretch each channel to 0 … 255."""
     low, high = (f(images.flatten(2), dim=2)[..., None, None].float() for f in (torch.amin, torch.amax))
     flat = low == high
     width = torch.where(flat, 1.0, (high - low) * (1 / 255))
@@ -156,12 +160,12 @@ def _autocontrast(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _equalize(images: Tensor, strength: Tensor) -> Tensor:
-    """Gives each channel a flat histogram."""
+    """Give each channel a flat histogram."""
     flat = images.flatten(2).to(torch.int64)
     histogram = torch.zeros((*flat.shape[:2], 256), dtype=torch.int64, device=images.device)
     histogram.scatter_add_(2, flat, torch.ones_like(flat))
     cumulative = histogram.cumsum(2)
-    # The last filled bin does not count: it is the one that 255 is reached at.
+    # The highest filled bin does not count towards the step, because it maps to 255.
     last = histogram.gather(2, flat.amax(2, keepdim=True))
     step = (cumulative[..., -1:] - last) // 255
     table = (torch.cat([torch.zeros_like(step), cumulative[..., :-1]], 2) + step // 2) // step.clamp(min=1)
@@ -178,20 +182,19 @@ def _strengths(low: float, high: float) -> np.ndarray:
 
 
 _NONE = np.zeros(NUM_BINS)
-# Operation, its strengths from bin 0 to 30, and whether it goes either way.
-OPERATIONS: tuple[tuple[Operation, np.ndarray, bool], ...] = (
-    (_identity, _NONE, False),
-    (_shear_x, _strengths(0, 0.99), True),
-    (_shear_y, _strengths(0, 0.99), True),
-    (_translate_x, _strengths(0, 32), True),
-    (_translate_y, _strengths(0, 32), True),
-    (_rotate, _strengths(0, 135), True),
-    (_brightness, _strengths(0, 0.99), True),
-    (_color, _strengths(0, 0.99), True),
-    (_contrast, _strengths(0, 0.99), True),
-    (_sharpness, _strengths(0, 0.99), True),
-    (_posterize, 8 - (np.arange(NUM_BINS) / ((NUM_BINS - 1) / 6)).round(), False),
-    (_solarize, _strengths(255, 0), False),
-    (_autocontrast, _NONE, False),
-    (_equalize, _NONE, False),
+OPERATIONS = (
+    Operation(_identity, _NONE, signed=False),
+    Operation(_shear_x, _strengths(0, 0.99), signed=True),
+    Operation(_shear_y, _strengths(0, 0.99), signed=True),
+    Operation(_translate_x, _strengths(0, 32), signed=True),
+    Operation(_translate_y, _strengths(0, 32), signed=True),
+    Operation(_rotate, _strengths(0, 135), signed=True),
+    Operation(_brightness, _strengths(0, 0.99), signed=True),
+    Operation(_color, _strengths(0, 0.99), signed=True),
+    Operation(_contrast, _strengths(0, 0.99), signed=True),
+    Operation(_sharpness, _strengths(0, 0.99), signed=True),
+    Operation(_posterize, 8 - (np.arange(NUM_BINS) / ((NUM_BINS - 1) / 6)).round(), signed=False),
+    Operation(_solarize, _strengths(255, 0), signed=False),
+    Operation(_autocontrast, _NONE, signed=False),
+    Operation(_equalize, _NONE, signed=False),
 )

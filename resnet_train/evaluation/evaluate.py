@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from resnet_train.data.loader import Batch
+from resnet_train.data.batch import Batch
 from resnet_train.records import Evaluation
 from resnet_train.runtime.device import sum_dtype
 from resnet_train.runtime.distributed import ALONE, Processes

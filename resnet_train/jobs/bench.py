@@ -23,8 +23,9 @@ import torch
 
 from resnet_train.build import RunData, arch_options, build_trainer, check_names
 from resnet_train.config import TrainConfig, make_config, to_plain
+from resnet_train.data.batch import Batch
 from resnet_train.data.dataset import ImageDataset
-from resnet_train.data.loader import Batch, BatchLoader
+from resnet_train.data.loader import BatchLoader
 from resnet_train.evaluation.evaluate import evaluate
 from resnet_train.models import measure_complexity
 from resnet_train.runtime.device import peak_memory_bytes, prepare_machine, synchronize

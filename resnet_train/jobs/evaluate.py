@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from resnet_train.config import TrainConfig, make_config
@@ -19,7 +18,7 @@ from resnet_train.evaluation.evaluate import evaluate
 from resnet_train.evaluation.metrics import summarize
 from resnet_train.runs.checkpoint import check_parts, last_epoch, read_checkpoint, restore_model
 from resnet_train.runs.folder import find_checkpoint
-from resnet_train.runtime.device import device_name, prepare_machine
+from resnet_train.runtime.device import device_name, memory_format, prepare_machine
 
 
 def evaluate_checkpoint(
@@ -54,8 +53,7 @@ def evaluate_checkpoint(
     images = _with_classes(images, tuple(about["classes"]))
     normalize = Normalize(tuple(about["mean"]), tuple(about["std"]), config.channels_last)
     loader = eval_loader(images.images, images.labels, normalize, torch_device, indices, batch_size)
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = model.to(torch_device).to(memory_format=layout)
+    model = model.to(torch_device).to(memory_format=memory_format(config.channels_last))
     start = time.perf_counter()
     evaluation = evaluate(model, loader.epoch(0), len(images.classes), torch_device)
     seconds = time.perf_counter() - start

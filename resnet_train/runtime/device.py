@@ -79,6 +79,11 @@ def keep_freed_memory(keep: bool) -> None:
         libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1 if keep else 64 << 20)
 
 
+def memory_format(channels_last: bool) -> torch.memory_format:
+    """Return the memory order of images and weights: NHWC if `channels_last`, else NCHW."""
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
 def device_name(device: torch.device) -> str:
     """The device as a person calls it: `NVIDIA H100 80GB HBM3` or `cpu (2 threads)`."""
     if device.type == "cuda":

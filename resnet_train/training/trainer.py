@@ -20,7 +20,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.profiler import record_function
 
-from resnet_train.data.loader import Batch, BatchLoader
+from resnet_train.data.batch import Batch
+from resnet_train.data.loader import BatchLoader
 from resnet_train.evaluation.evaluate import evaluate
 from resnet_train.loggers.base import Logger
 from resnet_train.optim.ema import AveragedModel
