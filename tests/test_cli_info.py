@@ -1,4 +1,4 @@
-"""resnet-info: the tables, their JSON, and what a checkpoint says of itself."""
+"""resnet-info: tables, JSON, architectures and checkpoints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from resnet_train.data.dataset import DATASETS
+from resnet_train.jobs.info import TOPICS
 from resnet_train.models import list_models
+from resnet_train.models.complexity import Complexity
 from resnet_train.optim.optimizers import OPTIMIZERS
 from resnet_train.optim.schedules import SCHEDULES
 from resnet_train.recipes import recipe_names
@@ -24,35 +26,27 @@ NAMES = {
 }
 
 
-@pytest.fixture(scope="module")
-def models(run_cli: RunCli, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Outcome]:
-    """The table of models and its JSON; each network is measured once for both."""
-    cwd = tmp_path_factory.mktemp("info")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("resnet_train.models.measure_complexity", cached_complexity)
-        return run_cli("resnet-info", cwd=cwd), run_cli("resnet-info", "models", "--json", cwd=cwd)
+def test_topics_are_those_tested_here() -> None:
+    assert list(TOPICS) == list(NAMES)
 
 
-def test_models_are_the_table_that_is_shown_first(models: tuple[Outcome, Outcome]) -> None:
-    text, _ = models
+def test_models_are_listed_by_default(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {name: Complexity(11_173_962 + number, 10**9 + number) for number, name in enumerate(NAMES["models"])}
+    monkeypatch.setattr("resnet_train.models.measure_complexity", sizes.__getitem__)
+    text = run_cli("resnet-info", cwd=tmp_path)
+    rows = json.loads(run_cli("resnet-info", "models", "--json", cwd=tmp_path).stdout)
+    assert [(row["name"], row["params"], row["macs"]) for row in rows] == [
+        (name, size.params, size.macs) for name, size in sizes.items()
+    ]
     header, *lines = text.stdout.splitlines()
     assert (text.code, text.stderr) == (0, "")
-    assert header.split() == ["name", "family", "params", "macs"]
-    assert [line.split()[0] for line in lines] == NAMES["models"]
-    (line,) = [line for line in lines if line.startswith("resnet18 ")]
-    assert line.split()[2] == "11,173,962"
-
-
-def test_models_as_json_have_exactly_these_keys(models: tuple[Outcome, Outcome]) -> None:
-    text, as_json = models
-    rows = json.loads(as_json.stdout)
-    assert [list(row) for row in rows] == [["name", "family", "params", "macs"]] * len(NAMES["models"])
-    for row, line in zip(rows, text.stdout.splitlines()[1:]):
+    assert header.split() == list(rows[0]) == ["name", "family", "params", "macs"]
+    for row, line in zip(rows, lines, strict=True):
         assert line.split() == [row["name"], row["family"], f"{row['params']:,}", f"{row['macs']:,}"]
 
 
 @pytest.mark.parametrize("topic", [topic for topic in NAMES if topic != "models"])
-def test_a_topic_lists_what_is_registered_with_a_line_about_each(topic: str, run_cli: RunCli, tmp_path: Path) -> None:
+def test_topic_lists_what_is_registered(topic: str, run_cli: RunCli, tmp_path: Path) -> None:
     text = run_cli("resnet-info", topic, cwd=tmp_path)
     rows = json.loads(run_cli("resnet-info", topic, "--json", cwd=tmp_path).stdout)
     assert (text.code, text.stderr) == (0, "")
@@ -67,7 +61,7 @@ def test_a_topic_lists_what_is_registered_with_a_line_about_each(topic: str, run
 
 
 @pytest.mark.parametrize("name", ["", "checkpoints/model.pt", "checkpoints/last.pt", "checkpoints/best.pt"])
-def test_a_checkpoint_is_described(name: str, trained: tuple[Path, Outcome], run_cli: RunCli, tmp_path: Path) -> None:
+def test_checkpoint_is_described(name: str, trained: tuple[Path, Outcome], run_cli: RunCli, tmp_path: Path) -> None:
     path = trained[0] / name
     text = run_cli("resnet-info", path, cwd=tmp_path)
     described = json.loads(run_cli("resnet-info", path, "--json", cwd=tmp_path).stdout)
@@ -83,12 +77,12 @@ def test_a_checkpoint_is_described(name: str, trained: tuple[Path, Outcome], run
 
 
 @pytest.mark.parametrize("topic", ["model", "no/such.pt", "x" * 300])
-def test_an_unknown_topic_is_refused_with_those_there_are(topic: str, run_cli: RunCli, tmp_path: Path) -> None:
+def test_unknown_topic_lists_the_topics(topic: str, run_cli: RunCli, tmp_path: Path) -> None:
     error = run_cli("resnet-info", topic, cwd=tmp_path).error
-    assert "is neither a topic nor a file; topics: models, recipes, datasets, optimizers, schedules" in error
+    assert f"is neither a topic nor a file; topics: {', '.join(TOPICS)}" in error
 
 
-def test_a_file_that_is_no_checkpoint_is_refused(run_cli: RunCli, tmp_path: Path) -> None:
+def test_file_that_is_not_a_checkpoint_is_an_error(run_cli: RunCli, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     assert "notes.txt is damaged or not a checkpoint" in run_cli("resnet-info", "notes.txt", cwd=tmp_path).error
     assert "is a folder without checkpoints/model.pt" in run_cli("resnet-info", ".", cwd=tmp_path).error
@@ -102,9 +96,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(run_cli: RunCli, tmp_path: Path
         ("resnet9", ""),
     ],
 )
-def test_an_architecture_is_described_with_its_options(
-    name: str, options: str, run_cli: RunCli, tmp_path: Path
-) -> None:
+def test_architecture_is_described_with_its_options(name: str, options: str, run_cli: RunCli, tmp_path: Path) -> None:
     text = run_cli("resnet-info", name, cwd=tmp_path)
     described = json.loads(run_cli("resnet-info", name, "--json", cwd=tmp_path).stdout)
     size = cached_complexity(name)

@@ -1,4 +1,4 @@
-"""resnet-train from end to end: bad input, whole runs, resumed runs, and what they print and leave behind."""
+"""resnet-train from end to end: invalid input, new runs, resumed runs, and what they print and write."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import re
+import shutil
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -19,6 +20,7 @@ from resnet_train.cli.app import log_to_stderr
 from resnet_train.config import make_config
 from resnet_train.data.dataset import load_dataset
 from resnet_train.jobs import train as run
+from resnet_train.models import list_models
 from resnet_train.recipes import read_yaml
 from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 from resnet_train.runs.folder import RunFolder
@@ -29,15 +31,39 @@ without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a 
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def files_below(folder: Path) -> set[str]:
+    """Return the relative paths of all files in a folder."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-# --- Bad input -------------------------------------------------------------------------------------------------------
+# --- Invalid input ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with files and folders that are no valid input."""
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "runs" / "taken").mkdir(parents=True)
+    (folder / "a-folder").mkdir()
+    (folder / "file").write_text("")
+    (folder / "unknown-key.yaml").write_text("leraning_rate: 0.1\n")
+    (folder / "list.yaml").write_text("- lr: 0.1\n")
+    (folder / "garbage.yaml").write_text("lr: [0.1\nepochs: }\n")
+    (folder / "control.yaml").write_text("lr: \x07\n")
+    (folder / "tag.yaml").write_text("lr: !!timestamp today\n")
+    (folder / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    (folder / "boolean.yaml").write_text("seed: true\n")
+    torch.save({"model": {}}, folder / "foreign.pt")
+    for split in ("train", "test"):
+        (folder / "one-class" / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "one-class" / split / "cat" / "1.png")
+        load_dataset("folder", split, folder / "one-class", 8)  # builds the cache before a command could
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -73,7 +99,7 @@ def files_below(folder: Path) -> set[str]:
         (["--config", "control.yaml"], r"control\.yaml is not valid YAML"),
         (["--config", "tag.yaml"], r"tag\.yaml.* is not valid YAML"),
         (["--config", "binary.yaml"], r"binary\.yaml is not a text file"),
-        (["--config", "truth.yaml"], r"seed \(=true\) must not be true or false in .*truth\.yaml"),
+        (["--config", "boolean.yaml"], r"seed \(=true\) must not be true or false in .*boolean\.yaml"),
         (["--epochs", "0"], r"epochs \(='0'\) must be greater than or equal to 1"),
         (["--epochs", "1.5"], r"epochs \(='1\.5'\) must be a valid integer"),
         (["--epochs", ""], r"epochs \(=''\) must be a valid integer"),
@@ -118,31 +144,15 @@ def files_below(folder: Path) -> set[str]:
         (["--dataset", "cifar10", "--image-size", "8"], r"image_size \(=8\) must be 32 for CIFAR-10"),
     ],
 )
-def test_bad_input_gives_one_line_and_leaves_nothing_behind(
-    arguments: list[str], message: str, run_cli: RunCli, tmp_path: Path
+def test_invalid_input_gives_one_line_and_leaves_nothing(
+    arguments: list[str], message: str, run_cli: RunCli, inputs: Path
 ) -> None:
-    (tmp_path / "runs" / "taken").mkdir(parents=True)
-    (tmp_path / "a-folder").mkdir()
-    (tmp_path / "file").write_text("")
-    for split in ("train", "test"):
-        (tmp_path / "one-class" / split / "cat").mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / "one-class" / split / "cat" / "1.png")
-    load_dataset("folder", "train", tmp_path / "one-class", 8)  # makes the cache, which is none of what may be left
-    load_dataset("folder", "test", tmp_path / "one-class", 8)
-    (tmp_path / "unknown-key.yaml").write_text("leraning_rate: 0.1\n")
-    (tmp_path / "list.yaml").write_text("- lr: 0.1\n")
-    (tmp_path / "garbage.yaml").write_text("lr: [0.1\nepochs: }\n")
-    (tmp_path / "control.yaml").write_text("lr: \x07\n")
-    (tmp_path / "tag.yaml").write_text("lr: !!timestamp today\n")
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
-    (tmp_path / "truth.yaml").write_text("seed: true\n")
-    torch.save({"model": {}}, tmp_path / "foreign.pt")
-    before = sorted(tmp_path.rglob("*"))
-    outcome = run_cli("resnet-train", *ON_DIGITS, "--no-tensorboard", *arguments, cwd=tmp_path)
+    before = sorted(inputs.rglob("*"))
+    outcome = run_cli("resnet-train", *ON_DIGITS, "--no-tensorboard", *arguments, cwd=inputs)
     assert re.search(message, outcome.error)
     assert outcome.error.isprintable()
     assert outcome.stdout == ""
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted(inputs.rglob("*")) == before
 
 
 def test_debug_shows_the_traceback(run_cli_process: RunCli, tmp_path: Path) -> None:
@@ -152,7 +162,7 @@ def test_debug_shows_the_traceback(run_cli_process: RunCli, tmp_path: Path) -> N
     assert outcome.stderr.splitlines()[-1] == "ValueError: lr (='nan') must be a finite number"
 
 
-def test_an_error_that_nobody_foresaw_is_one_line_with_its_kind(
+def test_unexpected_error_is_one_line_with_its_type(
     run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -163,14 +173,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_with_its_kind(
     assert outcome == (1, "", "error: 'surprise' (KeyError; --debug shows the traceback)\n")
 
 
-def test_a_loss_that_is_not_finite_has_its_own_exit_code(run_cli: RunCli, tmp_path: Path) -> None:
-    outcome = run_cli("resnet-train", *QUICK, "--lr", "1e30", "--log-every", "1", cwd=tmp_path)
-    assert outcome.code == 3
-    assert outcome.stderr.splitlines()[-1].startswith("error: the loss or its gradient is not finite at step ")
-    assert "Traceback" not in outcome.stderr
-
-
-def test_a_run_that_diverges_saves_nothing_bad_and_logs_why(run_cli: RunCli, tmp_path: Path) -> None:
+def test_diverging_run_exits_3_and_saves_nothing(run_cli: RunCli, tmp_path: Path) -> None:
     arguments = [*ON_DIGITS, "--no-tensorboard", "--lr", "1e5", "--epochs", "1", "--name", "x"]
     outcome = run_cli("resnet-train", *arguments, cwd=tmp_path)
     assert outcome.code == 3, outcome
@@ -179,12 +182,13 @@ def test_a_run_that_diverges_saves_nothing_bad_and_logs_why(run_cli: RunCli, tmp
     )
     assert list((tmp_path / "runs" / "x" / "checkpoints").iterdir()) == []
     assert rows_of(tmp_path / "runs" / "x" / "metrics.csv") == []
+    assert "Traceback" not in outcome.stderr
     last = (tmp_path / "runs" / "x" / "train.log").read_text().splitlines()[-1]
     assert " ERROR NotFinite: " in last
 
 
-def test_a_result_whose_loss_is_not_finite_is_none(run_cli: RunCli, tmp_path: Path) -> None:
-    """With 2 steps at this rate weights and statistics stay finite, but the logits of test images overflow."""
+def test_infinite_test_loss_fails_after_the_last_epoch(run_cli: RunCli, tmp_path: Path) -> None:
+    """After 2 steps at this learning rate, weights and statistics are finite, but the test logits overflow."""
     outcome = run_cli("resnet-train", *QUICK, "--lr", "1e5", "--epochs", "1", "--name", "x", cwd=tmp_path)
     assert outcome.code == 3, outcome
     assert outcome.stderr.splitlines()[-1].startswith("error: the test loss after epoch 1 is not finite; start a new")
@@ -194,18 +198,29 @@ def test_a_result_whose_loss_is_not_finite_is_none(run_cli: RunCli, tmp_path: Pa
     assert "warning: the test loss after epoch 1 is not finite" in longer.stderr.splitlines()
 
 
-def test_every_arch_takes_the_settings_of_a_run_that_gave_no_options(run_cli: RunCli, tmp_path: Path) -> None:
-    for arch in ("resnet18", "resnet20", "preact_resnet18", "resnet9"):
+def test_every_family_accepts_the_default_settings(run_cli: RunCli, tmp_path: Path) -> None:
+    smallest = {entry.family: entry.name for entry in reversed(list_models())}
+    for arch in smallest.values():
         outcome = run_cli("resnet-train", "--arch", arch, "--print-config", cwd=tmp_path)
         assert outcome.code == 0, outcome
         assert "stem: null" in outcome.stdout.splitlines()
         assert "shortcut: null" in outcome.stdout.splitlines()
 
 
-# --- A whole run -----------------------------------------------------------------------------------------------------
+# --- New runs --------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_with_validation_leaves_these_files(trained: tuple[Path, Outcome]) -> None:
+@pytest.fixture(scope="module")
+def three_runs(run_cli: RunCli, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Outcome]]:
+    """Return the folder of three runs without names, two of them with the same seed, and their outcomes."""
+    cwd = tmp_path_factory.mktemp("three")
+    outcomes = [run_cli("resnet-train", *QUICK, "--seed", seed, "--json", cwd=cwd) for seed in (0, 0)]
+    outcomes.append(run_cli("resnet-train", *QUICK, "--seed", 1, cwd=cwd))
+    assert [outcome.code for outcome in outcomes] == [0, 0, 0]
+    return cwd / "runs", outcomes
+
+
+def test_files_of_a_run_with_validation(trained: tuple[Path, Outcome]) -> None:
     files = files_below(trained[0]) - {".lock"}
     events = {file for file in files if file.startswith("events.out.tfevents.")}
     assert events
@@ -222,16 +237,17 @@ def test_a_run_with_validation_leaves_these_files(trained: tuple[Path, Outcome])
     }
 
 
-def test_a_run_without_validation_names_its_best_model_honestly(run_cli: RunCli, tmp_path: Path) -> None:
-    outcome = run_cli("resnet-train", *QUICK, "--name", "x", cwd=tmp_path)
-    files = files_below(tmp_path / "runs" / "x")
+def test_best_model_selected_on_test_is_named_so(three_runs: tuple[Path, list[Outcome]]) -> None:
+    runs, outcomes = three_runs
+    files = files_below(runs / "resnet8-digits-seed1")
     assert "checkpoints/best-on-test.pt" in files
     assert "checkpoints/best.pt" not in files
     assert not [file for file in files if "tfevents" in file]
-    assert re.search(r"^best epoch  [12], test accuracy \S+% \(selected on the test images\)$", outcome.stdout, re.M)
+    pattern = r"^best epoch  [12], test accuracy \S+% \(selected on the test images\)$"
+    assert re.search(pattern, outcomes[-1].stdout, re.MULTILINE)
 
 
-def test_the_last_line_is_the_final_test_accuracy(trained: tuple[Path, Outcome]) -> None:
+def test_last_line_is_the_final_test_accuracy(trained: tuple[Path, Outcome]) -> None:
     folder, outcome = trained
     last = rows_of(folder / "metrics.csv")[-1]
     accuracy, loss = float(last["test_accuracy"]), float(last["test_loss"])
@@ -242,7 +258,7 @@ def test_the_last_line_is_the_final_test_accuracy(trained: tuple[Path, Outcome])
     assert "(selected on the validation images)" in outcome.stdout
 
 
-def test_the_rows_of_a_run_are_its_epochs(trained: tuple[Path, Outcome]) -> None:
+def test_csv_files_have_one_row_per_epoch(trained: tuple[Path, Outcome]) -> None:
     metrics, timing = rows_of(trained[0] / "metrics.csv"), rows_of(trained[0] / "timing.csv")
     assert [row["epoch"] for row in metrics] == [row["epoch"] for row in timing] == ["1", "2"]
     assert [row["step"] for row in metrics] == ["2", "4"]
@@ -251,7 +267,7 @@ def test_the_rows_of_a_run_are_its_epochs(trained: tuple[Path, Outcome]) -> None
         assert all(0 <= float(row[name]) <= 1 for name in row if name.endswith("accuracy"))
 
 
-def test_the_written_config_and_environment_can_be_read(trained: tuple[Path, Outcome]) -> None:
+def test_config_and_environment_files_can_be_read(trained: tuple[Path, Outcome]) -> None:
     config = make_config(read_yaml(trained[0] / "config.yaml"))
     assert (config.arch, config.dataset, config.val_size, config.name) == ("resnet8", "digits", 60, "run")
     environment = json.loads((trained[0] / "environment.json").read_text())
@@ -269,51 +285,48 @@ def test_checkpoints_hold_their_epoch(trained: tuple[Path, Outcome]) -> None:
     assert read_checkpoint(folder / "best.pt")["metrics"]["epoch"] == int(best["epoch"])
 
 
-def test_the_log_file_has_what_stderr_had(trained: tuple[Path, Outcome]) -> None:
+def test_log_file_has_the_lines_of_stderr(trained: tuple[Path, Outcome]) -> None:
     logged = [line.split(" INFO ", 1)[1] for line in (trained[0] / "train.log").read_text().splitlines()]
     assert logged == trained[1].stderr.splitlines()
 
 
-def test_stderr_in_a_pipe_is_plain_lines_one_an_epoch(run_cli_process: RunCli, tmp_path: Path) -> None:
-    outcome = run_cli_process("resnet-train", *QUICK, cwd=tmp_path)
-    assert outcome.code == 0, outcome
-    assert "\r" not in outcome.stderr + outcome.stdout
-    assert "\x1b" not in outcome.stderr + outcome.stdout
-    first, *epochs = outcome.stderr.splitlines()
-    assert first.startswith("new run runs/resnet8-digits-seed0: resnet8 (75,290 parameters) on digits, not CIFAR-10")
+def test_stderr_off_a_terminal_has_one_plain_line_per_epoch(trained: tuple[Path, Outcome]) -> None:
+    stderr = trained[1].stderr
+    assert "\r" not in stderr
+    assert "\x1b" not in stderr
+    first, *epochs = stderr.splitlines()
+    assert first.startswith("new run runs/run: resnet8 (75,290 parameters) on digits, not CIFAR-10")
     assert [line[:10] for line in epochs] == ["epoch 1/2 ", "epoch 2/2 "]
     assert all(re.search(r"  train loss .*  test loss .* accuracy \d+\.\d\d%  \d+ images/s$", line) for line in epochs)
 
 
-def test_json_is_the_whole_result(run_cli: RunCli, tmp_path: Path) -> None:
-    outcome = run_cli("resnet-train", *QUICK, "--json", "--seed", 3, cwd=tmp_path)
-    result = json.loads(outcome.stdout)
+def test_json_is_the_whole_result(three_runs: tuple[Path, list[Outcome]]) -> None:
+    runs, outcomes = three_runs
+    result = json.loads(outcomes[1].stdout)
     assert {key: result[key] for key in ("arch", "seed", "epochs", "folder", "best_split")} == {
         "arch": "resnet8",
-        "seed": 3,
+        "seed": 0,
         "epochs": 2,
-        "folder": "runs/resnet8-digits-seed3",
+        "folder": "runs/resnet8-digits-seed0-2",
         "best_split": "test",
     }
-    last = rows_of(tmp_path / result["folder"] / "metrics.csv")[-1]
+    last = rows_of(runs / "resnet8-digits-seed0-2" / "metrics.csv")[-1]
     assert result["final"]["test_accuracy"] == float(last["test_accuracy"])
 
 
-def test_the_same_seed_gives_the_same_bytes_and_a_numbered_folder(run_cli: RunCli, tmp_path: Path) -> None:
-    for seed in (0, 0, 1):
-        assert run_cli("resnet-train", *QUICK, "--seed", seed, cwd=tmp_path).code == 0
-    runs = tmp_path / "runs"
-    assert sorted(path.name for path in runs.iterdir()) == [
+def test_same_seed_gives_the_same_metrics_and_a_numbered_name(three_runs: tuple[Path, list[Outcome]]) -> None:
+    folders = sorted(three_runs[0].iterdir())
+    assert [path.name for path in folders] == [
         "resnet8-digits-seed0",
         "resnet8-digits-seed0-2",
         "resnet8-digits-seed1",
     ]
-    first, second, other = ((path / "metrics.csv").read_bytes() for path in sorted(runs.iterdir()))
+    first, second, other = ((path / "metrics.csv").read_bytes() for path in folders)
     assert first == second
     assert first != other
 
 
-def test_epochs_between_evaluations_have_empty_cells(run_cli: RunCli, tmp_path: Path) -> None:
+def test_epochs_without_evaluation_have_empty_cells(run_cli: RunCli, tmp_path: Path) -> None:
     arguments = [*QUICK, "--epochs", 3, "--eval-every", 2, "--save-every", 3, "--name", "x"]
     assert run_cli("resnet-train", *arguments, cwd=tmp_path).code == 0
     rows = rows_of(tmp_path / "runs" / "x" / "metrics.csv")
@@ -362,7 +375,7 @@ def test_a_dry_run_times_whole_steps(steps_per_epoch: int, monkeypatch: pytest.M
     assert estimate["total_seconds"] == pytest.approx(10 * steps_per_epoch, rel=1e-3)
 
 
-def test_a_console_script_leaves_no_handler_behind_in_tests(run_cli: RunCli, tmp_path: Path) -> None:
+def test_run_cli_restores_the_log_handlers(run_cli: RunCli, tmp_path: Path) -> None:
     before = list(logging.getLogger("resnet_train").handlers)
     run_cli("resnet-train", "--print-config", cwd=tmp_path)
     assert logging.getLogger("resnet_train").handlers == before
@@ -371,20 +384,27 @@ def test_a_console_script_leaves_no_handler_behind_in_tests(run_cli: RunCli, tmp
 # --- Resumed runs ----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def one_epoch_run(run_cli: RunCli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run of one epoch. Read only."""
+    cwd = tmp_path_factory.mktemp("one-epoch")
+    assert run_cli("resnet-train", *QUICK, "--epochs", 1, "--name", "same", cwd=cwd).code == 0
+    return cwd / "runs" / "same"
+
+
 @pytest.fixture
-def one_epoch(run_cli: RunCli, tmp_path: Path) -> Path:
-    """The folder of a run that has done one epoch: <tmp_path>/runs/same."""
-    assert run_cli("resnet-train", *QUICK, "--epochs", 1, "--name", "same", cwd=tmp_path).code == 0
-    return tmp_path / "runs" / "same"
+def one_epoch(one_epoch_run: Path, tmp_path: Path) -> Path:
+    """Return a copy of that folder: <tmp_path>/runs/same."""
+    return shutil.copytree(one_epoch_run, tmp_path / "runs" / "same")
 
 
-def test_resume_auto_starts_a_run_when_there_is_none(run_cli: RunCli, tmp_path: Path) -> None:
+def test_resume_auto_starts_a_run_if_there_is_none(run_cli: RunCli, tmp_path: Path) -> None:
     outcome = run_cli("resnet-train", *QUICK, "--resume", "auto", cwd=tmp_path)
     assert outcome.code == 0
     assert outcome.stderr.startswith("new run runs/resnet8-digits-seed0: ")
 
 
-def test_resume_auto_goes_on_with_the_run_of_that_name(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_resume_auto_continues_the_run_of_that_name(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
     before = (one_epoch / "metrics.csv").read_text()
     outcome = run_cli("resnet-train", *QUICK, "--name", "same", "--resume", "auto", cwd=tmp_path)
     assert outcome.code == 0, outcome
@@ -400,7 +420,7 @@ def test_resume_auto_goes_on_with_the_run_of_that_name(one_epoch: Path, run_cli:
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
-def test_an_interrupted_run_goes_on_to_the_bytes_of_one_that_was_not(
+def test_failed_run_resumes_to_the_same_metrics(
     epoch: int, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def evaluate_or_fail(trainer: run.Trainer, number: int) -> object:
@@ -421,7 +441,7 @@ def test_an_interrupted_run_goes_on_to_the_bytes_of_one_that_was_not(
 
 
 @pytest.mark.parametrize("target", ["runs/same", "runs/same/checkpoints/last.pt", "auto"])
-def test_a_finished_run_has_nothing_to_do(target: str, one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_finished_run_has_nothing_to_do(target: str, one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
     files = {path: path.read_bytes() for path in one_epoch.rglob("*") if path.is_file()}
     arguments = [*QUICK, "--epochs", 1, *(["--name", "same"] if target == "auto" else []), "--resume", target]
     outcome = run_cli("resnet-train", *arguments, cwd=tmp_path)
@@ -431,36 +451,36 @@ def test_a_finished_run_has_nothing_to_do(target: str, one_epoch: Path, run_cli:
     assert {path: path.read_bytes() for path in one_epoch.rglob("*") if path.is_file()} == files
 
 
-def test_a_run_is_resumed_by_its_folder_alone(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_run_resumes_from_its_folder_alone(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
     outcome = run_cli("resnet-train", "--resume", one_epoch, "--epochs", 2, cwd=tmp_path)
     assert outcome.code == 0, outcome
     assert len(rows_of(one_epoch / "metrics.csv")) == 2
 
 
-def test_a_changed_setting_is_refused_with_both_values(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_changed_setting_is_an_error_with_both_values(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
     before = (one_epoch / "config.yaml").read_text()
     error = run_cli("resnet-train", "--resume", one_epoch, "--epochs", 2, "--lr", 0.2, cwd=tmp_path).error
     assert error.startswith("error: lr (=0.2) cannot change when a run is resumed (it was 0.1);")
     assert (one_epoch / "config.yaml").read_text() == before
 
 
-def test_fewer_epochs_than_at_the_start_are_refused(run_cli: RunCli, tmp_path: Path) -> None:
-    assert run_cli("resnet-train", *QUICK, "--name", "same", cwd=tmp_path).code == 0
-    error = run_cli("resnet-train", "--resume", "runs/same", "--epochs", 1, cwd=tmp_path).error
+def test_fewer_epochs_are_an_error_on_resume(three_runs: tuple[Path, list[Outcome]], run_cli: RunCli) -> None:
+    folder = three_runs[0] / "resnet8-digits-seed0"
+    error = run_cli("resnet-train", "--resume", folder, "--epochs", 1, cwd=folder).error
     assert error == "error: epochs (=1) must be at least those the run was started with (=2)"
 
 
-def test_a_model_without_state_cannot_be_resumed(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_model_file_cannot_be_resumed(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
     error = run_cli("resnet-train", "--resume", one_epoch / "checkpoints" / "model.pt", cwd=tmp_path).error
     assert "holds a model but not the state of a run" in error
 
 
-def test_a_state_outside_a_run_folder_cannot_be_resumed(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_state_outside_a_run_folder_cannot_be_resumed(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
     (one_epoch / "checkpoints" / "last.pt").rename(tmp_path / "lost.pt")
     assert "is not inside a run folder" in run_cli("resnet-train", "--resume", "lost.pt", cwd=tmp_path).error
 
 
-def test_a_damaged_state_falls_back_to_the_one_before(run_cli: RunCli, tmp_path: Path) -> None:
+def test_damaged_state_falls_back_to_the_previous_one(run_cli: RunCli, tmp_path: Path) -> None:
     arguments = [*QUICK, "--name", "same"]
     assert run_cli("resnet-train", *arguments, cwd=tmp_path).code == 0
     folder = tmp_path / "runs" / "same"
@@ -473,7 +493,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(run_cli: RunCli, tmp_path:
     assert (folder / "metrics.csv").read_bytes() == metrics
 
 
-def test_a_run_that_another_process_writes_cannot_be_resumed(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_run_locked_by_another_writer_cannot_be_resumed(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
     other = RunFolder(one_epoch)
     other.lock()
     try:
@@ -483,7 +503,7 @@ def test_a_run_that_another_process_writes_cannot_be_resumed(one_epoch: Path, ru
     assert "same is being written by process " in error
 
 
-def test_another_thread_count_is_warned_of(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_resume_warns_of_another_thread_count(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
     last = one_epoch / "checkpoints" / "last.pt"
     contents = read_checkpoint(last)
     contents["environment"]["threads"] = 99
@@ -498,14 +518,14 @@ def test_another_thread_count_is_warned_of(one_epoch: Path, run_cli: RunCli, tmp
 
 
 class Gone(io.StringIO):
-    """A stream whose reader has gone."""
+    """A stream whose reader has quit."""
 
     def write(self, text: str) -> int:
         raise BrokenPipeError(32, "Broken pipe")
 
 
 @pytest.mark.parametrize("stderr", [Gone(), None])
-def test_a_training_goes_on_without_anyone_who_reads_its_progress(
+def test_training_continues_if_nobody_reads_stderr(
     stderr: io.StringIO | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = logging.getLogger("resnet_train")
@@ -522,7 +542,7 @@ def test_a_training_goes_on_without_anyone_who_reads_its_progress(
     assert [line.split(" INFO ")[1][:9] for line in lines] == ["new run " + str(tmp_path)[0], "epoch 1/2", "epoch 2/2"]
 
 
-def test_a_command_without_stdout_and_stderr_trains_to_the_end(run_cli: RunCli, tmp_path: Path) -> None:
+def test_command_without_stdout_and_stderr_trains(run_cli: RunCli, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("contextlib.redirect_stdout", lambda _: redirect_stdout(None))
         patch.setattr("contextlib.redirect_stderr", lambda _: redirect_stderr(None))
@@ -531,7 +551,7 @@ def test_a_command_without_stdout_and_stderr_trains_to_the_end(run_cli: RunCli, 
     assert (tmp_path / "runs" / "x" / "checkpoints" / "model.pt").exists()
 
 
-def test_a_name_may_be_200_bytes_long_and_no_more(run_cli: RunCli, tmp_path: Path) -> None:
+def test_name_of_200_bytes_can_be_a_folder(run_cli: RunCli, tmp_path: Path) -> None:
     outcome = run_cli("resnet-train", *QUICK, "--epochs", 1, "--name", "ö" * 100, cwd=tmp_path)
     assert outcome.code == 0, outcome
     assert (tmp_path / "runs" / ("ö" * 100) / "metrics.csv").exists()

@@ -1,4 +1,4 @@
-"""Junk in flags and YAML files: one line that names the setting, exit code 2, and no folder; or a run that starts."""
+"""Junk in flags and YAML files gives one line that names the setting and leaves no folder, or starts a run."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from resnet_train.training.trainer import Trainer
 from tests.conftest import SMALL, Outcome, RunCli
 from tests.test_config import BOOLEANS
 
-# What an unknown name is called; every other message has the setting's own name.
+# What errors call an unknown name; other errors contain the name of the setting.
 KINDS = {"arch": "architecture", "dataset": "data set", "device": "device", "optimizer": "optimizer",
          "schedule": "schedule"}  # fmt: skip
-# Where junk may be meant as it is, and the run is no longer small: huge images, a thousand threads, a compiler.
+# Settings for which a random value may be valid and make the run large.
 ENLARGES = {"arch", "image_size", "threads", "dataset", "train_size"}
 ACCEPTED = "error: accepted (Accepted; --debug shows the traceback)"
 HEALTH = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much]
-QUICKLY = settings(max_examples=25, deadline=None, database=None, suppress_health_check=HEALTH)
-LONG = settings(max_examples=1000, deadline=None, database=None, suppress_health_check=HEALTH)
+QUICK = settings(max_examples=12, deadline=None, database=None, suppress_health_check=HEALTH)
+THOROUGH = settings(max_examples=1000, deadline=None, database=None, suppress_health_check=HEALTH)
 
 NUMBERS = st.one_of(
     st.integers(-3, 40),
@@ -49,12 +49,12 @@ TREES = st.recursive(
 
 
 class Accepted(Exception):
-    """The run would train now."""
+    """Raised where training would begin."""
 
 
 @pytest.fixture(autouse=True)
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that is accepted ends where its training would begin, with its folder made and its loggers told."""
+    """End each accepted run where its training would begin, after its folder and loggers were created."""
 
     def fit(trainer: Trainer) -> None:
         raise Accepted("accepted")
@@ -63,7 +63,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def is_small(name: str, value: object) -> bool:
-    """Whether a run with this value is made in a moment, if it is accepted."""
+    """Return whether a run with this value starts quickly if the value is accepted."""
     if name not in ENLARGES:
         return True
     if isinstance(value, str) and name in {"image_size", "threads", "train_size"}:
@@ -77,7 +77,7 @@ def is_small(name: str, value: object) -> bool:
 
 
 def check_outcome(outcome: Outcome, names: list[str], cwd: Path) -> None:
-    """It is accepted, or refused in one line that names a setting, with nothing left behind."""
+    """Check that the run starts, or that one line names a setting and nothing is left behind."""
     folders = [path for path in cwd.iterdir() if path.suffix != ".yaml"]
     for path in folders:
         shutil.rmtree(path)
@@ -86,24 +86,24 @@ def check_outcome(outcome: Outcome, names: list[str], cwd: Path) -> None:
     if outcome.code == 1:
         assert outcome.stderr.splitlines()[-1] == ACCEPTED
         return
-    line = outcome.error  # the only one on stderr; exit code 2
+    line = outcome.error  # asserts exit code 2
     assert line.isprintable()
     assert any(name in line or name.replace("_", "-") in line or KINDS.get(name, name) in line for name in names), line
     assert folders == [], line
 
 
 def check_flag(name: str, value: str, run_cli: RunCli, cwd: Path) -> None:
-    """The command with this flag, behind those of a small run."""
+    """Check the command with this flag after those of a small run."""
     assume(is_small(name, value))
     flag = "--" + name.replace("_", "-")
-    # As a shell passes it on: bytes that are no text are surrogates, other surrogates do not exist.
+    # A shell passes bytes that are not UTF-8 as low surrogates; it never passes others.
     assume(not re.search("[\ud800-\udc7f\udd00-\udfff]", value))
     outcome = run_cli("resnet-train", *SMALL, "--no-tensorboard", f"{flag}={value}", cwd=cwd)
     check_outcome(outcome, [name, *related(name)], cwd)
 
 
 def related(name: str) -> list[str]:
-    """Settings that a value of this one may not fit to; the message may begin with them."""
+    """Return what an error may name instead of this setting, because the two contradict each other."""
     return {
         "accumulate": ["batch_size"],
         "output_dir": ["run folder"],
@@ -118,7 +118,7 @@ def related(name: str) -> list[str]:
 
 
 def check_file(values: dict[str, Any], run_cli: RunCli, cwd: Path) -> None:
-    """The command with a YAML file of these values, and flags for a small run where it has none."""
+    """Check the command with a YAML file of these values, and flags of a small run for the others."""
     assume(all(is_small(name, value) for name, value in values.items()))
     try:
         text = yaml.safe_dump(values, allow_unicode=True)
@@ -138,7 +138,7 @@ VALUED = st.sampled_from([name for name in option_names() if name not in BOOLEAN
 FIELDS = st.dictionaries(st.sampled_from(option_names()), TREES, min_size=1, max_size=3)
 
 
-@QUICKLY
+@QUICK
 @given(name=VALUED, value=TEXTS)
 @example(name="name", value="\udc80")
 @example(name="output_dir", value="x" * 5000)
@@ -146,41 +146,35 @@ FIELDS = st.dictionaries(st.sampled_from(option_names()), TREES, min_size=1, max
 @example(name="milestones", value="1e308,inf")
 @example(name="milestones", value="1e308")
 @example(name="progressive_sizes", value="8:")
-def test_a_junk_flag_is_refused_by_name_or_starts_a_run(name: str, value: str, run_cli: RunCli, tmp_path: Path) -> None:
+def test_junk_flag_is_named_or_starts_a_run(name: str, value: str, run_cli: RunCli, tmp_path: Path) -> None:
     check_flag(name, value, run_cli, tmp_path)
 
 
-@QUICKLY
+@QUICK
 @given(values=FIELDS)
 @example(values={"progressive_sizes": [[4, 0.5, 1]]})
 @example(values={"progressive_sizes": [[4, 10**400]]})
 @example(values={"progressive_sizes": {"8": 0.5}})
 @example(values={"milestones": {"1": 2}})
-def test_a_junk_value_in_a_file_is_refused_by_name_or_starts_a_run(
-    values: dict[str, Any], run_cli: RunCli, tmp_path: Path
-) -> None:
+def test_junk_value_in_a_file_is_named_or_starts_a_run(values: dict[str, Any], run_cli: RunCli, tmp_path: Path) -> None:
     check_file(values, run_cli, tmp_path)
 
 
 @pytest.mark.slow
-@LONG
+@THOROUGH
 @given(name=VALUED, value=TEXTS)
-def test_a_thousand_junk_flags_are_refused_by_name_or_start_a_run(
-    name: str, value: str, run_cli: RunCli, tmp_path: Path
-) -> None:
+def test_thousand_junk_flags_are_named_or_start_a_run(name: str, value: str, run_cli: RunCli, tmp_path: Path) -> None:
     check_flag(name, value, run_cli, tmp_path)
 
 
 @pytest.mark.slow
-@LONG
+@THOROUGH
 @given(values=FIELDS)
-def test_a_thousand_junk_files_are_refused_by_name_or_start_a_run(
-    values: dict[str, Any], run_cli: RunCli, tmp_path: Path
-) -> None:
+def test_thousand_junk_files_are_named_or_start_a_run(values: dict[str, Any], run_cli: RunCli, tmp_path: Path) -> None:
     check_file(values, run_cli, tmp_path)
 
 
-@QUICKLY
+@QUICK
 @given(content=st.one_of(st.binary(max_size=60), st.text(max_size=60).map(lambda text: text.encode(errors="replace"))))
 @example(content=b"&a [*a]")
 @example(content=b"lr: &a\n  x: *a\n")
@@ -189,15 +183,15 @@ def test_a_thousand_junk_files_are_refused_by_name_or_start_a_run(
 @example(content=b"lr: !!python/object/apply:os.system ['true']\n")
 @example(content=b"[" * 5000)
 @example(content=b"lr: 1\nlr: 2\n")
-def test_a_file_of_junk_is_refused_by_its_name(content: bytes, run_cli: RunCli, tmp_path: Path) -> None:
+def test_file_of_junk_is_named_in_the_error(content: bytes, run_cli: RunCli, tmp_path: Path) -> None:
     (tmp_path / "junk.yaml").write_bytes(content)
     outcome = run_cli("resnet-train", "--config", "junk.yaml", *SMALL, "--no-tensorboard", cwd=tmp_path)
     check_outcome(outcome, ["junk.yaml"], tmp_path)
 
 
 @pytest.mark.parametrize("name", option_names())
-def test_every_setting_refuses_what_none_of_them_means_by_its_name(name: str, run_cli: RunCli, tmp_path: Path) -> None:
-    """Guards the property tests, which a command that accepts everything would pass."""
+def test_setting_rejects_a_value_that_is_never_valid(name: str, run_cli: RunCli, tmp_path: Path) -> None:
+    """Guard the property tests, which a command that accepts everything would pass."""
     (tmp_path / "junk.yaml").write_text(f"{name}: {{a: [1]}}\n")
     outcome = run_cli("resnet-train", "--config", "junk.yaml", cwd=tmp_path)
     assert re.fullmatch(rf"error: {name} \(=\{{'a': \[1\]\}}\) .* in junk\.yaml", outcome.error)

@@ -1,4 +1,4 @@
-"""Recipes: the shipped ones are whole and valid, YAML is read as version 1.2, and bad files give one line."""
+"""Recipes: the shipped ones are valid, YAML is read as version 1.2, and invalid files give one line."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def read_text(text: str, tmp_path: Path) -> dict[str, Any]:
     return read_yaml(path)
 
 
-def test_the_shipped_recipes_are_those_in_configs() -> None:
+def test_shipped_recipes_are_those_in_configs() -> None:
     assert recipe_names() == RECIPES
     assert {"quickstart", "resnet18", "resnet20"} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_shipped_recipe_is_valid_and_names_known_things(name: str) -> None:
+def test_shipped_recipe_is_valid(name: str) -> None:
     config = make_config(read_yaml(find_recipe(name)), name)
     check_names(config)
     assert config.name is None
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_shipped_recipe_says_how_it_is_run_and_what_was_measured(name: str) -> None:
+def test_recipe_head_has_its_command_and_its_result(name: str) -> None:
     head = [line for line in recipe_text(name).split("\n") if line.startswith("#")]
     assert recipe_text(name).startswith("# ")
     assert head[0].endswith((".", ". The defaults of resnet-train."))
@@ -43,23 +43,23 @@ def test_a_shipped_recipe_says_how_it_is_run_and_what_was_measured(name: str) ->
     assert len(measured.removeprefix("# measured ").strip()) > 5
 
 
-def test_the_recipe_resnet18_is_the_defaults() -> None:
+def test_recipe_resnet18_has_the_default_settings() -> None:
     assert make_config(read_yaml(find_recipe("resnet18"))) == make_config({})
 
 
-def test_a_recipe_is_found_by_name_or_by_path(tmp_path: Path) -> None:
+def test_recipe_is_found_by_name_or_path(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("epochs: 3\n")
     assert find_recipe("resnet20") == recipe_folder() / "resnet20.yaml"
     assert find_recipe(str(tmp_path / "own.yaml")) == tmp_path / "own.yaml"
 
 
 @pytest.mark.parametrize("name", ["resnet2O", "", "no/such.yaml", "a\0b", ".", "x" * 5000])
-def test_what_is_neither_recipe_nor_file_is_refused_in_one_line(name: str) -> None:
+def test_neither_recipe_nor_file_is_an_error(name: str) -> None:
     with pytest.raises(ValueError, match=r"^config .* is neither a recipe nor a readable file; .+$"):
         find_recipe(name)
 
 
-def test_a_misspelt_recipe_is_refused_with_the_nearest_name() -> None:
+def test_misspelled_recipe_suggests_the_nearest_name() -> None:
     with pytest.raises(ValueError, match=r"; did you mean 'quickstart'\?$"):
         find_recipe("quick-start")
 
@@ -97,13 +97,13 @@ def test_a_misspelt_recipe_is_refused_with_the_nearest_name() -> None:
         ("[1, 2.5]", [1, 2.5]),
     ],
 )
-def test_scalars_are_those_of_yaml_1_2(scalar: str, value: Any, tmp_path: Path) -> None:
+def test_scalars_are_read_as_in_yaml_1_2(scalar: str, value: Any, tmp_path: Path) -> None:
     (found,) = read_text(f"key:\n  {scalar}\n", tmp_path).values()
     assert found == value
     assert type(found) is type(value)
 
 
-def test_not_a_number_is_read_as_such_and_refused_as_a_setting(tmp_path: Path) -> None:
+def test_nan_is_read_but_rejected_as_a_setting(tmp_path: Path) -> None:
     values = read_text("lr: .nan\n", tmp_path)
     assert values["lr"] != values["lr"]
     with pytest.raises(ValueError, match=r"^lr \(=nan\) must be a finite number$"):
@@ -111,7 +111,7 @@ def test_not_a_number_is_read_as_such_and_refused_as_a_setting(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# only a comment\n", "---\n", "null\n", "{}\n"])
-def test_an_empty_file_holds_no_settings(text: str, tmp_path: Path) -> None:
+def test_empty_file_holds_no_settings(text: str, tmp_path: Path) -> None:
     assert read_text(text, tmp_path) == {}
 
 
@@ -130,8 +130,8 @@ def test_an_empty_file_holds_no_settings(text: str, tmp_path: Path) -> None:
         ("lr: *nowhere\n", "line 1 is not valid YAML"),
         ("lr: !!python/object/apply:os.getcwd []\n", "line 1 is not valid YAML"),
         ("lr: " + "9" * 5000 + "\n", "is not valid YAML"),
-        ("lr: " + "[" * 2000 + "\n", "is not valid YAML"),
-        ("lr: " + "[" * 2000 + "]" * 2000 + "\n", "is not valid YAML"),
+        ("lr: " + "[" * 1000 + "\n", "is not valid YAML"),
+        ("lr: " + "[" * 1000 + "]" * 1000 + "\n", "is not valid YAML"),
         ("lr: \x07\n", "is not valid YAML"),
         ("a\0b", "is not valid YAML"),
         ("lr: !!bool perhaps\n", "is not valid YAML"),
@@ -140,7 +140,7 @@ def test_an_empty_file_holds_no_settings(text: str, tmp_path: Path) -> None:
         ("lr: !!timestamp today\n", "is not valid YAML"),
     ],
 )
-def test_a_bad_file_is_refused_in_one_line_with_its_path(text: str, message: str, tmp_path: Path) -> None:
+def test_invalid_file_gives_one_line_with_its_path(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message) as error:
         read_text(text, tmp_path)
     assert str(error.value).startswith(str(tmp_path / "some.yaml"))
@@ -148,19 +148,19 @@ def test_a_bad_file_is_refused_in_one_line_with_its_path(text: str, message: str
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01", b"lr: \x80\n", bytes(range(256))])
-def test_a_binary_file_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
+def test_binary_file_gives_one_line(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "some.yaml"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"^.*some\.yaml is not a text file$"):
         read_yaml(path)
 
 
-def test_a_missing_file_and_a_folder_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_missing_file_and_folder_give_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^cannot read .*none\.yaml: No such file or directory$"):
         read_yaml(tmp_path / "none.yaml")
     with pytest.raises(ValueError, match=r"^cannot read .*: Is a directory$"):
         read_yaml(tmp_path)
 
 
-def test_settings_are_written_in_the_given_order_and_readably() -> None:
+def test_yaml_keeps_the_order_and_unicode() -> None:
     assert to_yaml({"lr": 0.1, "arch": "resnet20", "name": "größer"}) == "lr: 0.1\narch: resnet20\nname: größer\n"
