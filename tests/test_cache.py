@@ -1,4 +1,4 @@
-"""The cache on disk: built once, verified at every opening, made anew when anything in it changed."""
+"""The cache on disk: built once, verified whenever it is opened, and rebuilt if anything in it changed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def assert_original(cached):
 
 
 def contents(data_dir):
-    """All that is in the cache folder but the lock, which stays."""
+    """Return the names in the cache folder except the lock, which stays."""
     return sorted(path.name for path in (data_dir / ".resnet_train").iterdir() if path.name != ".lock")
 
 
@@ -87,11 +87,11 @@ def test_images_are_memory_mapped_and_cannot_be_written(tmp_path):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_bit_flip_is_detected_and_the_cache_made_anew(tmp_path, caplog, file):
+def test_a_flipped_bit_is_detected_and_the_cache_rebuilt(tmp_path, caplog, file):
     fills, rng = [], np.random.default_rng(FILES.index(file))
     open_or_build(tmp_path, "digits-train", "abc", recording(fills))
     path = tmp_path / ".resnet_train" / "digits-train-abc" / file
-    for trial in range(15):
+    for trial in range(5):
         content = bytearray(path.read_bytes())
         content[rng.integers(len(content))] ^= 1 << rng.integers(8)
         path.write_bytes(content)
@@ -102,9 +102,21 @@ def test_every_bit_flip_is_detected_and_the_cache_made_anew(tmp_path, caplog, fi
     assert_original(open_or_build(tmp_path, "digits-train", "abc", never))
 
 
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_every_chunk_of_a_file_is_checked(tmp_path, monkeypatch, caplog, place):
+    monkeypatch.setattr("resnet_train.data.cache.CHUNK_BYTES", 64)  # images.npy has 17 chunks
+    open_or_build(tmp_path, "digits-train", "abc", write)
+    path = tmp_path / ".resnet_train" / "digits-train-abc" / "images.npy"
+    content = bytearray(path.read_bytes())
+    content[130 if place == "first" else -1] ^= 1  # the pixels start at byte 128
+    path.write_bytes(content)
+    assert_original(open_or_build(tmp_path, "digits-train", "abc", write))
+    assert ["the checksum of images.npy differs" in report for report in damage_reports(caplog)] == [True]
+
+
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("keep", [0.0, 0.5, -1])
-def test_truncated_file_is_detected_and_the_cache_made_anew(tmp_path, caplog, file, keep):
+def test_a_truncated_file_is_detected_and_the_cache_rebuilt(tmp_path, caplog, file, keep):
     open_or_build(tmp_path, "digits-train", "abc", write)
     path = tmp_path / ".resnet_train" / "digits-train-abc" / file
     content = path.read_bytes()
@@ -115,7 +127,7 @@ def test_truncated_file_is_detected_and_the_cache_made_anew(tmp_path, caplog, fi
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_missing_file_is_detected_and_the_cache_made_anew(tmp_path, caplog, file):
+def test_a_missing_file_is_detected_and_the_cache_rebuilt(tmp_path, caplog, file):
     open_or_build(tmp_path, "digits-train", "abc", write)
     path = tmp_path / ".resnet_train" / "digits-train-abc" / file
     path.unlink()
@@ -138,7 +150,7 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("strange", STRANGE)
-def test_strange_description_is_detected_and_the_cache_made_anew(tmp_path, caplog, strange):
+def test_a_strange_description_is_detected_and_rebuilt(tmp_path, caplog, strange):
     open_or_build(tmp_path, "digits-train", "abc", write)
     path = tmp_path / ".resnet_train" / "digits-train-abc" / "cache.json"
     path.write_bytes(STRANGE[strange])
@@ -146,7 +158,7 @@ def test_strange_description_is_detected_and_the_cache_made_anew(tmp_path, caplo
     assert len(damage_reports(caplog)) == 1
 
 
-def test_cache_of_another_format_is_made_anew(tmp_path, caplog, monkeypatch):
+def test_a_cache_of_another_format_is_rebuilt(tmp_path, caplog, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("resnet_train.data.cache.FORMAT", 2)
         open_or_build(tmp_path, "digits-train", "abc", write)
@@ -192,7 +204,7 @@ def test_full_disk_is_an_os_error_and_keeps_the_older_cache(tmp_path):
     assert contents(tmp_path) == ["digits-train-abc"]
 
 
-def test_older_fingerprints_of_the_same_name_are_removed_and_others_kept(tmp_path):
+def test_only_older_caches_of_the_same_name_are_removed(tmp_path):
     for name, fingerprint in [("folder-test-32", "1"), ("folder-train-320", "1"), ("folder-train-32", "1")]:
         open_or_build(tmp_path, name, fingerprint, write)
     assert_original(open_or_build(tmp_path, "folder-train-32", "2", write))
@@ -218,7 +230,7 @@ open_or_build(Path(sys.argv[1]), "digits-train", sys.argv[2], fill)
 
 @contextlib.contextmanager
 def builder(data_dir, fingerprint):
-    """Another process in the middle of a build, and the folder it fills; a line on its stdin lets it go on."""
+    """Start another process that builds, and give the folder it fills; it continues after a line on its stdin."""
     with subprocess.Popen(
         [sys.executable, "-c", BUILDER, str(data_dir), fingerprint],
         stdin=subprocess.PIPE,
@@ -251,7 +263,7 @@ def test_a_killed_build_is_removed_when_a_whole_cache_is_opened(tmp_path):
     assert contents(tmp_path) == ["digits-train-abc"]
 
 
-def test_a_build_in_work_is_left_alone_and_another_one_waits_for_it(tmp_path, caplog):
+def test_another_builder_waits_for_a_build_in_progress(tmp_path, caplog):
     caplog.set_level(logging.INFO, "resnet_train")
     open_or_build(tmp_path, "folder-train-8", "abc", write)
     with builder(tmp_path, "abc") as (process, folder):
@@ -272,7 +284,7 @@ def test_a_build_in_work_is_left_alone_and_another_one_waits_for_it(tmp_path, ca
 
 
 @pytest.mark.parametrize("error", [OSError(37, "No locks available"), NotImplementedError("no flock")])
-def test_where_nothing_can_be_locked_caches_are_built_all_the_same(tmp_path, monkeypatch, error):
+def test_caches_are_built_where_files_cannot_be_locked(tmp_path, monkeypatch, error):
     def refuse(*arguments, **options):
         raise error
 
@@ -293,7 +305,7 @@ OF_WRONG_SHAPE = {
 
 
 @pytest.mark.parametrize("wrong", OF_WRONG_SHAPE)
-def test_arrays_of_a_wrong_kind_are_made_anew_although_their_checksums_fit(tmp_path, caplog, wrong):
+def test_arrays_of_a_wrong_kind_are_rebuilt(tmp_path, caplog, wrong):
     def write_wrong(folder):
         for name, array in zip(("images.npy", "labels.npy"), OF_WRONG_SHAPE[wrong], strict=True):
             np.save(folder / name, array, allow_pickle=False)
@@ -305,7 +317,7 @@ def test_arrays_of_a_wrong_kind_are_made_anew_although_their_checksums_fit(tmp_p
     assert len(damage_reports(caplog)) == 1
 
 
-def test_a_header_that_lies_about_the_size_is_refused_before_memory_is_taken(tmp_path):
+def test_a_header_that_claims_too_much_is_refused_unread(tmp_path):
     def write_lie(folder):
         np.save(folder / "images.npy", IMAGES, allow_pickle=False)
         header = "{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000000,), }".ljust(117) + "\n"
@@ -317,14 +329,14 @@ def test_a_header_that_lies_about_the_size_is_refused_before_memory_is_taken(tmp
 
 
 def flipped(content, rng):
-    """The content with one bit turned."""
+    """Return the content with one bit flipped."""
     turned = bytearray(content)
     turned[rng.integers(len(turned))] ^= 1 << rng.integers(8)
     return bytes(turned)
 
 
 def check_damages(tmp_path, num_flips, num_truncations, seed):
-    """Damages the files of a cache by turns; each must be noticed, and the next opening has the original."""
+    """Damage the files of a cache in turn; each damage must be detected and the original restored."""
     rng = np.random.default_rng(seed)
     open_or_build(tmp_path, "digits-train", "abc", write)
     folder = tmp_path / ".resnet_train" / "digits-train-abc"
@@ -356,12 +368,12 @@ def test_opened_images_stay_readable_while_the_cache_is_replaced(tmp_path):
 
 
 def unwritable(tmp_path, name="file"):
-    """A data_dir in which nobody, root included, can make a folder."""
+    """Return a data_dir in which nobody, not even root, can create a folder."""
     (tmp_path / name).write_text("a regular file")
     return tmp_path / name / "data"
 
 
-def test_unwritable_data_dir_falls_back_to_the_users_cache_folder(tmp_path, monkeypatch):
+def test_unwritable_data_dir_falls_back_to_the_user_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     data_dir = unwritable(tmp_path)
     assert_original(open_or_build(data_dir, "digits-train", "abc", write))
@@ -370,7 +382,7 @@ def test_unwritable_data_dir_falls_back_to_the_users_cache_folder(tmp_path, monk
 
 
 @pytest.mark.parametrize("variable", [None, ""])
-def test_users_cache_folder_is_in_the_home_folder_unless_told(tmp_path, monkeypatch, variable):
+def test_the_user_cache_is_in_the_home_folder_by_default(tmp_path, monkeypatch, variable):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     if variable is None:
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -380,7 +392,7 @@ def test_users_cache_folder_is_in_the_home_folder_unless_told(tmp_path, monkeypa
     assert len(list((tmp_path / "home" / ".cache" / "resnet_train").glob("*/digits-train-abc"))) == 1
 
 
-def test_two_unwritable_data_dirs_have_caches_of_their_own(tmp_path, monkeypatch):
+def test_two_unwritable_data_dirs_have_separate_caches(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     for name in ("one", "two"):
         open_or_build(unwritable(tmp_path, name), "folder-train-32", f"fingerprint of {name}", write)
@@ -393,7 +405,7 @@ def test_no_writable_place_at_all_is_an_os_error(tmp_path, monkeypatch):
         open_or_build(unwritable(tmp_path), "digits-train", "abc", write)
 
 
-def test_deleted_cache_is_made_anew_without_a_word(tmp_path, caplog):
+def test_a_deleted_cache_is_rebuilt_without_a_warning(tmp_path, caplog):
     open_or_build(tmp_path, "digits-train", "abc", write)
     shutil.rmtree(tmp_path / ".resnet_train")
     assert_original(open_or_build(tmp_path, "digits-train", "abc", write))

@@ -1,11 +1,13 @@
-"""The data sets: digits, splits, statistics, and CIFAR-10 from a small archive of the original's format."""
+"""The data sets: digits, splits, statistics, and both CIFARs from small archives in the original format."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import struct
 import tarfile
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -16,37 +18,45 @@ from sklearn.datasets import load_digits
 
 from resnet_train.data.dataset import (
     DATASETS,
+    FACTS,
     balanced_order,
     channel_statistics,
     load_dataset,
     split_indices,
 )
 
-FEW = settings(max_examples=40, deadline=None, database=None)
-CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FEW = settings(max_examples=20, deadline=None, database=None)
 LABELS = st.lists(st.integers(0, 4), min_size=2, max_size=80).map(lambda labels: np.array(labels, dtype=np.int64))
 
 
-def test_digits_train_and_test_have_their_sizes_and_types(tmp_path):
-    train, test = (load_dataset("digits", split, tmp_path) for split in ("train", "test"))
-    for part, size in ((train, 1437), (test, 360)):
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Return the training and the test split of digits at 32 pixels."""
+    folder = tmp_path_factory.mktemp("digits")
+    splits = [load_dataset("digits", split, folder) for split in ("train", "test")]
+    assert list(folder.iterdir()) == []
+    return splits
+
+
+def test_digits_have_their_sizes_and_types(digits):
+    for part, size in zip(digits, (FACTS["digits"].num_train, FACTS["digits"].num_test), strict=True):
         assert len(part) == size
         assert part.images.shape == (size, 3, 32, 32)
         assert part.images.dtype == np.uint8
         assert part.labels.shape == (size,)
         assert part.labels.dtype == np.int64
         assert part.classes == tuple("0123456789")
-        assert part.title == "digits, not CIFAR-10"
-    assert list(tmp_path.iterdir()) == []
+        assert part.title == FACTS["digits"].title == "digits, not CIFAR-10"
+    assert [len(part) for part in digits] == [1437, 360]
 
 
-def test_digits_are_stratified(tmp_path):
-    train, test = (load_dataset("digits", split, tmp_path, 8).labels for split in ("train", "test"))
-    for digit, share in enumerate(np.bincount(test) / np.bincount(np.concatenate([train, test]))):
+def test_digits_are_stratified(digits):
+    train, test = (np.bincount(part.labels) for part in digits)
+    for digit, share in enumerate(test / (train + test)):
         assert share == pytest.approx(0.2, abs=1 / 170), digit
 
 
-def test_digits_of_8_pixels_are_the_scans_and_every_one_is_used_once(tmp_path):
+def test_digits_of_8_pixels_are_the_scans_each_used_once(tmp_path):
     scans, labels = load_digits(return_X_y=True)
     expected = sorted(
         (label, np.round(scan * (255 / 16)).astype(np.uint8).tobytes()) for scan, label in zip(scans, labels.tolist())
@@ -65,8 +75,8 @@ def test_digits_are_gray_and_do_not_change_between_loads(tmp_path):
     assert np.array_equal(first.labels, second.labels)
 
 
-def test_digits_statistics_are_of_the_training_images_in_both_splits(tmp_path):
-    train, test = (load_dataset("digits", split, tmp_path) for split in ("train", "test"))
+def test_digits_statistics_are_those_of_the_training_images(digits):
+    train, test = digits
     assert (train.mean, train.std) == (test.mean, test.std)
     assert train.mean == pytest.approx((train.images / 255).mean((0, 2, 3)), abs=1e-6)
     assert train.std == pytest.approx((train.images / 255).std((0, 2, 3)), abs=1e-6)
@@ -95,7 +105,7 @@ def test_split_sizes_are_honoured_and_the_parts_are_disjoint(labels, data):
 
 @given(st.integers(2, 10), st.integers(5, 30), st.randoms(), st.data())
 @FEW
-def test_split_is_class_balanced_where_there_are_enough_images(num_classes, each, shuffler, data):
+def test_split_is_class_balanced_if_there_are_enough_images(num_classes, each, shuffler, data):
     labels = np.repeat(np.arange(num_classes), each)
     shuffler.shuffle(labels)
     val_size = data.draw(st.integers(0, len(labels) - 1))
@@ -107,7 +117,7 @@ def test_split_is_class_balanced_where_there_are_enough_images(num_classes, each
 
 @given(LABELS, st.data())
 @FEW
-def test_split_of_uneven_classes_is_as_balanced_as_they_last(labels, data):
+def test_split_of_uneven_classes_is_as_balanced_as_possible(labels, data):
     val_size = data.draw(st.integers(0, len(labels) - 1))
     held = np.bincount(labels[split_indices(labels, val_size, None)[1]], minlength=5)
     there = np.bincount(labels, minlength=5)
@@ -139,13 +149,13 @@ def test_split_does_not_change_between_versions():
     assert train.tolist() == [0, 3, 4, 5, 6, 11, 17, 18]
 
 
-def test_larger_subset_of_the_training_images_contains_the_smaller():
+def test_a_larger_training_subset_contains_the_smaller():
     labels = np.arange(1000) % 10
     small, large = (set(split_indices(labels, 100, size)[0].tolist()) for size in (50, 300))
     assert small < large
 
 
-def test_split_picks_from_all_over_the_list():
+def test_split_picks_from_the_whole_list():
     _, val = split_indices(np.repeat(np.arange(10), 100), 100, None)
     assert len(np.unique(val % 100)) > 40
 
@@ -180,14 +190,25 @@ def test_channel_statistics_of_one_color_can_be_divided_by():
     assert all(0 < value < 1e-5 for value in std)
 
 
-def test_cifar10_refuses_another_image_size(tmp_path):
-    with pytest.raises(ValueError, match=r"image_size \(=64\) must be 32 for CIFAR-10"):
-        load_dataset("cifar10", "train", tmp_path, image_size=64)
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_refuses_another_image_size(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"image_size \(=64\) must be 32 for {FACTS[name].title}, whose"):
+        load_dataset(name, "train", tmp_path, image_size=64)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_published_facts_of_cifar():
+    sizes = {name: (FACTS[name].num_train, FACTS[name].num_test) for name in ("cifar10", "cifar100")}
+    assert sizes == {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000)}
+    assert (FACTS["cifar10"].num_classes, FACTS["cifar100"].num_classes) == (10, 100)
+    assert FACTS["cifar10"].mean == (0.4914, 0.4822, 0.4465)
+    assert FACTS["cifar10"].std == (0.2470, 0.2435, 0.2616)
+    assert FACTS["cifar100"].mean == (0.5071, 0.4865, 0.4409)
+    assert FACTS["cifar100"].std == (0.2673, 0.2564, 0.2762)
+
+
 def as_python_2(value):
-    """Pickle opcodes (protocol 2, as in the original archive) of text, numbers, lists, dicts and uint8 matrices."""
+    """Return the pickle opcodes (protocol 2, as the original archive) of text, numbers, lists, dicts and matrices."""
     if isinstance(value, str):
         return b"U" + bytes([len(value)]) + value.encode()
     if isinstance(value, int):
@@ -203,123 +224,152 @@ def as_python_2(value):
     return empty + b"(K\x01" + shape + dtype + b"\x89" + pixels + b"tb"
 
 
-def small_cifar10(monkeypatch):
-    """torchvision's CIFAR10 expecting a small archive; returns that archive and the images and labels of each split."""
+class SmallCifar(NamedTuple):
+    """A small archive in the original format, and the images and labels of each split."""
+
+    name: str
+    archive: bytes
+    splits: dict[str, tuple[np.ndarray, list[int]]]
+    classes: tuple[str, ...]
+    kind: type[torchvision.datasets.CIFAR10]
+
+    def put_archive(self, data_dir):
+        path = data_dir / self.kind.filename
+        path.write_bytes(self.archive)
+        return path
+
+    def unpack(self, data_dir):
+        with tarfile.open(fileobj=io.BytesIO(self.archive)) as packed:
+            packed.extractall(data_dir, filter="data")
+        return data_dir / self.kind.base_folder
+
+    def assert_loads(self, data_dir):
+        for split, (images, labels) in self.splits.items():
+            part = load_dataset(self.name, split, data_dir)
+            assert np.array_equal(part.images, images)
+            assert part.labels.tolist() == labels
+
+
+def small_cifar(name, monkeypatch):
+    """Make torchvision's class expect a small archive: 20 training and 4 test images."""
+    kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    classes = tuple(f"class {number}" for number in range(FACTS[name].num_classes))
     rng = np.random.default_rng(0)
-    numbers = rng.permutation(np.arange(24) % 10).tolist()
+    labels = rng.permutation(np.arange(24) * 7 % len(classes)).tolist()
     pixels = rng.integers(0, 256, (24, 3072), dtype=np.uint8)
-    cuts = {f"data_batch_{i + 1}": slice(4 * i, 4 * i + 4) for i in range(5)} | {"test_batch": slice(20, 24)}
-    files = {
-        name: {"batch_label": name, "labels": numbers[cut], "data": pixels[cut], "filenames": ["x.png"] * 4}
-        for name, cut in cuts.items()
-    }
-    files["batches.meta"] = {"num_cases_per_batch": 4, "label_names": list(CIFAR_CLASSES), "num_vis": 3072}
-    pickled = {name: b"\x80\x02" + as_python_2(content) + b"." for name, content in files.items()}
+
+    # The files of the archive: batches of pixels and labels, and the class names.
+    if name == "cifar10":
+        cuts = {f"data_batch_{i + 1}": slice(4 * i, 4 * i + 4) for i in range(5)} | {"test_batch": slice(20, 24)}
+        test_file, labels_key = "test_batch", "labels"
+    else:
+        cuts = {"train": slice(20), "test": slice(20, 24)}
+        test_file, labels_key = "test", "fine_labels"
+    files = {file: {labels_key: labels[cut], "data": pixels[cut]} for file, cut in cuts.items()}
+    files[kind.meta["filename"]] = {kind.meta["key"]: list(classes)}
+    pickled = {file: b"\x80\x02" + as_python_2(content) + b"." for file, content in files.items()}
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as archive:
-        for name, content in pickled.items():
-            entry = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+        for file, content in pickled.items():
+            entry = tarfile.TarInfo(f"{kind.base_folder}/{file}")
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    digest = {name: hashlib.md5(content).hexdigest() for name, content in pickled.items()}
-    kind = torchvision.datasets.CIFAR10
+
+    # The checksums that torchvision expects.
+    md5 = {file: hashlib.md5(content).hexdigest() for file, content in pickled.items()}
     monkeypatch.setattr(kind, "tgz_md5", hashlib.md5(stream.getvalue()).hexdigest())
-    monkeypatch.setattr(kind, "train_list", [[name, digest[name]] for name in cuts if name != "test_batch"])
-    monkeypatch.setattr(kind, "test_list", [["test_batch", digest["test_batch"]]])
-    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": digest["batches.meta"]})
+    monkeypatch.setattr(kind, "train_list", [[file, md5[file]] for file in cuts if file != test_file])
+    monkeypatch.setattr(kind, "test_list", [[test_file, md5[test_file]]])
+    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5[kind.meta["filename"]]})
     images = pixels.reshape(-1, 3, 32, 32)
-    return stream.getvalue(), {
-        "train": (images[:20], numbers[:20]),
-        "test": (images[20:], numbers[20:]),
-    }
+    splits = {"train": (images[:20], labels[:20]), "test": (images[20:], labels[20:])}
+    return SmallCifar(name=name, archive=stream.getvalue(), splits=splits, classes=classes, kind=kind)
 
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No mirror can be reached."""
+    """Make every mirror unreachable."""
     monkeypatch.delenv("RESNET_TRAIN_MIRROR", raising=False)
     monkeypatch.setattr("resnet_train.data.sources.cifar.MIRRORS", {"cifar-10-python.tar.gz": ()})
 
 
-@pytest.mark.usefixtures("offline")
-def test_cifar10_is_read_from_an_archive_in_the_data_dir_without_network(tmp_path, monkeypatch):
-    archive, expected = small_cifar10(monkeypatch)
-    (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)
-    for split, (images, labels) in expected.items():
-        part = load_dataset("cifar10", split, tmp_path)
-        assert np.array_equal(part.images, images)
-        assert part.images.dtype == np.uint8
-        assert part.labels.tolist() == labels
-        assert part.labels.dtype == np.int64
-        assert part.classes == CIFAR_CLASSES
-        assert part.mean == (0.4914, 0.4822, 0.4465)
-        assert part.std == (0.2470, 0.2435, 0.2616)
-        assert part.title == "CIFAR-10"
+@pytest.fixture(params=["cifar10", "cifar100"])
+def cifar(request, monkeypatch):
+    return small_cifar(request.param, monkeypatch)
+
+
+@pytest.fixture
+def cifar10(monkeypatch, offline):
+    return small_cifar("cifar10", monkeypatch)
 
 
 @pytest.mark.usefixtures("offline")
-def test_cifar10_is_read_from_its_cache_the_second_time(tmp_path, monkeypatch):
-    archive, expected = small_cifar10(monkeypatch)
-    path = tmp_path / "cifar-10-python.tar.gz"
-    path.write_bytes(archive)
-    load_dataset("cifar10", "train", tmp_path)
-    path.unlink()
-    for batch in (tmp_path / "cifar-10-batches-py").iterdir():
-        batch.unlink()
-    images, labels = expected["train"]
-    part = load_dataset("cifar10", "train", tmp_path)
+def test_cifar_is_read_from_an_archive_without_network(tmp_path, cifar):
+    cifar.put_archive(tmp_path)
+    cifar.assert_loads(tmp_path)
+    facts = FACTS[cifar.name]
+    for split in ("train", "test"):
+        part = load_dataset(cifar.name, split, tmp_path)
+        assert (part.images.dtype, part.labels.dtype) == (np.uint8, np.int64)
+        assert part.classes == cifar.classes
+        assert (part.mean, part.std, part.title) == (facts.mean, facts.std, facts.title)
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_the_split_loaded_after_a_download_is_the_right_one(tmp_path, monkeypatch, cifar, split):
+    (tmp_path / "mirror").mkdir()
+    url = cifar.put_archive(tmp_path / "mirror").as_uri()
+    monkeypatch.setattr("resnet_train.data.sources.cifar.MIRRORS", {cifar.kind.filename: (url,)})
+    images, labels = cifar.splits[split]
+    part = load_dataset(cifar.name, split, tmp_path / "data")
     assert np.array_equal(part.images, images)
     assert part.labels.tolist() == labels
-    assert part.classes == CIFAR_CLASSES
 
 
-@pytest.mark.usefixtures("offline")
-def test_cifar10_already_unpacked_by_torchvision_is_used(tmp_path, monkeypatch):
-    archive, expected = small_cifar10(monkeypatch)
-    with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
-        packed.extractall(tmp_path, filter="data")
-    assert np.array_equal(load_dataset("cifar10", "test", tmp_path).images, expected["test"][0])
-    assert not (tmp_path / "cifar-10-python.tar.gz").exists()
+def test_cifar_is_read_from_its_cache_the_second_time(tmp_path, cifar10):
+    archive = cifar10.put_archive(tmp_path)
+    cifar10.assert_loads(tmp_path)
+    archive.unlink()
+    shutil.rmtree(tmp_path / cifar10.kind.base_folder)
+    cifar10.assert_loads(tmp_path)
+    assert load_dataset("cifar10", "train", tmp_path).classes == cifar10.classes
 
 
-@pytest.mark.usefixtures("offline")
+def test_cifar_unpacked_by_torchvision_is_used(tmp_path, cifar10):
+    cifar10.unpack(tmp_path)
+    cifar10.assert_loads(tmp_path)
+    assert not (tmp_path / cifar10.kind.filename).exists()
+
+
 @pytest.mark.parametrize("batch", ["data_batch_3", "test_batch", "batches.meta"])
-def test_cifar10_batch_with_a_flipped_bit_is_never_unpickled_but_unpacked_again(tmp_path, monkeypatch, batch):
-    archive, expected = small_cifar10(monkeypatch)
-    (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)
-    with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
-        packed.extractall(tmp_path, filter="data")
-    path = tmp_path / "cifar-10-batches-py" / batch
+def test_a_damaged_batch_is_unpacked_again_not_unpickled(tmp_path, cifar10, batch):
+    cifar10.put_archive(tmp_path)
+    path = cifar10.unpack(tmp_path) / batch
     original = path.read_bytes()
     path.write_bytes(original[:-20] + bytes([original[-20] ^ 1]) + original[-19:])
-    for split, (images, labels) in expected.items():
-        part = load_dataset("cifar10", split, tmp_path)
-        assert np.array_equal(part.images, images)
-        assert part.labels.tolist() == labels
+    cifar10.assert_loads(tmp_path)
     assert path.read_bytes() == original
 
 
-@pytest.mark.usefixtures("offline")
-def test_cifar10_without_files_and_network_says_what_to_do(tmp_path, monkeypatch):
-    small_cifar10(monkeypatch)
+def test_cifar_without_files_and_network_says_what_to_do(tmp_path, cifar10):
     with pytest.raises(ConnectionError, match="--dataset digits needs no download"):
         load_dataset("cifar10", "train", tmp_path)
 
 
-def test_an_unknown_split_is_refused_by_every_data_set(tmp_path):
+def test_every_data_set_refuses_an_unknown_split(tmp_path):
     for name in DATASETS.names():
         with pytest.raises(ValueError, match="unknown split 'val'; use train or test"):
             load_dataset(name, "val", tmp_path)
 
 
-def test_the_data_directory_may_be_text(tmp_path):
+def test_the_data_dir_may_be_text(tmp_path):
     as_text, as_path = (load_dataset("digits", "test", place, 8) for place in (str(tmp_path), tmp_path))
     assert np.array_equal(as_text.images, as_path.images)
     with pytest.raises(ValueError, match="nowhere' is not a folder"):
         load_dataset("folder", "train", str(tmp_path / "nowhere"), 8)
 
 
-def test_the_fingerprint_tells_splits_and_sizes_apart(tmp_path):
+def test_fingerprints_of_splits_and_sizes_differ(tmp_path):
     prints = {
         load_dataset("digits", split, tmp_path, size).fingerprint for split in ("train", "test") for size in (8, 9)
     }

@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine: mirrors in turn, the MD5 always, and what is said when all fail."""
+"""Downloads from a local server: mirrors in turn, the MD5 always, and the message when all fail."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _no_settings_from_outside(monkeypatch):
 
 @pytest.fixture
 def server():
-    """A web server: `answers` maps paths to an Answer or to raw bytes, `requested` lists the paths asked for."""
+    """Start a web server: `answers` maps paths to an Answer or raw bytes, `requested` lists the requested paths."""
     state = Server("", {}, [])
     methods = {"do_GET": lambda handler: answer(state, handler), "log_message": lambda *ignored: None}
     handler = type("Handler", (BaseHTTPRequestHandler,), methods)
@@ -68,7 +68,7 @@ def server():
 
 @pytest.fixture
 def closed_url():
-    """An address where nothing listens."""
+    """Return a URL at which nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     return f"http://127.0.0.1:{port}/{FILE}"
@@ -85,7 +85,7 @@ def assert_fetched(data_dir):
     assert sorted(path.name for path in data_dir.iterdir()) == ["cifar-10-batches-py", FILE]
 
 
-def test_mirrors_are_tried_in_turn_until_one_gives_the_right_file(tmp_path, server, use_mirrors, caplog):
+def test_mirrors_are_tried_until_one_has_the_right_file(tmp_path, server, use_mirrors, caplog):
     caplog.set_level(logging.INFO, "resnet_train")
     server.answers.update({"/a": Answer(200, WRONG), "/c": Answer(200, GOOD), "/d": Answer(200, GOOD)})
     use_mirrors(*(f"{server.url}/{name}" for name in "abcd"))
@@ -97,7 +97,7 @@ def test_mirrors_are_tried_in_turn_until_one_gives_the_right_file(tmp_path, serv
     assert f"downloading {server.url}/c" in told
 
 
-def test_data_dir_is_made_where_there_is_none(tmp_path, server, use_mirrors):
+def test_a_missing_data_dir_is_created(tmp_path, server, use_mirrors):
     server.answers["/a"] = Answer(200, GOOD)
     use_mirrors(f"{server.url}/a")
     fetch_archive(tmp_path / "new" / "data", FILE, MD5)
@@ -105,7 +105,7 @@ def test_data_dir_is_made_where_there_is_none(tmp_path, server, use_mirrors):
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_mirror_of_the_user_is_tried_first(tmp_path, server, use_mirrors, monkeypatch, slash):
+def test_the_users_mirror_is_tried_first(tmp_path, server, use_mirrors, monkeypatch, slash):
     server.answers.update({f"/own/{FILE}": Answer(200, GOOD), "/a": Answer(200, GOOD)})
     monkeypatch.setenv("RESNET_TRAIN_MIRROR", f"{server.url}/own{slash}")
     use_mirrors(f"{server.url}/a")
@@ -115,7 +115,7 @@ def test_mirror_of_the_user_is_tried_first(tmp_path, server, use_mirrors, monkey
 
 
 @pytest.mark.parametrize("content", [None, WRONG])
-def test_mirror_of_the_user_is_judged_by_the_md5_too(tmp_path, server, use_mirrors, monkeypatch, content):
+def test_the_users_mirror_must_have_the_md5(tmp_path, server, use_mirrors, monkeypatch, content):
     server.answers["/a"] = Answer(200, GOOD)
     if content:
         server.answers[f"/own/{FILE}"] = Answer(200, content)
@@ -126,9 +126,7 @@ def test_mirror_of_the_user_is_judged_by_the_md5_too(tmp_path, server, use_mirro
     assert_fetched(tmp_path)
 
 
-def test_message_says_everything_in_one_line_when_all_mirrors_fail(
-    tmp_path, server, use_mirrors, closed_url, monkeypatch
-):
+def test_the_error_lists_all_failed_mirrors_in_one_line(tmp_path, server, use_mirrors, closed_url, monkeypatch):
     server.answers["/wrong"] = Answer(200, WRONG)
     monkeypatch.setenv("RESNET_TRAIN_MIRROR", f"{server.url}/own")
     use_mirrors(f"{server.url}/wrong", f"{server.url}/missing", closed_url)
@@ -174,7 +172,7 @@ def test_damaged_archive_is_never_unpacked(tmp_path, use_mirrors, closed_url):
     assert sorted(path.name for path in tmp_path.iterdir()) == [FILE]
 
 
-def test_silent_mirror_is_given_up(tmp_path, server, use_mirrors, monkeypatch):
+def test_a_silent_mirror_is_given_up(tmp_path, server, use_mirrors, monkeypatch):
     monkeypatch.setattr("resnet_train.data.sources.cifar.TIMEOUT_SECONDS", 0.2)
     server.answers["/a"] = Answer(200, GOOD)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connections wait in its backlog for ever
@@ -199,7 +197,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_mirror_with_a_broken_answer_is_passed_over(tmp_path, server, use_mirrors, broken):
+def test_a_mirror_with_a_broken_response_is_skipped(tmp_path, server, use_mirrors, broken):
     server.answers.update({"/broken": BROKEN[broken], "/good": Answer(200, GOOD)})
     use_mirrors(f"{server.url}/broken", f"{server.url}/good")
     fetch_archive(tmp_path, FILE, MD5)
@@ -209,7 +207,7 @@ def test_mirror_with_a_broken_answer_is_passed_over(tmp_path, server, use_mirror
 
 
 @pytest.mark.parametrize("mirror", ["localhost", "htp://x", "http://localhost:port", "http://", "http://a b/"])
-def test_mirror_of_the_user_that_is_no_address_is_passed_over(tmp_path, server, use_mirrors, monkeypatch, mirror):
+def test_a_users_mirror_that_is_not_a_url_is_skipped(tmp_path, server, use_mirrors, monkeypatch, mirror):
     server.answers["/good"] = Answer(200, GOOD)
     monkeypatch.setenv("RESNET_TRAIN_MIRROR", mirror)
     use_mirrors(f"{server.url}/good")

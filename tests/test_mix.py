@@ -47,6 +47,7 @@ def test_cutmix_pastes_a_box_and_mixup_blends():
 def test_partners_are_a_permutation_and_a_coin_picks_the_mix():
     plan = draw(0.5, 0.5)
     assert sorted(plan.partners) == list(range(4000))
+    assert (plan.partners == np.arange(4000)).sum() < 10  # few images are mixed with themselves
     assert 0.45 < (plan.boxes[:, 2] < 0).mean() < 0.55
     assert (draw(0.5, 0.0).boxes == -1).all()
     assert (draw(0.0, 0.5).boxes >= 0).all()
@@ -56,6 +57,27 @@ def test_weights_follow_the_beta_distribution():
     weights = draw(0.2, 0.0, 40_000).weights
     assert weights.mean() == pytest.approx(0.5, abs=0.01)
     assert weights.var() == pytest.approx(0.25 / (2 * 0.2 + 1), abs=0.005)  # of Beta(a, a): 1 / 4(2a + 1)
+
+
+def test_boxes_follow_the_cutmix_paper_with_its_own_alpha():
+    size, num = 1000, 20_000
+    plan = Mix(8.0, 0.3, size).draw(generator(0, 0, "mix"), num)
+    blended = plan.boxes[:, 2] < 0
+    assert plan.weights[blended].var() == pytest.approx(0.25 / (2 * 8 + 1), abs=0.001)
+
+    # Algorithm A1 of the paper, one image at a time.
+    rng = np.random.default_rng(1)
+    expected = []
+    for _ in range(num):
+        half = int(size * np.sqrt(1 - rng.beta(0.3, 0.3))) // 2
+        x, y = rng.integers(0, size, size=2)
+        width = min(x + half, size) - max(x - half, 0)
+        height = min(y + half, size) - max(y - half, 0)
+        expected.append(1 - width * height / size**2)
+    shares = np.linspace(0.05, 0.95, 10)
+    np.testing.assert_allclose(
+        np.quantile(plan.weights[~blended], shares), np.quantile(expected, shares), rtol=0, atol=0.02
+    )
 
 
 def test_switching_the_mix_on_leaves_the_other_draws():

@@ -19,9 +19,9 @@ NAMES = [
 
 
 def photographs(size: int = 32) -> torch.Tensor:
-    """Return uint8 [12, 3, S, S]: pieces of a photograph, and one image of a single colour."""
+    """Return uint8 [6, 3, S, S]: pieces of a photograph, and one image of a single colour."""
     china = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)
-    pieces = [china[:, 30 * i : 30 * i + size, 50 * i : 50 * i + size] for i in range(11)]
+    pieces = [china[:, 30 * i : 30 * i + size, 100 * i : 100 * i + size] for i in range(5)]
     return torch.stack([*pieces, torch.full((3, size, size), 77, dtype=torch.uint8)])
 
 
