@@ -192,7 +192,7 @@ def test_channel_statistics_of_one_color_can_be_divided_by():
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_cifar_refuses_another_image_size(tmp_path, name):
-    with pytest.raises(ValueError, match=rf"image_size \(=64\) must be 32 for {FACTS[name].title}, whose"):
+    with pytest.raises(ValueError, match=rf"image_size \(=64\) must be 32 for {FACTS[name].title}$"):
         load_dataset(name, "train", tmp_path, image_size=64)
     assert list(tmp_path.iterdir()) == []
 

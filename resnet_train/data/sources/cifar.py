@@ -14,6 +14,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +83,10 @@ def cifar100(split: str, data_dir: Path, image_size: int) -> ImageDataset:
 def _load(facts: DatasetFacts, torchvision_class: Any, split: str, data_dir: Path, image_size: int) -> ImageDataset:
     """Read a split through torchvision, whose constructor checks the MD5 of every file before it unpickles it."""
     if image_size != IMAGE_SIZE:
-        raise ValueError(
-            f"image_size (={image_size}) must be {IMAGE_SIZE} for {facts.title}, whose images have that size"
-        )
+        raise ValueError(f"image_size (={image_size}) must be {IMAGE_SIZE} for {facts.title}")
+    read = partial(torchvision_class, str(data_dir), train=split == "train", download=False)
 
     def fill(folder: Path) -> dict[str, Any]:
-        def read() -> Any:
-            return torchvision_class(str(data_dir), train=split == "train", download=False)
-
         try:
             source = read()
         except RuntimeError:  # torchvision's error for missing or damaged files

@@ -64,8 +64,7 @@ def folder(split: str, data_dir: Path, image_size: int) -> ImageDataset | None:
 
 def _warn_about_skipped(skipped: list[str], split: str) -> None:
     if skipped:
-        num_more = len(skipped) - NAMED_SKIPPED
-        more = f" and {num_more} more" if num_more > 0 else ""
+        more = f" and {len(skipped) - NAMED_SKIPPED} more" if len(skipped) > NAMED_SKIPPED else ""
         named = "; ".join(skipped[:NAMED_SKIPPED])
         log.warning("skipped %d unreadable image(s) in %s/: %s%s", len(skipped), split, named, more)
 
