@@ -1,7 +1,7 @@
 """Mutation testing: change one thing in the package and see whether a test notices.
 
     python -m tests.harness.mutation --sample 250 --seed 1 --json mutants.jsonl
-    python -m tests.harness.mutation --paths resnet_train/build.py --jobs 2
+    python -m tests.harness.mutation --sample 0 --paths resnet_train/build.py --tests tests/test_build.py --jobs 2
 
 A first run of the default suite, traced by coverage, records which tests execute which lines and how long each test
 takes; it is kept in `.mutation/` and made again when a file changes. Then every mutant is written to a copy of the
@@ -455,8 +455,8 @@ def processor_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-def record_map(root: Path, ignored: list[str], out: Path) -> None:
-    """Run the default suite under coverage and write the map of lines to tests."""
+def record_map(root: Path, given: list[str], out: Path) -> None:
+    """Run tests under coverage, the default suite or what pytest is given, and write the map of lines to tests."""
     import pytest
 
     tracing = Tracing(root / PACKAGE)
@@ -479,8 +479,7 @@ def record_map(root: Path, ignored: list[str], out: Path) -> None:
                 tracing.failed.add(report.nodeid)
 
     os.chdir(root)
-    ignore = [f"--ignore={path}" for path in ignored]
-    pytest.main(["-q", "-p", "no:cacheprovider", "-m", DEFAULT_MARKERS, *ignore], plugins=[Plugin()])
+    pytest.main(["-q", "-p", "no:cacheprovider", "-m", DEFAULT_MARKERS, *given], plugins=[Plugin()])
     tracing.coverage.stop()
     data = tracing.coverage.get_data()
     lines: dict[str, dict[str, list[str]]] = {}
@@ -735,10 +734,12 @@ def as_mutant(row: dict[str, Any]) -> Mutant:
     return Mutant(**{name: row[name] for name in Mutant.__dataclass_fields__})
 
 
-def digest(root: Path) -> str:
-    """Return a name for the state of the package and its tests."""
+def digest(root: Path, tests: list[str]) -> str:
+    """Return a name for the state of the package and its tests, and the tests that are run."""
     files = sorted([*(root / PACKAGE).rglob("*.py"), *(root / "tests").rglob("*.py")])
-    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=6).hexdigest()
+    return hashlib.blake2b(
+        b"".join([*(file.read_bytes() for file in files), *map(str.encode, tests)]), digest_size=6
+    ).hexdigest()
 
 
 def main() -> None:
@@ -752,7 +753,7 @@ def main() -> None:
     )
     parser.add_argument("--jobs", type=int, default=1, help="mutants tried at a time")
     parser.add_argument("--budget", type=float, default=25.0, help="seconds of tests for one mutant, as recorded")
-    parser.add_argument("--ignore", nargs="*", default=[], help="test files to leave out")
+    parser.add_argument("--tests", nargs="*", default=[], help="test files; the default suite if not given")
     parser.add_argument("--list", action="store_true", help="print the sample and try nothing")
     arguments = parser.parse_args()
     root = Path.cwd()
@@ -762,7 +763,7 @@ def main() -> None:
     if arguments.list:
         print("\n".join(show(mutant, root) for mutant in sample))
         return
-    map_path = root / ".mutation" / f"{digest(root)}.json"
+    map_path = root / ".mutation" / f"{digest(root, arguments.tests)}.json"
     if not map_path.exists():
         print("recording which tests execute which lines …", file=sys.stderr)
         command = [
@@ -771,7 +772,7 @@ def main() -> None:
             "--record",
             str(root),
             str(map_path),
-            *arguments.ignore,
+            *arguments.tests,
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0", "PYTHONPATH": str(root)}
         subprocess.run(command, check=True, env=environment, stdout=sys.stderr)
