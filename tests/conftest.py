@@ -1,107 +1,26 @@
-"""Fixtures that several test files share: the console scripts, in this process and in one of their own."""
+"""Fixtures that several test files share."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
-import logging
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+import torch
 
-import resnet_train
+from tests.harness.cli import MODULES, SMALL, Outcome, RunCli, run_in_process, run_python
 
-MODULES = {
-    "resnet-train": "resnet_train.cli.train",
-    "resnet-eval": "resnet_train.cli.evaluate",
-    "resnet-info": "resnet_train.cli.info",
-    "resnet-bench": "resnet_train.cli.bench",
-}
-PACKAGE_PARENT = str(Path(resnet_train.__file__).parents[1])  # the package under test, not another installed one
-ON_DIGITS = ["--dataset", "digits", "--arch", "resnet8", "--image-size", "8", "--device", "cpu"]
-SMALL = [*ON_DIGITS, "--train-size", "64", "--batch-size", "32", "--epochs", "2"]
-
-
-class Outcome(NamedTuple):
-    """What a console script came to."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def error(self) -> str:
-        """The one line on stderr, which must be an error for bad input."""
-        assert self.code == 2, self
-        (line,) = self.stderr.splitlines()
-        assert line.startswith("error: "), self
-        return line
-
-
-RunCli = Callable[..., Outcome]
-
-
-@contextlib.contextmanager
-def _everything_put_back() -> Iterator[None]:
-    """What a console script changes in its process: arguments, the package's logger, torch's threads."""
-    logger = logging.getLogger("resnet_train")
-    before = logger.handlers, logger.propagate, logger.level, sys.argv
-    threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
-    try:
-        yield
-    finally:
-        logger.handlers, logger.propagate, level, sys.argv = before
-        logger.setLevel(level)
-        if threads is not None:
-            sys.modules["torch"].set_num_threads(threads)
-
-
-def run_in_process(command: str, *arguments: object, cwd: Path) -> Outcome:
-    """Runs a console script here, which saves the import of torch; only with --debug exceptions come through."""
-    main = importlib.import_module(MODULES[command]).main
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with (
-        _everything_put_back(),
-        contextlib.chdir(cwd),
-        contextlib.redirect_stdout(stdout),
-        contextlib.redirect_stderr(stderr),
-    ):
-        sys.argv = [command, *map(str, arguments)]
-        with pytest.raises(SystemExit) as leaving:
-            main()
-    assert isinstance(leaving.value.code, int)
-    return Outcome(leaving.value.code, stdout.getvalue(), stderr.getvalue())
-
-
-def run_python(*arguments: object, cwd: Path, **environment: str) -> Outcome:
-    """Runs Python in a process of its own, with pipes for stdout and stderr and a wide terminal without colors."""
-    plain = {k: v for k, v in os.environ.items() if k not in {"FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "NO_COLOR"}}
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        env={**plain, "PYTHONPATH": PACKAGE_PARENT, "COLUMNS": "200", "PYTHONIOENCODING": "utf-8", **environment},
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
-    return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def run_cli() -> RunCli:
-    """`run_cli("resnet-train", "--epochs", 0, cwd=tmp_path)` in this process: exit code, stdout, stderr."""
+    """Return a function that runs a command in this process: `run_cli("resnet-train", "--epochs", 0, cwd=tmp_path)`."""
     return run_in_process
 
 
 @pytest.fixture(scope="session")
 def run_cli_process() -> RunCli:
-    """The same in a process of its own."""
+    """Return a function that runs a command in a new process."""
     return lambda command, *arguments, cwd, **environment: run_python(
         "-m", MODULES[command], *arguments, cwd=cwd, **environment
     )
@@ -109,7 +28,7 @@ def run_cli_process() -> RunCli:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
-    """The folder of a finished run of two epochs with validation images, and what its command printed. Read only."""
+    """Return the folder of a finished run of two epochs with validation images, and its output. Read only."""
     cwd = tmp_path_factory.mktemp("trained")
     outcome = run_in_process("resnet-train", *SMALL, "--val-size", 60, "--log-every", 1, "--name", "run", cwd=cwd)
     assert outcome.code == 0, outcome

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from resnet_train.runs.checkpoint import StateParts, check_parts, read_checkpoint, write_checkpoint
-from tests.conftest import Outcome, RunCli
+from tests.harness.cli import Outcome, RunCli
 
 Change = Callable[[dict[str, Any]], object]
 ABOUT = ["arch", "arch_options", "classes", "image_size", "mean", "std", "dataset", "title", "fingerprint"]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from resnet_train.data.cache import open_or_build
-from tests.conftest import PACKAGE_PARENT
+from tests.harness.cli import PACKAGE_PARENT
 
 FILES = ("images.npy", "labels.npy", "cache.json")
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), dtype=np.uint8)

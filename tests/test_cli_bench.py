@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from resnet_train.jobs import bench
-from tests.conftest import Outcome, RunCli
+from tests.harness.cli import Outcome, RunCli
 
 TINY = ["--arch", "resnet8", "--dataset", "digits", "--image-size", "8", "--train-size", "32", "--batch-size", "16"]
 QUICK = [*TINY, "--device", "cpu", "--steps", "1", "--rounds", "2"]

@@ -16,7 +16,7 @@ from resnet_train.data.dataset import ImageDataset, load_dataset
 from resnet_train.jobs.evaluate import load_model
 from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 from resnet_train.training.trainer import Trainer
-from tests.conftest import SMALL, Outcome, RunCli
+from tests.harness.cli import SMALL, Outcome, RunCli
 
 DIGITS = [str(digit) for digit in range(10)]
 

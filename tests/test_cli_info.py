@@ -14,7 +14,7 @@ from resnet_train.models.complexity import Complexity
 from resnet_train.optim.optimizers import OPTIMIZERS
 from resnet_train.optim.schedules import SCHEDULES
 from resnet_train.recipes import recipe_names
-from tests.conftest import Outcome, RunCli
+from tests.harness.cli import Outcome, RunCli
 from tests.harness.trainers import cached_complexity
 
 NAMES = {

@@ -14,7 +14,7 @@ from resnet_train import __version__
 from resnet_train.cli.options import gather_settings
 from resnet_train.config import TrainConfig, make_config, option_metadata, option_names, to_plain
 from resnet_train.recipes import read_yaml
-from tests.conftest import MODULES, Outcome, RunCli, run_python
+from tests.harness.cli import MODULES, Outcome, RunCli, run_python
 from tests.test_config import another_value
 
 Helps = dict[str, tuple[int, str, list[str]]]

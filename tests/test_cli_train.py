@@ -24,7 +24,7 @@ from resnet_train.models import list_models
 from resnet_train.recipes import read_yaml
 from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 from resnet_train.runs.folder import RunFolder
-from tests.conftest import ON_DIGITS, SMALL, Outcome, RunCli
+from tests.harness.cli import ON_DIGITS, SMALL, Outcome, RunCli
 
 QUICK = [*SMALL, "--no-tensorboard"]
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -18,7 +18,7 @@ from resnet_train.data.batch import Batch
 from resnet_train.data.plan import draw_plan
 from resnet_train.training.signals import Interrupted
 from resnet_train.training.trainer import Trainer
-from tests.conftest import SMALL, RunCli
+from tests.harness.cli import SMALL, RunCli
 from tests.harness.trainers import tiny_trainer
 
 EPOCHS, STEPS_PER_EPOCH, BATCH_SIZE = 3, 6, 8

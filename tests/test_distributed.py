@@ -16,7 +16,7 @@ import torch
 
 from resnet_train.runs.checkpoint import read_checkpoint
 from resnet_train.runtime.distributed import ALONE, Processes
-from tests.conftest import ON_DIGITS, PACKAGE_PARENT
+from tests.harness.cli import ON_DIGITS, PACKAGE_PARENT
 from tests.harness.trainers import assert_same_tensors, tiny_trainer
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from resnet_train.runs.checkpoint import read_checkpoint
-from tests.conftest import ON_DIGITS
+from tests.harness.cli import ON_DIGITS
 from tests.harness.processes import (
     KILLED,
     Ended,

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from resnet_train.runtime.environment import describe_environment
-from tests.conftest import ON_DIGITS, run_in_process
+from tests.harness.cli import ON_DIGITS, run_in_process
 from tests.harness.processes import Stop, needs_fork, run_forked
 
 GOLDEN = Path(__file__).parent / "data" / "golden_runs"

@@ -23,7 +23,7 @@ from resnet_train.data.sources.cifar import fetch_archive
 from resnet_train.data.sources.folder import read_image
 from resnet_train.runs.archive import read_tensor_file
 from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
-from tests.conftest import Outcome, RunCli, run_python
+from tests.harness.cli import Outcome, RunCli, run_python
 from tests.harness.hostile_files import FILES, MODELS, Call, base, pack
 from tests.harness.trainers import assert_same_tensors, tiny_trainer
 

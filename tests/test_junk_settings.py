@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from resnet_train.config import option_names
 from resnet_train.training.trainer import Trainer
-from tests.conftest import SMALL, Outcome, RunCli
+from tests.harness.cli import SMALL, Outcome, RunCli
 from tests.test_config import BOOLEANS
 
 # What errors call an unknown name; other errors contain the name of the setting.

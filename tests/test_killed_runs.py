@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from resnet_train.runs.checkpoint import read_checkpoint
 from resnet_train.runs.folder import RunFolder, existing_run_message
-from tests.conftest import ON_DIGITS
+from tests.harness.cli import ON_DIGITS
 from tests.harness.processes import (
     KILLED,
     Child,

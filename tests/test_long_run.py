@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ON_DIGITS
+from tests.harness.cli import ON_DIGITS
 from tests.harness.processes import needs_fork, run_fresh
 
 EPOCHS = 500

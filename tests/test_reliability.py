@@ -20,7 +20,7 @@ import torch
 from resnet_train.jobs import train as run
 from resnet_train.runs.checkpoint import count_bytes, read_checkpoint, write_checkpoint
 from resnet_train.runs.folder import RunFolder
-from tests.conftest import SMALL, Outcome, RunCli, run_python
+from tests.harness.cli import SMALL, Outcome, RunCli, run_python
 from tests.harness.trainers import assert_same_tensors, tiny_trainer
 
 QUICK = [*SMALL, "--no-tensorboard"]

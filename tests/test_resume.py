@@ -17,7 +17,7 @@ from resnet_train.jobs import train as run
 from resnet_train.recipes import read_yaml
 from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 from resnet_train.runs.folder import RunFolder
-from tests.conftest import SMALL, Outcome, RunCli
+from tests.harness.cli import SMALL, Outcome, RunCli
 
 QUICK = [*SMALL, "--no-tensorboard"]
 EMPTY = "has nothing to resume from; start it with its settings and --resume auto"

@@ -14,7 +14,7 @@ from resnet_train.recipes import read_yaml
 from resnet_train.records import EpochRecord
 from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 from resnet_train.runs.folder import CheckpointSaver, RunFolder, find_checkpoint, find_runs
-from tests.conftest import PACKAGE_PARENT
+from tests.harness.cli import PACKAGE_PARENT
 
 RECORD = EpochRecord(epoch=1, step=7, lr=0.1, train_loss=2.5, train_accuracy=0.1, grad_norm=1.0)
 COMMON = {"about": {"arch": "resnet8"}, "config": {}, "environment": {}}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from resnet_train.runs.checkpoint import read_checkpoint
-from tests.conftest import ON_DIGITS
+from tests.harness.cli import ON_DIGITS
 from tests.harness.processes import KILLED, Child, Stop, assert_same_result, needs_fork, run_forked, start
 
 pytestmark = needs_fork

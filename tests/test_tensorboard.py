@@ -15,7 +15,7 @@ from tensorboard.summary.writer import event_file_writer
 
 from resnet_train.loggers.tensorboard import TensorBoard
 from resnet_train.records import EpochRecord, EpochTiming, RunInfo, RunResult, StepRecord
-from tests.conftest import SMALL, Outcome, RunCli
+from tests.harness.cli import SMALL, Outcome, RunCli
 
 STEPS_PER_EPOCH = 2
 TIMING = EpochTiming(1, 2, train_seconds=1.0, eval_seconds=1.0, images_per_second=99.0, peak_memory_bytes=None)
