@@ -60,7 +60,7 @@ def test_weights_follow_the_beta_distribution():
 
 
 def test_boxes_follow_the_cutmix_paper_with_its_own_alpha():
-    size, num = 1000, 20_000
+    size, num = 1000, 6_000
     plan = Mix(8.0, 0.3, size).draw(generator(0, 0, "mix"), num)
     blended = plan.boxes[:, 2] < 0
     assert plan.weights[blended].var() == pytest.approx(0.25 / (2 * 8 + 1), abs=0.001)
@@ -76,7 +76,7 @@ def test_boxes_follow_the_cutmix_paper_with_its_own_alpha():
         expected.append(1 - width * height / size**2)
     shares = np.linspace(0.05, 0.95, 10)
     np.testing.assert_allclose(
-        np.quantile(plan.weights[~blended], shares), np.quantile(expected, shares), rtol=0, atol=0.02
+        np.quantile(plan.weights[~blended], shares), np.quantile(expected, shares), rtol=0, atol=0.03
     )
 
 
