@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import shutil
+import signal
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from resnet_train.cli.app import log_to_stderr
+from resnet_train.cli.app import describe_error, log_to_stderr
 from resnet_train.config import make_config
 from resnet_train.data.dataset import load_dataset
 from resnet_train.jobs import train as run
@@ -24,6 +25,8 @@ from resnet_train.models import list_models
 from resnet_train.recipes import read_yaml
 from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 from resnet_train.runs.folder import RunFolder
+from resnet_train.training.signals import Interrupted
+from resnet_train.training.trainer import NotFinite
 from tests.harness.cli import ON_DIGITS, SMALL, Outcome, RunCli
 
 QUICK = [*SMALL, "--no-tensorboard"]
@@ -46,7 +49,7 @@ def files_below(folder: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with files and folders that are no valid input."""
+    """Return a folder with files and folders that are not valid input."""
     folder = tmp_path_factory.mktemp("inputs")
     (folder / "runs" / "taken").mkdir(parents=True)
     (folder / "a-folder").mkdir()
@@ -171,6 +174,21 @@ def test_unexpected_error_is_one_line_with_its_type(
     monkeypatch.setattr(run, "train", fail)
     outcome = run_cli("resnet-train", cwd=tmp_path)
     assert outcome == (1, "", "error: 'surprise' (KeyError; --debug shows the traceback)\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("lr (=0)"), ("error: lr (=0)", 2)),
+        (OSError("no space\nleft"), ("error: no space left", 1)),
+        (NotFinite("at step 3"), ("error: at step 3", 3)),
+        (Interrupted(signal.SIGINT, "saved"), ("stopped: saved", 130)),
+        (Interrupted(signal.SIGTERM, "saved"), ("stopped: saved", 143)),
+        (RuntimeError(), ("error: RuntimeError (RuntimeError; --debug shows the traceback)", 1)),
+    ],
+)
+def test_exception_has_its_line_and_its_exit_code(error: Exception, expected: tuple[str, int]) -> None:
+    assert describe_error(error) == expected
 
 
 def test_diverging_run_exits_3_and_saves_nothing(run_cli: RunCli, tmp_path: Path) -> None:

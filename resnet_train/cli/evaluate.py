@@ -17,13 +17,11 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A .pt file or a run folder.")],
     dataset: Annotated[str | None, typer.Option(help="Another data set with the same classes.")] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Directory of the data; if not given, the one used for training.")
+        Path | None, typer.Option(help="Directory of its data; if not given, that of the training.")
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(
-            metavar="test|val|train", help="Images to evaluate; if not given, test, or val if there is no test split."
-        ),
+        typer.Option(metavar="test|val|train", help="Split; if not given, test, or val if there is no test."),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per batch.")] = 500,
     device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps.")] = "auto",

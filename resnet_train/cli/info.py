@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -33,15 +31,10 @@ def info(
     if topic in job.TOPICS:
         rows = job.TOPICS[topic]()
         typer.echo(to_json(rows) if as_json else _format_table(rows))
-        return
-    if job.is_architecture(topic):
-        contents = asdict(job.describe_architecture(topic))
-    elif os.path.exists(topic):  # noqa: PTH110 - Path.exists raises on names that are too long
-        contents = asdict(job.describe_checkpoint(Path(topic)))
-        contents = {**contents.pop("about"), **contents}
     else:
-        raise ValueError(f"{topic!r} is neither a topic nor a file; topics: {', '.join(job.TOPICS)}")
-    typer.echo(to_json(contents) if as_json else _format_tree(contents))
+        contents = asdict(job.describe(topic))
+        contents = {**contents.pop("about", {}), **contents}  # of a checkpoint
+        typer.echo(to_json(contents) if as_json else _format_tree(contents))
 
 
 def _format_table(rows: Sequence[Any]) -> str:

@@ -5,6 +5,7 @@ Imports are local to functions: most topics need no torch, which takes 2 s to im
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,28 +108,26 @@ TOPICS: dict[str, Callable[[], Sequence[Choice | Architecture]]] = {
 }
 
 
-def is_architecture(name: str) -> bool:
-    """Return whether `name` is one of the listed architectures."""
-    from resnet_train.models import list_models
+def describe(topic: str) -> ArchitectureDetails | CheckpointInfo:
+    """Describe an architecture, a checkpoint or a run folder.
 
-    return any(entry.name == name for entry in list_models())
+    Raises:
+        ValueError: `topic` is none of these, or the checkpoint is invalid.
+    """
+    from resnet_train.models import list_models, measure_complexity
 
-
-def describe_architecture(name: str) -> ArchitectureDetails:
-    """Return the size and the options of an architecture."""
-    from resnet_train.models import find_model, measure_complexity
-
-    entry, size = find_model(name), measure_complexity(name)
-    flags = ["--" + option.replace("_", "-") for option in entry.options]
-    return ArchitectureDetails(name, entry.family, size.params, size.macs, flags)
+    for entry in list_models():
+        if entry.name == topic:
+            size = measure_complexity(topic)
+            flags = ["--" + option.replace("_", "-") for option in entry.options]
+            return ArchitectureDetails(topic, entry.family, size.params, size.macs, flags)
+    if os.path.exists(topic):  # noqa: PTH110 - Path.exists raises on names that are too long
+        return describe_checkpoint(Path(topic))
+    raise ValueError(f"{topic!r} is neither a topic nor a file; topics: {', '.join(TOPICS)}")
 
 
 def describe_checkpoint(path: Path) -> CheckpointInfo:
-    """Return what the checkpoint at `path`, a file or a run folder, holds.
-
-    Raises:
-        ValueError: there is no valid checkpoint.
-    """
+    """Return what the checkpoint at `path`, a file or a run folder, holds."""
     from resnet_train.runs.checkpoint import check_parts, last_epoch, read_checkpoint
     from resnet_train.runs.folder import find_checkpoint
 
