@@ -1,8 +1,8 @@
-"""Test accuracy over training time of finished runs, in one picture: one line a run, one color a recipe.
+"""Plot test accuracy over training time of finished runs: one line per run, one color per recipe.
 
     python benchmarks/curves.py docs/images/fast.png plain=runs/plain-0,runs/plain-1 fast=runs/fast-0,runs/fast-1
 
-Training time is that of the training alone, without evaluation, from timing.csv.
+Training time comes from timing.csv and excludes evaluation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COLORS = ("#7a869a", "#d1495b", "#2a7de1", "#3a9d5d")
 
 
 def read_curve(run: Path) -> tuple[list[float], list[float]]:
-    """Seconds of training until each epoch's end, and the test accuracy there in percent."""
+    """Return the seconds of training until the end of each epoch, and the test accuracy there in percent."""
     with (run / "timing.csv").open() as timing, (run / "metrics.csv").open() as metrics:
         seconds = list(accumulate(float(row["train_seconds"]) for row in csv.DictReader(timing)))
         accuracies = [100 * float(row["test_accuracy"]) for row in csv.DictReader(metrics)]
@@ -32,7 +32,7 @@ def read_curve(run: Path) -> tuple[list[float], list[float]]:
 def main(
     picture: Annotated[Path, typer.Argument(help="The PNG to write.")],
     recipes: Annotated[list[str], typer.Argument(help="NAME=RUN,RUN,… for each recipe.")],
-    target: Annotated[float | None, typer.Option(help="A dashed line at this accuracy, in percent.")] = None,
+    target: Annotated[float | None, typer.Option(help="Draw a dashed line at this accuracy, in percent.")] = None,
 ) -> None:
     """Draw the curves of some runs."""
     figure, axes = plt.subplots(figsize=(7.2, 3.8), layout="constrained")
@@ -43,6 +43,8 @@ def main(
             seconds, accuracies = read_curve(Path(run))
             label = f"{name} ({num_runs} seed{'s' if num_runs > 1 else ''})" if number == 0 else None
             axes.plot(seconds, accuracies, marker="o", markersize=3.5, color=color, label=label, alpha=0.85)
+
+    # Mark the target and save.
     if target is not None:
         axes.axhline(target, color="black", linewidth=0.8, linestyle="--")
     axes.set(xlabel="seconds of training", ylabel="test accuracy (%)", xlim=(0, None))

@@ -1,12 +1,11 @@
-"""The first steps of a training in a process of its own: its peak memory, and the seconds from imports to first step.
+"""Peak memory of the first steps of a training in a new process, and the seconds from the imports to the first step.
 
     python benchmarks/fresh.py ours --arch resnet18 --batch-size 128
     python benchmarks/fresh.py bare --arch resnet18 --batch-size 128
-    python benchmarks/fresh.py ours --dataset folder --data-dir data/cifar10-jpeg     # its cache must be there
+    python benchmarks/fresh.py ours --dataset folder --data-dir data/cifar10-jpeg     # needs its cache
 
-`bare` is the least a step can be: network, one batch of random numbers, forward, backward, fused SGD with momentum, in
-the precision and memory order of `ours`. Random images come from a file that is mapped into memory, as a cached
-data set's do.
+`bare` is the least that a step can be: network, one batch of random numbers, forward, backward, fused SGD with
+momentum, in the precision and memory order of `ours`. Random images are mapped from a file, like a cached data set.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,11 +24,11 @@ from resnet_train.models import create_model
 from resnet_train.runtime.device import keep_freed_memory, peak_memory_bytes, prepare_machine, synchronize
 from resnet_train.runtime.precision import choose_precision
 
-STEPS = 3  # the optimizer's buffers are there after the first
+STEPS = 3  # the optimizer allocates its buffers in the first
 
 
 def bare_steps(arch: str, batch_size: int, device: torch.device) -> tuple[float, int]:
-    """Seconds until the first step is done, and the bytes of the data set, which is none."""
+    """Return the seconds until the first step is done, and the bytes of the data set: 0."""
     start = time.perf_counter()
     precision = choose_precision("auto", device)
     model = create_model(arch).to(device).to(memory_format=torch.channels_last).train()
@@ -48,33 +48,35 @@ def bare_steps(arch: str, batch_size: int, device: torch.device) -> tuple[float,
 
 
 def our_steps(settings: dict[str, Any], device: torch.device, folder: Path) -> tuple[float, int]:
-    """Seconds until the first step is done, and the bytes of the training images."""
+    """Return the seconds until the first step is done, and the bytes of the training images."""
     from resnet_train.build import load_data
     from resnet_train.config import make_config
-    from resnet_train.jobs.bench import all_batches, build_bench_trainer, train_step
+    from resnet_train.jobs import measure
 
     config = make_config(settings)
     mapped = None if "dataset" in settings else map_random_data(settings, folder)
     start = time.perf_counter()
     data = mapped or load_data(config)
-    trainer = build_bench_trainer(config, data, device)
-    batches, seconds = all_batches(trainer.train_loader), 0.0
-    for _ in range(STEPS):
-        train_step(trainer, next(batches))
+    seconds = 0.0
+    for _ in islice(measure.train(measure.build_bench_trainer(config, data, device), config), STEPS):
         synchronize(device)
         seconds = seconds or time.perf_counter() - start
     return seconds, data.train.images.nbytes
 
 
 def map_random_data(settings: dict[str, Any], folder: Path) -> Any:
-    """CIFAR-10's number of random images, mapped from a file and written there in parts, so that they are not here."""
+    """Return as many random images as CIFAR-10 has, mapped from a file.
+
+    They are written in parts, so that this process never holds all of them.
+    """
     import numpy as np
 
     from resnet_train.build import RunData
     from resnet_train.data.dataset import ImageDataset
-    from resnet_train.jobs.bench import CIFAR10_SIZE, random_images
+    from resnet_train.data.sources.cifar import CIFAR10
+    from resnet_train.jobs.measure import random_images
 
-    part, (path, num) = random_images(1000), (folder / "images.npy", settings.get("train_size", CIFAR10_SIZE.train))
+    part, (path, num) = random_images(1000), (folder / "images.npy", settings.get("train_size", CIFAR10.num_train))
     written = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(num, 3, 32, 32))
     for first in range(0, num, len(part)):
         written[first : first + len(part)] = part.images[: num - first]
@@ -91,15 +93,15 @@ def main(
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
     device_name: Annotated[str, typer.Option("--device")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.")] = 0,
-    train_size: Annotated[int | None, typer.Option(help="This many images; not given: all of them.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Of `ours`; not given: random images.")] = None,
+    train_size: Annotated[int | None, typer.Option(help="Number of images; by default all.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set of `ours`; by default random images.")] = None,
     data_dir: Annotated[str, typer.Option(help="Where the data set is.")] = "data",
 ) -> None:
     """Run a few steps and print a line of JSON."""
     if kind not in {"bare", "ours"}:
         raise typer.BadParameter(f"{kind!r} is neither bare nor ours")
     device = prepare_machine(device_name, threads)
-    keep_freed_memory(device.type == "cpu" and kind == "ours")  # the bare step has the memory as torch has it
+    keep_freed_memory(device.type == "cpu" and kind == "ours")  # the bare step leaves memory to torch
     imported = peak_memory_bytes(device)
     given = {"train_size": train_size, "dataset": dataset, "data_dir": data_dir if dataset else None}
     settings = {name: value for name, value in given.items() if value is not None}

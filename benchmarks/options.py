@@ -1,8 +1,8 @@
-"""What each augmentation and each optimizer does to a short run: one run each, otherwise equal.
+"""What each augmentation and each optimizer does to a short run: one run each, all else equal.
 
     python benchmarks/options.py --data-dir data/cifar10-jpeg --json benchmarks/results/options-resnet20-2epochs.json
 
-Short runs say whether an option works and what it costs, not what it is worth: strong augmentation pays off late.
+Short runs show whether an option works and what it costs, not what it is worth: strong augmentation pays off late.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def main(
     arch: Annotated[str, typer.Option()] = "resnet20",
     epochs: Annotated[int, typer.Option()] = 2,
     seed: Annotated[int, typer.Option()] = 0,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write everything here.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write all results to this file.")] = None,
 ) -> None:
     """Train once per variant and print a Markdown table."""
     rows = json.loads(json_path.read_text())["rows"] if json_path is not None and json_path.exists() else []
     for name, settings in VARIANTS.items():
-        if any(row["variant"] == name for row in rows):  # measured before this program was stopped
+        if any(row["variant"] == name for row in rows):  # already measured by a run that was stopped
             continue
         with tempfile.TemporaryDirectory() as folder:
             common = {"arch": arch, "epochs": epochs, "seed": seed, "dataset": "folder", "data_dir": str(data_dir)}

@@ -1,9 +1,9 @@
-"""Runs a recipe over seeds and says whether its accuracy is the stored one.
+"""Train a recipe with several seeds and compare its accuracy with the stored one.
 
     scripts/reproduce resnet20-fast --seeds 3 --data-dir data/cifar10-jpeg
 
-Exit code 0: the mean is no more than the stored tolerance below the stored mean. 1: it is. The runs stay in
-runs/reproduce/ and are resumed when the same command is given again.
+Exit code 0: the mean is at most the stored tolerance below the stored mean. 1: it is further below. The runs stay in
+runs/reproduce/; the same command resumes them.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ EXPECTED = Path(__file__).with_name("expected.yaml")
 
 
 def read_expected(name: str) -> dict[str, Any]:
-    """The stored mean, tolerance and data set of a recipe.
+    """Return the stored mean, tolerance and data set of a recipe.
 
     Raises:
-        typer.BadParameter: nothing is stored for it.
+        typer.BadParameter: Nothing is stored for it.
     """
     stored = yaml.safe_load(EXPECTED.read_text(encoding="utf-8"))
     if name not in stored:
-        raise typer.BadParameter(f"nothing is stored for {name!r}; there is: {', '.join(sorted(stored))}")
+        raise typer.BadParameter(f"nothing is stored for {name!r}; choose from {', '.join(sorted(stored))}")
     return stored[name]
 
 
 def train(name: str, seed: int, dataset: str, data_dir: Path) -> dict[str, Any]:
-    """One run of the recipe, or the rest of it: its final test accuracy in percent and its seconds of training."""
+    """Train or resume one run; return its final test accuracy in percent and its seconds of training."""
     command = [sys.executable, "-m", "resnet_train.cli.train", "--config", name, "--seed", str(seed)]
     command += ["--dataset", dataset, "--data-dir", str(data_dir), "--output-dir", "runs/reproduce"]
     command += ["--name", f"{name}-{dataset}-seed{seed}", "--resume", "auto", "--json"]
@@ -51,10 +51,10 @@ def train(name: str, seed: int, dataset: str, data_dir: Path) -> dict[str, Any]:
 def main(
     name: Annotated[str, typer.Argument(help="The recipe.")],
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 … N-1.")] = 1,
-    data_dir: Annotated[Path, typer.Option(help="Where the data is.")] = Path("data"),
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the result here, too.")] = None,
+    data_dir: Annotated[Path, typer.Option(help="Folder of the data set.")] = Path("data"),
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")] = None,
 ) -> None:
-    """Run a recipe over seeds and compare its mean final test accuracy with the stored one."""
+    """Train a recipe with several seeds and compare its mean final test accuracy with the stored one."""
     expected = read_expected(name)
     runs = [train(name, seed, expected["dataset"], data_dir) for seed in range(seeds)]
     accuracies = [run["accuracy"] for run in runs]

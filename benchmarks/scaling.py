@@ -1,10 +1,10 @@
-"""Images per second of resnet-train over depths and over batch sizes: whether the cost grows as the arithmetic does.
+"""Images per second of resnet-train by depth and by batch size: does the cost grow as the arithmetic does?
 
     python benchmarks/scaling.py --archs resnet20,resnet32,resnet44,resnet56 --batch-sizes 32,64,128,256 --json FILE
 
-Every depth is measured at one batch size and every batch size with one network, all of them interleaved, on random
-images of CIFAR-10's shape. If time grows with the arithmetic alone, `cost` (seconds for each multiply-add, relative to
-the first row) stays at 1; less is better.
+Every depth is measured at one batch size and every batch size with one network, in turn, on random images of CIFAR-10's
+shape. If the time grows with the arithmetic alone, `cost` (seconds per multiply-add, relative to the first row) stays
+at 1; less is better.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import logging
 import platform
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -25,17 +26,8 @@ import typer
 
 from resnet_train.build import RunData
 from resnet_train.config import TrainConfig, make_config
-from resnet_train.jobs.bench import (
-    build_bench_trainer,
-    interleave,
-    matrix_rate,
-    measure_rate,
-    our_training,
-    random_images,
-    ratios,
-    spread,
-    training_flops,
-)
+from resnet_train.jobs import measure
+from resnet_train.jobs.measure import Spread
 from resnet_train.runtime.device import prepare_machine
 from resnet_train.runtime.environment import describe_environment
 from resnet_train.runtime.precision import choose_precision
@@ -45,32 +37,33 @@ Case = tuple[str, int]  # architecture and batch size
 
 
 def cases_of(archs: list[str], batch_sizes: list[int], batch_size: int) -> list[Case]:
-    """Every depth at one batch size, then every batch size with the first network."""
+    """Return every depth at one batch size, then every batch size with the first network."""
     return list(dict.fromkeys([*((arch, batch_size) for arch in archs), *((archs[0], size) for size in batch_sizes)]))
 
 
 def measure_case(config: TrainConfig, data: RunData, device: torch.device, steps: int) -> float:
-    """Images per second; the network is built for it and gone after it, so that the largest has all the memory."""
-    return measure_rate(our_training(build_bench_trainer(config, data, device), config), steps, device)
+    """Build a trainer and return its images per second. It is freed before the next one is built."""
+    trainer = measure.build_bench_trainer(config, data, device)
+    return measure.rate(partial(measure.train, trainer, config), steps, device)
 
 
 def describe_case(config: TrainConfig, rates: list[float], base: list[float], matrix: list[float]) -> dict[str, Any]:
-    """A row of the result; `base` are the operations per second of the first row."""
-    flops = training_flops(config, 10)
+    """Return a row of the result; `base` holds the operations per second of the first row."""
+    flops = measure.training_flops(config, 10)
     per_second = [rate * flops for rate in rates]
     return {
         "arch": config.arch,
         "batch_size": config.batch_size,
         "flops_per_image": flops,
         "images_per_second": rates,
-        "spread": spread(rates),
-        "cost": ratios(base, per_second),
-        "matrix_share": ratios(per_second, matrix),
+        "spread": asdict(Spread.of(rates)),
+        "cost": asdict(Spread.of_ratios(base, per_second)),
+        "matrix_share": asdict(Spread.of_ratios(per_second, matrix)),
     }
 
 
 def main(
-    archs: Annotated[str, typer.Option(help="Networks of rising depth.")] = "resnet20,resnet32,resnet44,resnet56",
+    archs: Annotated[str, typer.Option(help="Networks in order of depth.")] = "resnet20,resnet32,resnet44,resnet56",
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes of the first network.")] = "32,64,128,256",
     batch_size: Annotated[int, typer.Option(help="Batch size of all networks.")] = 128,
     steps: Annotated[int, typer.Option(help="Timed steps of each case in a round.")] = 10,
@@ -78,23 +71,27 @@ def main(
     device_name: Annotated[str, typer.Option("--device")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.")] = 0,
     num_images: Annotated[int, typer.Option("--images", help="Random images to train on.")] = 20_000,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write everything here.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write all results to this file.")] = None,
 ) -> None:
-    """Measure images per second over depths and batch sizes, interleaved."""
+    """Measure images per second by depth and by batch size, in turn."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     device = prepare_machine(device_name, threads)
-    images = random_images(num_images)
+    images = measure.random_images(num_images)
     data = RunData(images, images, np.arange(len(images)), np.arange(0))
+
+    # Measure every case in turn, and a matrix product beside them.
     cases = cases_of(archs.split(","), [int(size) for size in batch_sizes.split(",")], batch_size)
     common = {"device": device_name, "threads": threads}
     configs = {f"{arch} × {size}": make_config({"arch": arch, "batch_size": size, **common}) for arch, size in cases}
     measures: dict[str, Callable[[], float]] = {
         name: partial(measure_case, config, data, device, steps) for name, config in configs.items()
     }
-    measures[MATRIX] = partial(matrix_rate, device, choose_precision("auto", device))
-    rates = interleave(measures, rounds)
+    measures[MATRIX] = partial(measure.matrix_rate, device, choose_precision("auto", device))
+    rates = measure.interleave(measures, rounds)
+
+    # Relate every case to the first.
     first = next(iter(configs))
-    base = [rate * training_flops(configs[first], 10) for rate in rates[first]]
+    base = [rate * measure.training_flops(configs[first], 10) for rate in rates[first]]
     rows = [describe_case(config, rates[name], base, rates[MATRIX]) for name, config in configs.items()]
     result = {
         "command": "python " + " ".join(sys.argv),
@@ -102,7 +99,7 @@ def main(
         "steps": steps,
         "rounds": rounds,
         "rows": rows,
-        "matrix_flops_per_second": spread(rates[MATRIX]),
+        "matrix_flops_per_second": asdict(Spread.of(rates[MATRIX])),
         "environment": describe_environment(device) | {"machine": platform.machine()},
     }
     if json_path is not None:

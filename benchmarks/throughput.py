@@ -3,10 +3,10 @@
     python benchmarks/throughput.py --arch resnet18 --json benchmarks/results/throughput-resnet18.json
     python benchmarks/throughput.py --arch resnet20 --variants default,channels-last --rounds 7
 
-Each round times every variant in turn, so a machine that speeds up or slows down moves all of them; what is quoted is
-the ratio to the plain loop within a round, its median over the rounds, and its range. The images are random numbers of
-CIFAR-10's shape. The plain loop has what torch gives it: TF32 and cuDNN's search for the quickest kernels on a GPU, and
-of several numbers of DataLoader workers the best. timm and airbench are measured where they are installed.
+Each round times every variant in turn, so a machine that speeds up or slows down affects all of them. What is quoted is
+the ratio to the plain loop within a round: its median over the rounds, and its range. The images are random numbers of
+CIFAR-10's shape. The plain loop has what torch offers: TF32 and cuDNN's search for the fastest kernels on a GPU, and
+the best of several numbers of DataLoader workers. timm and airbench are measured where they are installed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import partial
 from importlib.metadata import version
@@ -44,28 +44,15 @@ from resnet_train.data.augment import Normalize, RandomCrop, RandomFlip, Transfo
 from resnet_train.data.dataset import ImageDataset
 from resnet_train.data.loader import BatchLoader
 from resnet_train.data.plan import draw_plan
-from resnet_train.jobs.bench import (
-    Step,
-    Variant,
-    build_bench_trainer,
-    can_compile,
-    interleave,
-    matrix_rate,
-    measure_phases,
-    measure_rate,
-    our_training,
-    random_images,
-    ratios,
-    shares,
-    spread,
-    training_flops,
-)
+from resnet_train.data.sources.cifar import CIFAR10
+from resnet_train.jobs import measure
+from resnet_train.jobs.bench import can_compile
+from resnet_train.jobs.measure import Spread, Training
 from resnet_train.models import create_model
 from resnet_train.runtime.device import keep_freed_memory, prepare_machine
 from resnet_train.runtime.environment import describe_environment
 from resnet_train.runtime.precision import choose_precision
 
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 WORKER_ROUNDS = 2  # of the search for the best number of workers
 TIMM_LOG_STEPS = 50
 CPU_STEPS = 20
@@ -73,7 +60,7 @@ CPU_STEPS = 20
 VARIANTS = {
     "plain": "DataLoader workers, per-image transforms on Pillow images, eager, contiguous, .item() each step",
     "default": "resnet-train with its defaults, its checks and reads of the loss included",
-    "resident-data": "plain, but the images lie on the device and are transformed there, one by one, without workers",
+    "resident-data": "plain, but images stay on the device and are transformed there, one by one, without workers",
     "batched-augmentation": "plain, but a thread gathers batches and the device augments them whole; nothing resident",
     "resident-and-batched": "plain, but with the loader of resnet-train: both of the above",
     "channels-last": "plain, but images and weights in NHWC memory order",
@@ -87,7 +74,7 @@ VARIANTS = {
     "airbench": "airbench's loader in all-gains",
 }
 
-KEEP_MEMORY = {"default", "kept-memory", "all-gains"}  # what the trainer does on a CPU; the others are as torch is
+KEEP_MEMORY = {"default", "kept-memory", "all-gains"}  # as the trainer does on a CPU
 
 Batches = Generator[tuple[Tensor, Tensor], None, None]
 TIMM_NETWORKS = {
@@ -101,7 +88,7 @@ TIMM_NETWORKS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What all variants share."""
+    """What all variants have in common."""
 
     arch: str
     batch_size: int
@@ -111,12 +98,12 @@ class Setting:
 
     @property
     def epoch_steps(self) -> int:
-        """Batches of an epoch."""
+        """Return the number of batches per epoch."""
         return len(self.images) // self.batch_size
 
     @property
     def precision(self) -> torch.dtype | None:
-        """What the default computes in."""
+        """Return the data type that the default computes in; None is float32."""
         return choose_precision("auto", self.device)
 
 
@@ -124,7 +111,7 @@ class Setting:
 
 
 class PillowImages(Dataset):
-    """What torchvision's CIFAR10 does: a Pillow image from the array, then the transforms, one image at a time."""
+    """Images as torchvision's CIFAR10 returns them: a Pillow image from the array, then the transforms."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
         self.images, self.labels = images.transpose(0, 2, 3, 1), labels
@@ -133,20 +120,20 @@ class PillowImages(Dataset):
                 transforms.RandomCrop(32, padding=4),
                 transforms.RandomHorizontalFlip(),
                 transforms.ToTensor(),
-                transforms.Normalize(MEAN, STD),
+                transforms.Normalize(CIFAR10.mean, CIFAR10.std),
             ]
         )
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.fromarray(self.images[number])), int(self.labels[number])
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
 
 
 @dataclass(frozen=True)
 class Gains:
-    """What is added to the plain loop; nothing of it by default."""
+    """What is added to the plain loop, by default nothing."""
 
     batches: str = "workers"
     channels_last: bool = False
@@ -155,13 +142,13 @@ class Gains:
     fused: bool = False
 
 
-def plain_loop(setting: Setting, gains: Gains = Gains()) -> Variant:
-    """DataLoader workers, per-image transforms, eager, contiguous, `.item()` each step; with some gains instead."""
+def plain_loop(setting: Setting, gains: Gains = Gains()) -> Callable[[], Training]:
+    """Build the loop that people copy, with some gains, and return a function that starts it."""
     device = setting.device
     layout = torch.channels_last if gains.channels_last else torch.contiguous_format
     torch.manual_seed(0)
     model = create_model(setting.arch).to(device).to(memory_format=layout).train()
-    fused = True if gains.fused else None  # None: as torch has it
+    fused = True if gains.fused else None  # None leaves the choice to torch
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=fused)
     criterion = nn.CrossEntropyLoss()
     scaler = torch.amp.GradScaler(device.type, enabled=gains.precision is torch.float16)
@@ -169,15 +156,11 @@ def plain_loop(setting: Setting, gains: Gains = Gains()) -> Variant:
         model.compile(mode=gains.compile_mode)
     new_batches = BATCHES[gains.batches](setting)
 
-    @contextmanager
-    def enter() -> Iterator[Step]:
+    def start() -> Training:
         total_loss, correct = 0.0, 0
-        # Closed after each round: the workers end and take nothing from the other variants.
+        # Closing the batches ends their workers, which would slow down the other variants.
         with closing(new_batches()) as batches:
-
-            def step() -> None:
-                nonlocal total_loss, correct
-                inputs, targets = next(batches)
+            for inputs, targets in batches:
                 inputs, targets = inputs.to(device), targets.to(device)
                 if gains.channels_last:
                     inputs = inputs.to(memory_format=torch.channels_last)
@@ -194,14 +177,13 @@ def plain_loop(setting: Setting, gains: Gains = Gains()) -> Variant:
                     optimizer.step()
                 total_loss += loss.item()
                 correct += outputs.max(1)[1].eq(targets).sum().item()
+                yield len(targets)
 
-            yield step
-
-    return Variant(setting.batch_size, enter)
+    return start
 
 
 def worker_batches(setting: Setting) -> Callable[[], Batches]:
-    """A DataLoader over Pillow images."""
+    """Return the batches of a DataLoader over Pillow images."""
     loader = DataLoader(
         PillowImages(setting.images.images, setting.images.labels),
         batch_size=setting.batch_size,
@@ -210,11 +192,11 @@ def worker_batches(setting: Setting) -> Callable[[], Batches]:
         pin_memory=setting.device.type == "cuda",
         drop_last=True,
     )
-    return partial(_without_end, lambda _: loader)
+    return partial(_repeat, lambda _: loader)
 
 
 def resident_batches(setting: Setting) -> Callable[[], Batches]:
-    """Images on the device, cropped, flipped and normalized there one by one with torchvision's transforms."""
+    """Return batches of images that are on the device and transformed there one by one by torchvision."""
     images = torch.from_numpy(setting.images.images).to(setting.device)
     labels = torch.from_numpy(setting.images.labels).to(setting.device)
     transform = transforms.Compose(
@@ -222,7 +204,7 @@ def resident_batches(setting: Setting) -> Callable[[], Batches]:
             transforms.RandomCrop(32, padding=4),
             transforms.RandomHorizontalFlip(),
             transforms.ConvertImageDtype(torch.float32),
-            transforms.Normalize(MEAN, STD),
+            transforms.Normalize(CIFAR10.mean, CIFAR10.std),
         ]
     )
 
@@ -231,18 +213,18 @@ def resident_batches(setting: Setting) -> Callable[[], Batches]:
             if len(chosen) == setting.batch_size:
                 yield torch.stack([transform(images[number]) for number in chosen.tolist()]), labels[chosen]
 
-    return partial(_without_end, epoch)
+    return partial(_repeat, epoch)
 
 
 def our_batches(setting: Setting, resident: bool, channels_last: bool = False) -> Callable[[], Batches]:
-    """The loader of resnet-train, its images on the device or gathered by a thread."""
+    """Return the batches of resnet-train's loader; its images are on the device or gathered by a thread."""
     images = setting.images
     augment: list[Transform] = [RandomCrop(4), RandomFlip()]
     loader = BatchLoader(
         images.images,
         images.labels,
         batch_size=setting.batch_size,
-        normalize=Normalize(MEAN, STD, channels_last),
+        normalize=Normalize(CIFAR10.mean, CIFAR10.std, channels_last),
         transforms=augment,
         plan=partial(draw_plan, 0, num_images=len(images), transforms=augment),
         device=setting.device,
@@ -250,27 +232,28 @@ def our_batches(setting: Setting, resident: bool, channels_last: bool = False) -
         drop_last=True,
         chunk_bytes=CUDA_CHUNK_BYTES if setting.device.type == "cuda" else 0,
     )
-    return partial(_without_end, lambda number: ((batch.images, batch.labels) for batch in loader.epoch(number)))
+    return partial(_repeat, lambda number: ((batch.images, batch.labels) for batch in loader.epoch(number)))
 
 
 def airbench_batches(setting: Setting) -> Callable[[], Batches]:
-    """airbench's loader with its crop and alternating flip; the file it would make is written first."""
+    """Return the batches of airbench's loader with its crop and alternating flip."""
     from airbench import CifarLoader
 
+    # Write the file that the loader would write after a download.
     with tempfile.TemporaryDirectory() as folder:
         pixels = torch.from_numpy(setting.images.images).permute(0, 2, 3, 1).contiguous()
         labels = torch.from_numpy(setting.images.labels)
         contents = {"images": pixels, "labels": labels, "classes": list(setting.images.classes)}
         torch.save(contents, Path(folder) / "train.pt")
         augment = {"flip": True, "translate": 4}
-        # A device, not only a number of a GPU, is what torch.device takes inside.
+        # `gpu` is passed to torch.device, so it can name any device.
         loader = CifarLoader(folder, batch_size=setting.batch_size, aug=augment, altflip=True, gpu=str(setting.device))
-    in_float16 = setting.precision is not None  # autocast takes its float16 images as they are
+    in_float16 = setting.precision is not None  # autocast accepts its float16 images
 
     def epoch(_number: int) -> Iterator[tuple[Tensor, Tensor]]:
         return ((inputs if in_float16 else inputs.float(), targets) for inputs, targets in loader)
 
-    return partial(_without_end, epoch)
+    return partial(_repeat, epoch)
 
 
 BATCHES: dict[str, Callable[[Setting], Callable[[], Batches]]] = {
@@ -283,13 +266,14 @@ BATCHES: dict[str, Callable[[Setting], Callable[[], Batches]]] = {
 }
 
 
-def _without_end(epoch: Callable[[int], Any]) -> Batches:
+def _repeat(epoch: Callable[[int], Iterable[tuple[Tensor, Tensor]]]) -> Batches:
+    """Yield the batches of one epoch after the other, without end."""
     for number in count():
         yield from epoch(number)
 
 
 def gains_of(name: str, setting: Setting) -> Gains:
-    """What a variant adds to the plain loop."""
+    """Return what a variant adds to the plain loop."""
     everything = partial(Gains, channels_last=True, precision=setting.precision, fused=True)
     gains = {
         "plain": Gains(),
@@ -311,15 +295,14 @@ def gains_of(name: str, setting: Setting) -> Gains:
 # --- Others ----------------------------------------------------------------------------------------------------------
 
 
-def default_training(setting: Setting, config: TrainConfig) -> tuple[Any, Variant]:
-    """The trainer of resnet-train, and its training."""
+def default_training(setting: Setting, config: TrainConfig) -> Callable[[], Training]:
+    """Build the trainer of resnet-train and return a function that starts it."""
     data = RunData(setting.images, setting.images, np.arange(len(setting.images)), np.arange(0))
-    trainer = build_bench_trainer(config, data, setting.device)
-    return trainer, our_training(trainer, config)
+    return partial(measure.train, measure.build_bench_trainer(config, data, setting.device), config)
 
 
-def timm_training(setting: Setting) -> Variant:
-    """timm's network of the same depth with a 3×3 stem, its optimizer, and the step of its train.py."""
+def timm_training(setting: Setting) -> Callable[[], Training]:
+    """Build timm's network of the same depth with a 3×3 stem, its optimizer, and the step of its train.py."""
     from timm.models import resnet
     from timm.optim import create_optimizer_v2
     from timm.utils import NativeScaler
@@ -332,17 +315,13 @@ def timm_training(setting: Setting) -> Variant:
     model.maxpool = nn.Identity()
     model = model.to(device).to(memory_format=torch.channels_last).train()
     optimizer = create_optimizer_v2(model, opt="sgd", lr=0.1, momentum=0.9, weight_decay=5e-4)
-    scaler = NativeScaler(device=device.type) if precision is torch.float16 else None  # as its train.py has it
+    scaler = NativeScaler(device=device.type) if precision is torch.float16 else None  # as in its train.py
     criterion = nn.CrossEntropyLoss()
     new_batches = our_batches(setting, resident=True, channels_last=True)
 
-    @contextmanager
-    def enter() -> Iterator[Step]:
-        steps = count(1)
+    def start() -> Training:
         with closing(new_batches()) as batches:
-
-            def step() -> None:
-                images, labels = next(batches)
+            for step, (images, labels) in enumerate(batches, 1):
                 with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
                     loss = criterion(model(images), labels)
                 if scaler is not None:
@@ -351,22 +330,21 @@ def timm_training(setting: Setting) -> Variant:
                     loss.backward()
                     optimizer.step()
                 optimizer.zero_grad()
-                if next(steps) % TIMM_LOG_STEPS == 0:
+                if step % TIMM_LOG_STEPS == 0:
                     loss.item()
+                yield len(labels)
 
-            yield step
-
-    return Variant(setting.batch_size, enter)
+    return start
 
 
 # --- Measuring -------------------------------------------------------------------------------------------------------
 
 
 def choose_variants(wanted: str) -> list[str]:
-    """`all`, or names with commas between them; the plain loop is always the first.
+    """Return all variants for `all`, else those of a comma-separated list; the plain loop always comes first.
 
     Raises:
-        typer.BadParameter: there is no such variant.
+        typer.BadParameter: There is no such variant.
     """
     if wanted == "all":
         return list(VARIANTS)
@@ -377,12 +355,12 @@ def choose_variants(wanted: str) -> list[str]:
 
 
 def default_steps(setting: Setting) -> int:
-    """A whole epoch on a GPU, where many batches are made at once: so each timing has its share of that in it."""
+    """Return the number of steps to time: on a GPU an epoch, because many batches are made at once."""
     return max(CPU_STEPS, setting.epoch_steps) if setting.device.type == "cuda" else CPU_STEPS
 
 
 def why_not(name: str, setting: Setting, steps: int) -> str | None:
-    """Why a variant can't be measured here; None if it can."""
+    """Return why a variant cannot be measured here, or None if it can."""
     if name in {"compilation", "graph-capture"} and not can_compile(setting.device):
         return "there is no compiler"
     if name == "graph-capture" and setting.device.type != "cuda":
@@ -392,24 +370,24 @@ def why_not(name: str, setting: Setting, steps: int) -> str | None:
     if name == "timm" and setting.arch not in TIMM_NETWORKS:
         return f"has no {setting.arch}"
     if name == "airbench" and steps < setting.epoch_steps:
-        return f"makes an epoch's batches at once: needs --steps {setting.epoch_steps}, a whole epoch, to be fair"
+        return f"builds an epoch's batches at once: needs --steps {setting.epoch_steps}, a whole epoch, to be fair"
     return None
 
 
 def try_workers(setting: Setting, numbers: list[int], steps: int) -> dict[int, float]:
-    """Images per second of the plain loop, by the number of workers."""
+    """Return the images per second of the plain loop by the number of workers."""
     if len(numbers) == 1:
         return {}
     measures: dict[str, Callable[[], float]] = {}
     for number in numbers:
-        variant = plain_loop(replace(setting, workers=number))
-        measures[f"{number} workers"] = partial(measure_rate, variant, steps, setting.device)
-    rates = interleave(measures, WORKER_ROUNDS)
+        start = plain_loop(replace(setting, workers=number))
+        measures[f"{number} workers"] = partial(measure.rate, start, steps, setting.device)
+    rates = measure.interleave(measures, WORKER_ROUNDS)
     return {number: statistics.median(rates[f"{number} workers"]) for number in numbers}
 
 
 def worker_numbers(wanted: str) -> list[int]:
-    """`2` or `0,2,4`; `auto` is 0 and the powers of two up to the number of processors, and that number."""
+    """Parse `2` or `0,2,4`; `auto` is 0, the powers of two up to the number of processors, and that number."""
     if wanted != "auto":
         return [int(number) for number in wanted.split(",")]
     processors = os.cpu_count() or 1
@@ -417,9 +395,9 @@ def worker_numbers(wanted: str) -> list[int]:
 
 
 def measure_memory(config: TrainConfig) -> dict[str, Any]:
-    """Peak memory and start of our training beside the bare step, each in a process of its own.
+    """Return peak memory and start time of our training and of the bare step, each run in a new process.
 
-    Called first: Linux counts what the parent holds when a process starts into the child's peak.
+    Call it first: Linux counts the memory that the parent holds when a process starts towards the child's peak.
     """
     command = [sys.executable, str(Path(__file__).with_name("fresh.py"))]
     options = ["--arch", config.arch, "--batch-size", config.batch_size, "--device", config.device]
@@ -435,39 +413,39 @@ def measure_memory(config: TrainConfig) -> dict[str, Any]:
 
 
 def describe_phases(seconds: dict[str, float]) -> dict[str, Any]:
-    """Seconds, shares, and the share outside forward, backward and optimizer."""
-    share = shares(seconds)
-    return {"seconds": seconds, "shares": share, "outside_share": share["data"] + share["host"]}
+    """Return seconds and shares of a step by phase, and the share outside forward, backward and optimizer."""
+    shares = {phase: value / sum(seconds.values()) for phase, value in seconds.items()}
+    return {"seconds": seconds, "shares": shares, "outside_share": shares["data"] + shares["host"]}
 
 
 def precision_of(name: str, setting: Setting) -> torch.dtype | None:
-    """What a variant computes in; None is float32, or TF32 on a GPU."""
+    """Return the data type that a variant computes in; None is float32, which is TF32 on a GPU."""
     return setting.precision if name in {"default", "timm"} else gains_of(name, setting).precision
 
 
 def matrix_name(precision: torch.dtype | None) -> str:
-    """What the product of matrices in this format is called."""
+    """Return the name of the matrix product in this data type."""
     return f"{str(precision or torch.float32).removeprefix('torch.')} matrix FLOP/s"
 
 
 def describe_rates(names: list[str], rates: dict[str, list[float]], setting: Setting, flops: int) -> dict[str, Any]:
-    """By variant: what it is, its rates, their ratio to the plain loop's, and its share of its format's matrix rate."""
+    """Return by variant its rates, their ratios to the plain loop's, and their shares of the matrix rate."""
     rows = {}
     for name in names:
         per_second = [rate * flops for rate in rates[name]]
         rows[name] = {
             "about": VARIANTS[name],
             "images_per_second": rates[name],
-            "spread": spread(rates[name]),
-            "over_plain": ratios(rates[name], rates["plain"]),
-            "flops_per_second": spread(per_second),
-            "matrix_share": ratios(per_second, rates[matrix_name(precision_of(name, setting))]),
+            "spread": asdict(Spread.of(rates[name])),
+            "over_plain": asdict(Spread.of_ratios(rates[name], rates["plain"])),
+            "flops_per_second": asdict(Spread.of(per_second)),
+            "matrix_share": asdict(Spread.of_ratios(per_second, rates[matrix_name(precision_of(name, setting))])),
         }
     return rows
 
 
 def table(rows: dict[str, Any]) -> str:
-    """The variants as aligned lines."""
+    """Format the variants as a table."""
     lines = [f"{'variant':<22} {'images/s':>9}  over plain (median, range)   of the matrix rate"]
     for name, row in rows.items():
         ratio = row["over_plain"]
@@ -479,7 +457,7 @@ def table(rows: dict[str, Any]) -> str:
 
 
 def describe(result: dict[str, Any]) -> str:
-    """The result as a person reads it."""
+    """Format the result."""
     lines = [table(result["variants"])]
     lines += [f"{name:<22} left out: {reason}" for name, reason in result["left_out"].items()]
     parts = [f"{name} {share:.1%}" for name, share in result["phases"]["shares"].items()]
@@ -492,28 +470,32 @@ def describe(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def build_trainings(names: list[str], setting: Setting, ours: Variant) -> dict[str, Variant]:
-    """The variants by name."""
-    others = {"default": lambda: ours, "timm": lambda: timm_training(setting)}
+def build_trainings(
+    names: list[str], setting: Setting, default: Callable[[], Training]
+) -> dict[str, Callable[[], Training]]:
+    """Build the variants by name."""
+    others = {"default": lambda: default, "timm": lambda: timm_training(setting)}
     return {name: others[name]() if name in others else plain_loop(setting, gains_of(name, setting)) for name in names}
 
 
-def measure_all(names: list[str], setting: Setting, trainings: dict[str, Variant], steps: int, rounds: int) -> Any:
-    """The rates of all variants, and of a product of matrices in each format that one of them computes in."""
+def measure_all(
+    trainings: dict[str, Callable[[], Training]], setting: Setting, steps: int, rounds: int
+) -> dict[str, list[float]]:
+    """Return the rates of all variants, and of a matrix product in each data type that one of them computes in."""
     device = setting.device
 
-    def measure(name: str) -> float:
+    def rate(name: str) -> float:
         keep_freed_memory(device.type == "cpu" and name in KEEP_MEMORY)
-        return measure_rate(trainings[name], steps, device)
+        return measure.rate(trainings[name], steps, device)
 
-    measures: dict[str, Callable[[], float]] = {name: partial(measure, name) for name in names}
-    for precision in {precision_of(name, setting) for name in names}:
-        measures[matrix_name(precision)] = partial(matrix_rate, device, precision)
-    return interleave(measures, rounds)
+    measures: dict[str, Callable[[], float]] = {name: partial(rate, name) for name in trainings}
+    for precision in {precision_of(name, setting) for name in trainings}:
+        measures[matrix_name(precision)] = partial(measure.matrix_rate, device, precision)
+    return measure.interleave(measures, rounds)
 
 
 def peer_versions() -> dict[str, str]:
-    """Of those that are installed."""
+    """Return the versions of timm and airbench where they are installed."""
     return {name: version(name) for name in ("timm", "airbench") if importlib.util.find_spec(name)}
 
 
@@ -521,7 +503,8 @@ def main(
     arch: Annotated[str, typer.Option(help="Architecture.")] = "resnet20",
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
     wanted_steps: Annotated[
-        int | None, typer.Option("--steps", help="Timed steps of each variant in a round; 20, and an epoch on a GPU.")
+        int | None,
+        typer.Option("--steps", help="Timed steps of each variant in a round; by default 20, or an epoch."),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Rounds; each times every variant once.")] = 7,
     variants: Annotated[str, typer.Option(help=f"all, or some of {', '.join(VARIANTS)}.")] = "all",
@@ -529,25 +512,30 @@ def main(
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.")] = 0,
     workers: Annotated[str, typer.Option(help="DataLoader workers of the plain loop: auto, 2, or 0,2,4.")] = "auto",
     num_images: Annotated[int, typer.Option("--images", help="Random images to train on.")] = 20_000,
-    memory: Annotated[bool, typer.Option(help="Measure memory and start in processes of their own.")] = True,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write everything here.")] = None,
+    memory: Annotated[bool, typer.Option(help="Measure memory and start time in new processes.")] = True,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write all results to this file.")] = None,
 ) -> None:
-    """Measure images per second, interleaved."""
+    """Measure images per second of all variants in turn."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     names = choose_variants(variants)
     config = make_config({"arch": arch, "batch_size": batch_size, "device": device_name, "threads": threads})
     used_memory = measure_memory(config) if memory else None
-    device = prepare_machine(device_name, threads)  # TF32 and cuDNN's search, for the plain loop, too
-    setting = Setting(arch, batch_size, device, random_images(num_images))
+
+    # The plain loop gets TF32 and cuDNN's search as well, and the best number of workers.
+    device = prepare_machine(device_name, threads)
+    setting = Setting(arch, batch_size, device, measure.random_images(num_images))
     steps = wanted_steps or default_steps(setting)
     tried = try_workers(setting, numbers := worker_numbers(workers), steps)
     setting = replace(setting, workers=max(tried, key=lambda number: tried[number], default=numbers[0]))
+
+    # Measure the phases of the default, then all variants in turn.
     left_out = {name: reason for name in names if (reason := why_not(name, setting, steps))}
     names = [name for name in names if name not in left_out]
-    trainer, ours = default_training(setting, config)
-    phase_seconds = measure_phases(trainer, config, steps)
-    rates = measure_all(names, setting, build_trainings(names, setting, ours), steps, rounds)
-    flops = training_flops(config, len(setting.images.classes))
+    default = default_training(setting, config)
+    phase_seconds = measure.phases(default, steps, device)
+    rates = measure_all(build_trainings(names, setting, default), setting, steps, rounds)
+
+    flops = measure.training_flops(config, len(setting.images.classes))
     rows = describe_rates(names, rates, setting, flops)
     result: dict[str, Any] = {
         "command": "python " + " ".join(sys.argv),
@@ -558,7 +546,7 @@ def main(
         "rounds": rounds,
         "workers": {"used": setting.workers, "images_per_second": tried},
         "flops_per_image": flops,
-        "matrix_flops_per_second": {name: spread(rates[name]) for name in rates if name not in names},
+        "matrix_flops_per_second": {name: asdict(Spread.of(rates[name])) for name in rates if name not in names},
         "variants": rows,
         "left_out": left_out,
         "phases": describe_phases(phase_seconds),

@@ -98,10 +98,6 @@ def load_data(config: TrainConfig) -> RunData:
             f"{config.data_dir} has one class only ({train_set.classes[0]!r}); there is nothing to tell apart"
         )
     train_indices, val_indices = split_indices(train_set.labels, config.val_size, config.train_size)
-    if config.batch_size > len(train_indices):
-        raise ValueError(
-            f"batch_size (={config.batch_size}) must be at most the number of training images (={len(train_indices)})"
-        )
     return RunData(train_set, test_set, train_indices, val_indices)
 
 
@@ -115,8 +111,13 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
     """Data, model, optimizer, schedule, trainer. The seed decides the initial weights.
 
     Raises:
-        ValueError: the batch can't be divided among the processes.
+        ValueError: the batch is larger than the training set or can't be divided among the processes.
     """
+    num_images = len(data.train_indices)
+    if config.batch_size > num_images:
+        raise ValueError(
+            f"batch_size (={config.batch_size}) must be at most the number of training images (={num_images})"
+        )
     if config.batch_size % (processes.num_ranks * config.accumulate):
         times = f" times accumulate (={config.accumulate})" if config.accumulate > 1 else ""
         raise ValueError(

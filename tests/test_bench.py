@@ -1,41 +1,26 @@
-"""What resnet-bench and the benchmarks measure with: rounds, ratios, phases, changes. No test looks at a time."""
+"""What resnet-bench, the dry run and the benchmarks measure with. Clocks are fake: no test depends on a real time."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from resnet_train.config import TrainConfig, make_config
-from resnet_train.data.dataset import load_dataset
-from resnet_train.jobs import bench
-from resnet_train.jobs.bench import (
-    PHASES,
-    Variant,
-    changes_to_try,
-    data_size,
-    enter_changes,
-    expected_run,
-    interleave,
-    measure_phases,
-    measure_rate,
-    measure_stages,
-    random_data,
-    ratios,
-    shares,
-    size_stages,
-    spread,
-    training_flops,
-    verdict,
-)
+from resnet_train.data.dataset import DATASETS, FACTS
+from resnet_train.data.sources.cifar import CIFAR10
+from resnet_train.jobs import bench, measure
+from resnet_train.jobs.bench import Change, ChangeResult, changes_to_try, dry_run, start_changes
+from resnet_train.jobs.measure import PHASES, WARMUP_STEPS, Spread, estimate_run, random_data, size_stages
 from resnet_train.training.trainer import Trainer
 from tests.harness.trainers import CPU
 
@@ -48,139 +33,265 @@ def tiny_config(**settings: Any) -> TrainConfig:
 
 
 def tiny_bench_trainer(config: TrainConfig) -> Trainer:
-    return bench.build_bench_trainer(config, random_data(config), CPU)
+    return measure.build_bench_trainer(config, random_data(config), CPU)
+
+
+class Clock:
+    """Stands in for the `time` module; moves only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def advance_after(self, seconds: Iterator[float] | float, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that calls `function` and then advances the clock."""
+
+        def advancing(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            self.now += seconds if isinstance(seconds, float) else next(seconds)
+            return result
+
+        return advancing
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(measure, "time", clock)
+    return clock
+
+
+@pytest.fixture(autouse=True)
+def _small_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "MATRIX_SIDE", 32)
 
 
 # --- Rates -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_rate_counts_the_images_of_timed_steps_only() -> None:
-    steps = 0
+def test_a_rate_counts_the_images_of_timed_steps_only(clock: Clock) -> None:
+    def training() -> measure.Training:
+        for seconds in (100.0, 50.0, 1.0, 2.0, 5.0, 1000.0):  # two to warm up, three timed
+            clock.now += seconds
+            yield 10
 
-    @contextmanager
-    def enter() -> Iterator[bench.Step]:
-        def step() -> None:
-            nonlocal steps
-            steps += 1
+    assert measure.rate(training, 3, CPU, warmup=2) == 30 / 8
 
-        yield step
 
-    assert measure_rate(Variant(10, enter), 3, CPU, warmup=2) > 0
-    assert steps == 5
+def test_a_rate_ends_the_training(clock: Clock) -> None:
+    ended = False
+
+    def training() -> measure.Training:
+        nonlocal ended
+        try:
+            while True:
+                clock.now += 1
+                yield 1
+        finally:
+            ended = True
+
+    measure.rate(training, 1, CPU)
+    assert ended
 
 
 def test_every_other_round_is_in_reverse_order() -> None:
     order: list[str] = []
 
-    def measure(name: str, rate: float) -> float:
+    def rate(name: str, value: float) -> float:
         order.append(name)
-        return rate
+        return value
 
-    values = interleave({"a": lambda: measure("a", 1.0), "b": lambda: measure("b", 2.0)}, rounds=3)
+    rates = measure.interleave({"a": lambda: rate("a", 1.0), "b": lambda: rate("b", 2.0)}, rounds=3)
     assert "".join(order) == "abbaab"
-    assert values == {"a": [1.0] * 3, "b": [2.0] * 3}
+    assert rates == {"a": [1.0] * 3, "b": [2.0] * 3}
 
 
-def test_what_is_hopeless_is_measured_once() -> None:
+def test_measures_below_the_minimum_ratio_are_timed_once() -> None:
     rates = {"base": 10.0, "half": 5.0, "less": 4.9}
-    values = interleave({name: lambda name=name: rates[name] for name in rates}, 3, "base", hopeless=0.5)
-    assert {name: len(found) for name, found in values.items()} == {"base": 3, "half": 3, "less": 1}
+    found = measure.interleave({name: lambda name=name: rates[name] for name in rates}, 3, "base", min_ratio=0.5)
+    assert {name: len(values) for name, values in found.items()} == {"base": 3, "half": 3, "less": 1}
 
 
 def test_ratios_are_taken_within_a_round() -> None:
-    assert ratios([2.0, 6.0, 12.0], [1.0, 2.0, 3.0]) == {"median": 3.0, "min": 2.0, "max": 4.0}
-    assert ratios([5.0], [10.0, 1.0]) == spread([0.5])
+    assert Spread.of_ratios([2.0, 6.0, 12.0], [1.0, 2.0, 3.0]) == Spread(median=3.0, min=2.0, max=4.0)
+    assert Spread.of_ratios([5.0], [10.0, 1.0]) == Spread.of([0.5])
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "word"), [(1.1, 1.3, "faster"), (0.7, 0.9, "slower"), (0.9, 1.1, ""), (1.0, 1.2, "")]
+    ("low", "high", "verdict"),
+    [(1.1, 1.3, "faster"), (0.7, 0.9, "slower"), (0.9, 1.1, ""), (1.0, 1.2, ""), (0.8, 1, "")],
 )
-def test_a_verdict_needs_the_whole_range_on_one_side_of_1(low: float, high: float, word: str) -> None:
-    assert verdict({"median": (low + high) / 2, "min": low, "max": high}) == word
+def test_a_verdict_needs_the_whole_range_on_one_side_of_1(low: float, high: float, verdict: str) -> None:
+    ratio = Spread(median=(low + high) / 2, min=low, max=high)
+    assert ChangeResult(flag="--x", note="", rounds=2, ratio=ratio).verdict == verdict
 
 
-def test_training_on_an_image_of_resnet18_takes_the_known_operations() -> None:
-    assert training_flops(make_config({"arch": "resnet18"}), 10) == 6 * 555_422_720
+def test_training_resnet18_on_an_image_takes_6_flops_per_mac() -> None:
+    assert measure.training_flops(make_config({"arch": "resnet18"}), 10) == 6 * 555_422_720
 
 
-def test_the_rate_of_matrix_products_is_positive_in_each_format() -> None:
-    assert bench.matrix_rate(CPU, None, side=16) > 0
-    assert bench.matrix_rate(CPU, torch.bfloat16, side=16) > 0
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_the_matrix_rate_is_that_of_the_fastest_product(
+    precision: torch.dtype | None, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each product is between two synchronizations; all take 4 s but one, which takes 2 s.
+    seconds = iter([100.0, 4.0] * 3 + [100.0, 2.0] + [100.0, 4.0] * 6)
+    monkeypatch.setattr(measure, "synchronize", clock.advance_after(seconds, lambda device: None))
+    assert measure.matrix_rate(CPU, precision, side=16) == 2 * 16**3 / 2
+    assert next(seconds, None) is None
+
+
+def test_an_evaluation_is_timed_after_its_first_batch(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = tiny_bench_trainer(tiny_config())
+    trainer.eval_loaders["test"].batch_size = 100
+    forward = clock.advance_after(iter([50.0, 1.0, 3.0]), trainer.model.forward)
+    monkeypatch.setattr(trainer.model, "forward", forward)
+    assert measure.eval_rate(trainer, num_batches=2) == 200 / 4
 
 
 # --- Data ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_sizes_of_digits_are_those_of_the_data_set() -> None:
-    train, test = (load_dataset("digits", split, "", 8) for split in ("train", "test"))
-    assert train is not None
-    assert test is not None
-    assert bench.DATA_SIZES["digits"] == bench.DataSize(len(train), len(test), len(train.classes))
-
-
-def test_random_images_have_the_shape_that_the_config_asks_for() -> None:
+def test_random_images_have_the_shape_of_the_config() -> None:
     data = random_data(make_config({"dataset": "cifar100", "train_size": 70, "batch_size": 64}))
     assert data.train.images.shape == (70, 3, 32, 32)
     assert len(data.train.classes) == 100
-    assert data_size(make_config({"dataset": "folder"})) == bench.CIFAR10_SIZE
+
+
+@pytest.mark.parametrize("dataset", DATASETS.names())
+def test_the_images_of_a_run_are_counted_without_its_data(dataset: str) -> None:
+    facts = FACTS.get(dataset, CIFAR10)
+    config = make_config({"dataset": dataset, "val_size": 100})
+    assert measure.count_images(config) == (facts.num_train - 100, facts.num_test + 100)
+    assert measure.count_images(tiny_config(dataset=dataset)) == (48, facts.num_test)
 
 
 def test_large_images_are_fewer_but_fill_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "MAX_RANDOM_BYTES", 1)
+    monkeypatch.setattr(measure, "MAX_RANDOM_BYTES", 1)
     assert len(random_data(tiny_config()).train) == 8
 
 
-def test_a_batch_must_not_be_larger_than_the_training_images() -> None:
+def test_a_batch_is_at_most_the_training_set() -> None:
+    assert tiny_bench_trainer(tiny_config(train_size=8))
     with pytest.raises(ValueError, match=r"batch_size \(=8\) must be at most .* \(=7\)"):
-        random_data(tiny_config(train_size=7))
+        tiny_bench_trainer(tiny_config(train_size=7))
 
 
 # --- Phases ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"optimizer": "muon"}, {"accumulate": 2}, {"amp": "bf16", "ema_decay": 0.9}])
-def test_every_phase_of_a_step_takes_time_and_their_shares_sum_to_1(settings: dict[str, Any]) -> None:
-    config = tiny_config(**settings)
-    trainer = tiny_bench_trainer(config)
-    seconds = measure_phases(trainer, config, steps=2, warmup=1)
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """An event of torch's profiler; times are in nanoseconds."""
+
+    span: tuple[int, int]
+    label: str = "aten::op"
+    device: str = "CPU"
+    id: int = 0
+    launched_by: int = 0
+    annotation: bool = False
+
+    def device_type(self) -> SimpleNamespace:
+        return SimpleNamespace(name=self.device)
+
+    def name(self) -> str:
+        return self.label
+
+    def start_ns(self) -> int:
+        return self.span[0]
+
+    def end_ns(self) -> int:
+        return self.span[1]
+
+    def duration_ns(self) -> int:
+        return self.span[1] - self.span[0]
+
+    def correlation_id(self) -> int:
+        return self.id
+
+    def linked_correlation_id(self) -> int:
+        return self.launched_by
+
+    def is_user_annotation(self) -> bool:
+        return self.annotation
+
+
+# The marks of two steps, the second of which accumulates gradients, and torch's annotation of its optimizer.
+SPANS = {
+    "host": [(0, 100)],
+    "data": [(0, 10), (40, 44)],
+    "forward": [(10, 18), (44, 50), (60, 66)],
+    "backward": [(18, 30), (50, 60), (66, 78)],
+    "optimizer": [(32, 35), (80, 85)],
+    "Optimizer.step#SGD.step": [(32, 35), (80, 85)],
+}
+MARKS = [Event(span=span, label=name, annotation=True) for name, spans in SPANS.items() for span in spans]
+
+
+def test_without_a_device_phases_are_the_times_between_marks() -> None:
+    operations = [Event(span=(12, 17), id=1), Event(span=(19, 29), id=2)]
+    seconds = measure.add_up_phases([*operations, *reversed(MARKS)])
+    nanoseconds = {phase: round(value * 1e9) for phase, value in seconds.items()}
+    assert nanoseconds == {"data": 14, "forward": 20, "backward": 34, "optimizer": 8, "host": 24}
+
+
+def test_on_a_device_phases_are_the_times_of_its_operations() -> None:
+    host = [Event(span=(start, start + 1), id=number) for number, start in enumerate([5, 12, 31, 33, 36, 19], 1)]
+    runtime = Event(span=(3, 4), label="cudaLaunchKernel", id=2, launched_by=1)  # its id is none of torch's
+    device = [
+        Event(span=(20, 25), device="CUDA", launched_by=1),  # data, and the wait for it
+        Event(span=(25, 55), device="CUDA", launched_by=2),  # forward
+        Event(span=(30, 50), device="CUDA", launched_by=3),  # after backward, hidden behind the one before
+        Event(span=(55, 58), device="CUDA", launched_by=6),  # backward
+        Event(span=(60, 90), device="CUDA", launched_by=4),  # optimizer, and the wait for it
+        Event(span=(90, 97), device="CUDA", launched_by=5),  # after the step
+        Event(span=(10, 55), device="CUDA", label="forward", annotation=True),
+        Event(span=(97, 99), device="CUDA", launched_by=99),  # launched by an unknown operation
+    ]
+    seconds = measure.add_up_phases([*reversed(device), runtime, *host, *MARKS])
+    nanoseconds = {phase: round(value * 1e9) for phase, value in seconds.items()}
+    assert nanoseconds == {"data": 25, "forward": 30, "backward": 3, "optimizer": 32, "host": 9}
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": "muon"}, {"accumulate": 2, "amp": "bf16", "ema_decay": 0.9}])
+def test_a_profile_of_a_training_holds_every_phase(settings: dict[str, Any]) -> None:
+    trainer = tiny_bench_trainer(config := tiny_config(**settings))
+    seconds = measure.phases(partial(measure.train, trainer, config), 2, CPU, warmup=1)
     assert tuple(seconds) == PHASES
     assert all(value > 0 for value in seconds.values())
-    assert sum(shares(seconds).values()) == pytest.approx(1)
     assert trainer.progress.step == 3
 
 
-def test_the_phases_come_in_the_order_of_a_step_and_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    config, backward = tiny_config(), torch.Tensor.backward
-    trainer, started = tiny_bench_trainer(config), []
-    monkeypatch.setattr(bench.PhaseClock, "start", lambda clock, phase: started.append(phase))
-    measure_phases(trainer, config, steps=1, warmup=0)
-    assert started == ["data", "host", "forward", "backward", "host", "optimizer", "host", "host"]
-    assert torch.Tensor.backward is backward
-    assert "autocast" not in vars(trainer)
-    assert not trainer.optimizer._optimizer_step_pre_hooks
-    assert not trainer.optimizer._optimizer_step_post_hooks
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_profile_of_a_gpu_holds_every_phase() -> None:
+    config, device = tiny_config(device="cuda"), torch.device("cuda")
+    trainer = measure.build_bench_trainer(config, random_data(config), device)
+    seconds = measure.phases(partial(measure.train, trainer, config), 2, device)
+    assert all(value > 0 for value in seconds.values())
 
 
-def test_measuring_leaves_the_weights_and_the_threads_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_keeps_the_weights_and_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     config, set_to = tiny_config(threads=3, weight_decay=0.1), []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
     trainer = tiny_bench_trainer(config)
     before = [parameter.detach().clone() for parameter in trainer.parameters]
-    measure_rate(bench.our_training(trainer, config), 2, CPU)
+    measure.rate(partial(measure.train, trainer, config), 2, CPU)
     assert all(torch.equal(old, new) for old, new in zip(before, trainer.parameters))
     assert set_to == [3, 5]
 
 
-@pytest.mark.gpu
-def test_the_phases_of_a_gpu_are_timed_by_its_own_clock() -> None:
-    config = tiny_config(device="cuda")
-    trainer = bench.build_bench_trainer(config, random_data(config), torch.device("cuda"))
-    seconds = measure_phases(trainer, config, steps=2, warmup=1)
-    assert all(value > 0 for value in seconds.values())
+def test_a_measured_training_reads_the_loss_as_a_run_does() -> None:
+    trainer, read_at = tiny_bench_trainer(config := tiny_config(log_every=3)), []
+    trainer.read_step = lambda _: read_at.append(trainer.progress.step)  # type: ignore[method-assign]
+    measure.rate(partial(measure.train, trainer, config), 7, CPU, warmup=0)
+    assert read_at == [3, 6]
 
 
-# --- A run, and what would help --------------------------------------------------------------------------------------
+# --- A whole run -----------------------------------------------------------------------------------------------------
 
 
 def test_the_stages_of_a_run_share_its_steps() -> None:
@@ -189,22 +300,52 @@ def test_the_stages_of_a_run_share_its_steps() -> None:
     assert stages == [(4, 0.25), (6, 0.5), (8, 0.25)]
 
 
-def test_each_smaller_size_is_measured_and_the_full_one_is_back_after() -> None:
-    config = tiny_config(progressive_sizes="4:0.25,6:0.75")
-    trainer, sides = tiny_bench_trainer(config), []
+def test_each_size_is_measured_and_the_full_one_restored() -> None:
+    trainer, sides = tiny_bench_trainer(config := tiny_config()), []
     trainer.model.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
-    assert list(measure_stages(trainer, config, steps=1)) == [4, 6]
-    assert sides == [4] * (bench.WARMUP_STEPS + 1) + [6] * (bench.WARMUP_STEPS + 1)
+    assert list(measure.rates_by_size(trainer, config, [4, 6], steps=1)) == [4, 6]
+    assert sides == [4] * (WARMUP_STEPS + 1) + [6] * (WARMUP_STEPS + 1)
     assert next(trainer.train_loader.epoch(0)).images.shape[-1] == 8
 
 
-def test_the_time_of_a_run_is_that_of_its_stages_evaluations_and_start() -> None:
+def test_a_run_takes_the_time_of_its_stages_evaluations_and_start() -> None:
     config = tiny_config(epochs=10, eval_every=4, progressive_sizes="4:0.5", val_size=40)
-    run = expected_run(config, {4: 96.0, 8: 48.0}, eval_rate=100.0, start_seconds=2.0)
-    assert (run["steps"], run["train_images"], run["eval_images"]) == (60, 48, 400)
-    assert run["train_seconds"] == pytest.approx(30 * 8 / 96 + 30 * 8 / 48)
-    assert run["eval_seconds"] == pytest.approx(3 * 400 / 100)
-    assert run["total_seconds"] == pytest.approx(2 + run["train_seconds"] + run["eval_seconds"])
+    run = estimate_run(config, (48, 400), {4: 96.0, 8: 48.0}, eval_rate=100.0, start_seconds=2.0)
+    assert (run.epochs, run.steps, run.train_images, run.eval_images) == (10, 60, 48, 400)
+    assert [asdict(stage) for stage in run.stages] == [
+        {"side": 4, "share": 0.5, "images_per_second": 96.0},
+        {"side": 8, "share": 0.5, "images_per_second": 48.0},
+    ]
+    assert run.train_seconds == pytest.approx(30 * 8 / 96 + 30 * 8 / 48)
+    assert run.eval_seconds == pytest.approx(3 * 400 / 100)
+    assert run.total_seconds == pytest.approx(2 + run.train_seconds + run.eval_seconds)
+
+
+@pytest.mark.parametrize(("steps_per_epoch", "sizes"), [(1, None), (7, None), (4, "4:0.5")])
+def test_a_dry_run_times_whole_steps_and_evaluations(
+    steps_per_epoch: int, sizes: str | None, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first step and the first evaluation warm up; the others take 1 s and 4 s.
+    stages = 2 if sizes else 1
+    step_seconds = iter([90.0, 1.0, 1.0, 1.0] * stages)
+    monkeypatch.setattr(Trainer, "train_step", clock.advance_after(step_seconds, Trainer.train_step))
+    monkeypatch.setattr(measure, "evaluate", clock.advance_after(iter([90.0, 4.0]), measure.evaluate))
+    config = tiny_config(train_size=8 * steps_per_epoch, epochs=10, eval_every=4, progressive_sizes=sizes)
+    result = dry_run(config)
+    assert next(step_seconds, None) is None
+    assert (result.step_seconds, result.images_per_second) == (1.0, 8.0)
+    assert result.eval_images_per_second == 360 / 4
+    assert result.total_seconds == pytest.approx(10 * steps_per_epoch + 3 * 4)
+
+
+def test_a_dry_run_that_is_not_finite_fails() -> None:
+    from resnet_train.training.trainer import NotFinite
+
+    with pytest.raises(NotFinite, match="not finite at step"):
+        dry_run(tiny_config(lr=1e30, warmup_epochs=0))
+
+
+# --- What would be faster --------------------------------------------------------------------------------------------
 
 
 def test_each_change_is_the_other_choice_of_one_setting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +366,7 @@ def test_each_change_is_the_other_choice_of_one_setting(monkeypatch: pytest.Monk
     ]
 
 
-def test_compilation_is_tried_only_where_there_is_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compilation_is_tried_only_with_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda _: None)
     assert not bench.can_compile(CPU)
     assert not bench.can_compile(torch.device("cuda"))
@@ -233,23 +374,53 @@ def test_compilation_is_tried_only_where_there_is_a_compiler(monkeypatch: pytest
 
 
 def test_a_change_that_fails_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_config(batch_size=32)
-    changes = [bench.Change("--amp bf16", {"amp": "bf16"}), bench.Change("--batch-size 64", {"batch_size": 64})]
-
     def fail(*_: Any, **__: Any) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
 
-    monkeypatch.setattr(bench, "measure_rate", fail)
-    variants, left_out = enter_changes(config, changes, random_data(config), CPU)
-    assert variants == {}
-    assert left_out == {"--amp bf16": "CUDA out of memory.", "--batch-size 64": "there are 48 training images"}
+    monkeypatch.setattr(measure, "rate", fail)
+    config = tiny_config(batch_size=32)
+    changes = [Change("amp", "bf16"), Change("batch_size", 64)]
+    trainings, left_out = start_changes(config, changes, random_data(config), CPU)
+    assert trainings == {}
+    assert left_out == {
+        "--amp bf16": "CUDA out of memory.",
+        "--batch-size 64": "batch_size (=64) must be at most the number of training images (=48)",
+    }
+
+
+def test_a_recipe_is_compared_within_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    flops = measure.training_flops(config := tiny_config(), 10)
+    rates = {
+        "as given": [10.0, 20.0],
+        "matrix FLOP/s": [100.0 * flops, 50.0 * flops],
+        "--no-channels-last": [12.0, 18.0],
+        "--amp bf16": [4.0],
+    }
+
+    def interleave(measures: dict[str, Any], rounds: int, base: str, min_ratio: float) -> dict[str, list[float]]:
+        assert rates.keys() <= measures.keys()
+        assert (rounds, base, min_ratio) == (2, "as given", 0.5)
+        return rates
+
+    monkeypatch.setattr(measure, "interleave", interleave)
+    result = bench.bench(config, steps=1, rounds=2)
+    assert result.images_per_second == Spread(median=15, min=10, max=20)
+    assert result.run.stages[-1].images_per_second == 15
+    assert result.flops_per_second == Spread(median=15 * flops, min=10 * flops, max=20 * flops)
+    assert result.matrix_share == Spread(median=0.25, min=0.1, max=0.4)
+    assert result.changes == [
+        ChangeResult(flag="--no-channels-last", note="", rounds=2, ratio=Spread(median=1.05, min=0.9, max=1.2)),
+        ChangeResult(
+            flag="--amp bf16", note="rounds differently", rounds=1, ratio=Spread(median=0.4, min=0.4, max=0.4)
+        ),
+    ]
 
 
 # --- The programs in benchmarks/ -------------------------------------------------------------------------------------
 
 
 def load_program(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A program of benchmarks/, which is no package, as a module."""
+    """Import a program of benchmarks/, which is not a package."""
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -259,12 +430,7 @@ def load_program(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-@pytest.fixture(autouse=True)
-def _small_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "MATRIX_SIDE", 32)
-
-
-def test_throughput_measures_the_gains_beside_the_plain_loop(
+def test_throughput_compares_gains_with_the_plain_loop(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program = load_program("throughput", monkeypatch)
@@ -272,7 +438,7 @@ def test_throughput_measures_the_gains_beside_the_plain_loop(
         arch="resnet8",
         batch_size=4,
         wanted_steps=1,
-        rounds=2,
+        rounds=1,
         variants=",".join(name for name in program.VARIANTS if name != "compilation"),  # seconds of compiling
         device_name="cpu",
         threads=0,
@@ -285,11 +451,11 @@ def test_throughput_measures_the_gains_beside_the_plain_loop(
     assert {"graph-capture", "airbench"} < result["left_out"].keys() < set(program.VARIANTS)
     assert result["variants"].keys() | result["left_out"].keys() == set(program.VARIANTS) - {"compilation"}
     for row in result["variants"].values():
-        assert len(row["images_per_second"]) == 2
+        assert len(row["images_per_second"]) == 1
         assert 0 < row["over_plain"]["min"] <= row["over_plain"]["median"] <= row["over_plain"]["max"]
     assert result["variants"]["plain"]["over_plain"] == {"median": 1, "min": 1, "max": 1}
     assert sum(result["phases"]["shares"].values()) == pytest.approx(1)
-    assert result["flops_per_image"] == training_flops(make_config({"arch": "resnet8"}), 10)
+    assert result["flops_per_image"] == measure.training_flops(make_config({"arch": "resnet8"}), 10)
     assert "default " in capsys.readouterr().out
 
 
@@ -322,7 +488,7 @@ def test_scaling_relates_every_case_to_the_first(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("kind", ["bare", "ours"])
-def test_a_fresh_process_tells_its_memory_and_its_start(
+def test_a_fresh_process_reports_its_memory_and_its_start(
     kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program = load_program("fresh", monkeypatch)

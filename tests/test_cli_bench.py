@@ -3,91 +3,136 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from resnet_train.jobs import bench
-from tests.harness.cli import Outcome, RunCli
+from resnet_train.config import TrainConfig
+from resnet_train.jobs import bench, measure
+from resnet_train.jobs.bench import BenchResult, ChangeResult
+from resnet_train.jobs.measure import RunEstimate, Spread, Stage
+from tests.harness.cli import RunCli
 
 TINY = ["--arch", "resnet8", "--dataset", "digits", "--image-size", "8", "--train-size", "32", "--batch-size", "16"]
 QUICK = [*TINY, "--device", "cpu", "--steps", "1", "--rounds", "2"]
 
+RESULT = BenchResult(
+    arch="resnet20",
+    params=269_722,
+    batch_size=128,
+    image_size=32,
+    precision="bfloat16",
+    data="random images",
+    steps=20,
+    rounds=3,
+    images_per_second=Spread(median=1000.4, min=900, max=1234.5),
+    flops_per_image=246_000_000,
+    flops_per_second=Spread(median=0.246e12, min=0.2214e12, max=0.3037e12),
+    matrix_flops_per_second=Spread(median=1.23e12, min=1.2e12, max=1.3e12),
+    matrix_share=Spread(median=0.2, min=0.18, max=0.25),
+    changes=[
+        ChangeResult(flag="--no-channels-last", note="", rounds=3, ratio=Spread(median=1.05, min=0.9, max=1.2)),
+        ChangeResult(flag="--amp off", note="rounds differently", rounds=3, ratio=Spread(median=1.5, min=1.25, max=2)),
+        ChangeResult(flag="--threads 1", note="", rounds=1, ratio=Spread(median=0.4, min=0.4, max=0.4)),
+    ],
+    left_out={"--batch-size 256": "CUDA out of memory."},
+    phases={"data": 0.011, "forward": 0.358, "backward": 0.614, "optimizer": 0.004, "host": 0.013},
+    phase_seconds={"data": 1.1, "forward": 35.8, "backward": 61.4, "optimizer": 0.4, "host": 1.3},
+    start_seconds=2.25,
+    peak_memory_bytes=3 << 29,
+    eval_images_per_second=2613.4,
+    run=RunEstimate(
+        epochs=200,
+        steps=78_000,
+        train_images=50_000,
+        eval_images=10_000,
+        stages=[
+            Stage(side=16, share=0.25, images_per_second=4000.0),
+            Stage(side=32, share=0.75, images_per_second=1000.4),
+        ],
+        train_seconds=10_000.0,
+        eval_seconds=800.0,
+        total_seconds=10_921.0,
+    ),
+    environment={"device_name": "NVIDIA H100", "cpu": "AMD EPYC", "torch": "2.14.1"},
+)
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "MATRIX_SIDE", 32)
-    monkeypatch.setattr(bench, "_thread_counts", lambda: [1])  # more than there are processors free for take seconds
+REPORT = """\
+network     resnet20, 269,722 parameters
+machine     NVIDIA H100, AMD EPYC, torch 2.14.1
+batches     128 random images of 32×32, bfloat16
+training    1,000 (900 to 1,234) images/s, 3 rounds of 20 steps
+arithmetic  0.246 TFLOP/s, 20% (18% to 25%) of the 1.23 of a matrix product
+a step      data 1.1%, forward 35.8%, backward 61.4%, optimizer 0.4%, host 1.3%
+evaluation  2,613 images/s
+memory      1,536 MiB at its peak
+start       2.2 s until the first step is done, without reading the data
+images/s at 16 pixels 4,000 (25% of the steps), 32 pixels 1,000 (75% of the steps)
+whole run   about 3 h 2 min: 200 epochs of 50,000 images, evaluations included
+
+one change          times as fast  range over the rounds
+--no-channels-last           1.05  0.90 to 1.20
+--amp off                    1.50  1.25 to 2.00
+--threads 1                  0.40  0.40 to 0.40, 1 round only
+--batch-size 256                –  not tried: CUDA out of memory.
+
+--amp off is faster here (it rounds differently).
+--threads 1 is slower here.
+"""
 
 
-def result_of(outcome: Outcome) -> dict:
+@pytest.fixture
+def configs(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
+    """Replace the measuring by `RESULT` and return the list of the configs that it is called with."""
+    seen: list[TrainConfig] = []
+
+    def fake_bench(config: TrainConfig, *_: object) -> BenchResult:
+        seen.append(config)
+        return RESULT
+
+    monkeypatch.setattr(bench, "bench", fake_bench)
+    return seen
+
+
+def test_the_numbers_as_json_hold_together(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "MATRIX_SIDE", 32)
+    monkeypatch.setattr(bench, "_thread_counts", lambda: [1])
+    outcome = run_cli("resnet-bench", *QUICK, "--epochs", 3, "--progressive-sizes", "4:0.5", "--json", cwd=tmp_path)
     assert outcome.code == 0, outcome
-    return json.loads(outcome.stdout)
-
-
-def test_the_numbers_as_json_hold_together(run_cli: RunCli, tmp_path: Path) -> None:
-    numbers = result_of(run_cli("resnet-bench", *QUICK, "--epochs", "3", "--json", cwd=tmp_path))
-    rate = numbers["images_per_second"]
+    result = json.loads(outcome.stdout)
+    rate, ratio = result["images_per_second"], result["changes"][0]["ratio"]
     assert 0 < rate["min"] <= rate["median"] <= rate["max"]
-    assert numbers["flops_per_second"]["max"] == pytest.approx(rate["max"] * numbers["flops_per_image"])
-    assert sum(numbers["phases"].values()) == pytest.approx(1)
-    assert list(numbers["phases"]) == ["data", "forward", "backward", "optimizer", "host"]
-    assert (numbers["run"]["steps"], numbers["run"]["train_images"]) == (6, 32)
-    assert numbers["run"]["total_seconds"] > numbers["run"]["train_seconds"] > 0
-    flags = [change["flag"] for change in numbers["changes"]]
+    assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
+    assert result["flops_per_second"]["max"] == pytest.approx(rate["max"] * result["flops_per_image"])
+    assert list(result["phases"]) == ["data", "forward", "backward", "optimizer", "host"]
+    assert sum(result["phases"].values()) == pytest.approx(1)
+    assert (result["run"]["steps"], result["run"]["train_images"], result["run"]["eval_images"]) == (6, 32, 360)
+    assert [stage["side"] for stage in result["run"]["stages"]] == [4, 8]
+    assert result["run"]["stages"][1]["images_per_second"] == rate["median"]
+    assert result["run"]["total_seconds"] > result["run"]["train_seconds"] > 0
+    flags = [change["flag"] for change in result["changes"]]
     assert {"--no-channels-last", "--amp bf16", "--batch-size 32"} <= set(flags)
+    assert "round 2 of 2" in outcome.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_the_report_says_it_all_in_aligned_lines(run_cli: RunCli, tmp_path: Path) -> None:
-    outcome = run_cli("resnet-bench", *QUICK, "--progressive-sizes", "4:0.5", cwd=tmp_path)
-    assert outcome.code == 0, outcome
-    facts, table, advice = (part.splitlines() for part in outcome.stdout.strip().split("\n\n"))
-    names = [line[:12].strip() for line in facts]
-    assert names == [
-        "network",
-        "machine",
-        "batches",
-        "training",
-        "arithmetic",
-        "a step",
-        "evaluation",
-        "memory",
-        "start",
-        "images/s at",
-        "whole run",
-    ]
-    assert "16 random images of 8×8, float32" in facts[2]
-    assert facts[9].endswith("(50% of the steps)")
-    assert table[0].split() == ["one", "change", "times", "as", "fast", "range", "over", "the", "rounds"]
-    assert advice
-    assert "round 2 of 2" in outcome.stderr
+def test_the_report_is_aligned_lines(run_cli: RunCli, tmp_path: Path, configs: list[TrainConfig]) -> None:
+    assert run_cli("resnet-bench", *QUICK, cwd=tmp_path).stdout == REPORT
 
 
-def test_what_helps_is_said_only_where_the_rounds_agree(
-    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_one_round_allows_no_advice(
+    run_cli: RunCli, tmp_path: Path, configs: list[TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def rates(measures: dict[str, object], rounds: int, *_: object) -> dict[str, list[float]]:
-        known = {"as given": [10.0, 10.0], "--no-channels-last": [12.0, 9.0], "--amp bf16": [15.0, 20.0]}
-        return {name: known.get(name, [4.0]) for name in measures}
-
-    monkeypatch.setattr(bench, "interleave", rates)
-    lines = run_cli("resnet-bench", *QUICK, cwd=tmp_path).stdout.splitlines()
-    assert "--amp bf16 is faster here (it rounds otherwise)." in lines
-    assert not any(line.startswith("--no-channels-last is") for line in lines)
-    assert any(line.endswith("0.40 to 0.40, 1 round only") for line in lines)
+    monkeypatch.setattr(bench, "bench", lambda *_: replace(RESULT, rounds=1))
+    outcome = run_cli("resnet-bench", *QUICK, cwd=tmp_path)
+    assert outcome.stdout.splitlines()[-1] == "One round has no range, so there is no advice."
 
 
-def test_one_round_allows_no_advice(run_cli: RunCli, tmp_path: Path) -> None:
-    outcome = run_cli("resnet-bench", *TINY, "--device", "cpu", "--steps", "1", "--rounds", "1", cwd=tmp_path)
-    assert outcome.stdout.splitlines()[-1].startswith("One round has no range")
-
-
-def test_a_recipe_is_measured_with_flags_over_it(run_cli: RunCli, tmp_path: Path) -> None:
+def test_flags_override_a_recipe(run_cli: RunCli, tmp_path: Path, configs: list[TrainConfig]) -> None:
     (tmp_path / "mine.yaml").write_text("arch: resnet14\nbatch_size: 8\n")
-    options = ["--config", "mine.yaml", *QUICK[2:], "--json"]
-    numbers = result_of(run_cli("resnet-bench", *options, cwd=tmp_path))
-    assert (numbers["arch"], numbers["batch_size"]) == ("resnet14", 16)
+    run_cli("resnet-bench", "--config", "mine.yaml", *QUICK[2:], cwd=tmp_path)
+    assert [(config.arch, config.batch_size) for config in configs] == [("resnet14", 16)]
 
 
 @pytest.mark.parametrize(

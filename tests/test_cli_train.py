@@ -371,28 +371,6 @@ def test_a_dry_run_as_json_has_the_numbers(run_cli: RunCli, tmp_path: Path) -> N
         assert estimate[name] > 0
 
 
-@pytest.mark.parametrize("steps_per_epoch", [1, 2, 3, 4, 7])
-def test_a_dry_run_times_whole_steps(steps_per_epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock:
-        now = 0.0
-
-        def perf_counter(self) -> float:
-            self.now += 1e-6
-            return self.now
-
-    def train_step_of_one_second(trainer: run.Trainer, batch: object) -> None:
-        train_step(trainer, batch)
-        clock.now += 1
-
-    clock, train_step = Clock(), run.Trainer.train_step
-    monkeypatch.setattr(run, "time", clock)
-    monkeypatch.setattr(run.Trainer, "train_step", train_step_of_one_second)
-    values = {"dataset": "digits", "arch": "resnet8", "image_size": 8, "batch_size": 32, "device": "cpu"}
-    estimate = run.dry_run(make_config({**values, "train_size": 32 * steps_per_epoch, "epochs": 10}))
-    assert estimate["step_seconds"] == pytest.approx(1, rel=1e-3)
-    assert estimate["total_seconds"] == pytest.approx(10 * steps_per_epoch, rel=1e-3)
-
-
 def test_run_cli_restores_the_log_handlers(run_cli: RunCli, tmp_path: Path) -> None:
     before = list(logging.getLogger("resnet_train").handlers)
     run_cli("resnet-train", "--print-config", cwd=tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +10,9 @@ from resnet_train.cli.app import Debug, Version, log_to_stderr, new_app, run_app
 from resnet_train.cli.options import gather_settings, with_config_options
 from resnet_train.config import make_config, to_plain
 from resnet_train.recipes import to_yaml
+
+if TYPE_CHECKING:
+    from resnet_train.jobs.bench import DryRunResult
 
 app = new_app()
 
@@ -57,7 +60,9 @@ def train(
     if print_config:
         typer.echo(to_yaml(to_plain(resolved)), nl=False)
     elif dry_run:
-        estimate = job.dry_run(resolved)
+        from resnet_train.jobs.bench import dry_run as try_out
+
+        estimate = try_out(resolved)
         typer.echo(to_json(estimate) if as_json else _describe_estimate(estimate))
     else:
         result = job.train(resolved, given, resume)
@@ -65,19 +70,19 @@ def train(
             typer.echo(to_json(result) if as_json else _describe_result(result))
 
 
-def _describe_estimate(estimate: dict[str, Any]) -> str:
-    """Format the estimate of a dry run."""
+def _describe_estimate(estimate: DryRunResult) -> str:
+    """Format the result of a dry run."""
     from resnet_train.runtime.duration import format_duration
 
-    memory, step_ms = estimate["peak_memory_bytes"], estimate["step_seconds"] * 1000
+    memory = estimate.peak_memory_bytes
     return "\n".join(
         [
-            f"{estimate['arch']} ({estimate['params']:,} parameters) on {estimate['title']}, {estimate['device']}",
-            f"training    {estimate['images_per_second']:,.0f} images/s ({step_ms:.0f} ms a step)",
-            f"evaluation  {estimate['eval_images_per_second']:,.0f} images/s",
-            f"whole run   about {format_duration(estimate['total_seconds'])}",
+            f"{estimate.arch} ({estimate.params:,} parameters) on {estimate.title}, {estimate.device}",
+            f"training    {estimate.images_per_second:,.0f} images/s ({estimate.step_seconds * 1000:.0f} ms a step)",
+            f"evaluation  {estimate.eval_images_per_second:,.0f} images/s",
+            f"whole run   about {format_duration(estimate.total_seconds)}",
             f"memory      {memory / 2**20:,.0f} MiB at its peak" if memory else "memory      not known here",
-            f"checkpoint  {estimate['checkpoint_bytes'] / 2**20:,.1f} MiB, saved and read back",
+            f"checkpoint  {estimate.checkpoint_bytes / 2**20:,.1f} MiB, saved and read back",
         ]
     )
 

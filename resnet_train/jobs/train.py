@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
-import time
-from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +10,19 @@ import torch
 
 from resnet_train.build import RunData, build_trainer, check_names, load_data
 from resnet_train.config import TrainConfig, make_config, merge_on_resume, to_plain
-from resnet_train.evaluation.evaluate import evaluate
 from resnet_train.loggers.base import Logger, LoggerList
 from resnet_train.loggers.console import Console
 from resnet_train.loggers.csv import MetricsCsv
 from resnet_train.loggers.log_file import LogFile
 from resnet_train.records import EpochRecord, RunInfo, RunResult
-from resnet_train.runs.checkpoint import StateParts, check_parts, read_checkpoint, restore_model, write_checkpoint
+from resnet_train.runs.checkpoint import StateParts, check_parts, read_checkpoint
 from resnet_train.runs.folder import CheckpointSaver, RunFolder, existing_run_message, find_runs
-from resnet_train.runtime.device import device_name, peak_memory_bytes, prepare_machine, synchronize
+from resnet_train.runtime.device import device_name, prepare_machine
 from resnet_train.runtime.distributed import Processes, join_processes
 from resnet_train.runtime.environment import describe_environment
 from resnet_train.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-DRY_RUN_STEPS = 3
 
 
 def train(config: TrainConfig, given: dict[str, Any] | None = None, resume: str | None = None) -> RunResult | None:
@@ -170,53 +164,6 @@ def _fit(config: TrainConfig, data: RunData, trainer: Trainer, folder: RunFolder
         )
         loggers.run_done(result)
         return result
-
-
-def dry_run(config: TrainConfig) -> dict[str, Any]:
-    """One of everything: training batches, an evaluation batch, a checkpoint saved and read back. Keeps nothing.
-
-    Returns:
-        `step_seconds`, `eval_images_per_second`, `total_seconds` of the whole run (estimated), `peak_memory_bytes`,
-        `checkpoint_bytes`, `params`, `device`, `title`.
-    """
-    check_names(config)
-    device = prepare_machine(config.device, config.threads, config.deterministic)
-    data = load_data(config)
-    trainer = build_trainer(config, data, device)
-    trainer.model.train()
-    batches = (batch for epoch in count() for batch in trainer.train_loader.epoch(epoch))
-    trainer.train_step(next(batches))  # the first step warms up and is not timed
-    synchronize(device)
-    start = time.perf_counter()
-    for batch in islice(batches, DRY_RUN_STEPS):
-        trainer.train_step(batch)
-    trainer.check_finite(trainer.read_sums())
-    step_seconds = (time.perf_counter() - start) / DRY_RUN_STEPS
-    loader = next(iter(trainer.eval_loaders.values()))
-    start = time.perf_counter()
-    evaluation = evaluate(trainer.model, [next(loader.epoch(0))], trainer.num_classes, device)
-    eval_rate = evaluation.n / (time.perf_counter() - start)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "last.pt"
-        common = {"about": data.about(config), "config": to_plain(config), "environment": {}}
-        write_checkpoint(path, {**common, **trainer.state_dict()})
-        checkpoint_bytes = path.stat().st_size
-        restore_model(read_checkpoint(path), path)
-    eval_images = sum(loader.num_images for loader in trainer.eval_loaders.values())
-    num_evals = -(-config.epochs // config.eval_every)
-    train_seconds = config.epochs * len(trainer.train_loader) * step_seconds
-    return {
-        "arch": config.arch,
-        "title": data.train.title,
-        "device": device_name(device),
-        "params": sum(parameter.numel() for parameter in trainer.parameters),
-        "step_seconds": step_seconds,
-        "images_per_second": config.batch_size / step_seconds,
-        "eval_images_per_second": eval_rate,
-        "total_seconds": train_seconds + num_evals * eval_images / eval_rate,
-        "peak_memory_bytes": peak_memory_bytes(device),
-        "checkpoint_bytes": checkpoint_bytes,
-    }
 
 
 def default_name(config: TrainConfig) -> str:
