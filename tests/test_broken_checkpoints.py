@@ -126,7 +126,7 @@ def test_a_config_that_is_none_gives_one_line(
         assert re.search(message, run_cli("resnet-train", "--resume", target, cwd=tmp_path).error)
 
 
-def test_names_from_a_file_never_reach_the_terminal_as_escape_sequences(
+def test_escape_sequences_in_a_file_never_reach_the_terminal(
     trained: tuple[Path, Outcome], run_cli: RunCli, tmp_path: Path
 ) -> None:
     path = damage(trained, "model.pt", lambda c: c["about"].update(arch="\x1b[2J\x07\x9bresnet8"), tmp_path / "some.pt")

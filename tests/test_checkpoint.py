@@ -142,7 +142,7 @@ class Payload:
 def test_a_pickle_that_runs_code_is_refused(tmp_path):
     trace, path = tmp_path / "trace", tmp_path / "evil.pt"
     torch.save({"format": checkpoint.FORMAT, "version": 1, "x": Payload(trace)}, path)
-    with pytest.raises(ValueError, match="not a checkpoint that can be read safely"):
+    with pytest.raises(ValueError, match=r"its pickle uses '__builtin__\.getattr'"):
         read_checkpoint(path)
     path.write_bytes(pickle.dumps(Payload(trace)))
     with pytest.raises(ValueError, match="not a checkpoint"):

@@ -1,4 +1,4 @@
-"""Files from strangers: checkpoints, archives, pickles, caches and pictures made to do harm. None of them does."""
+"""Files from strangers that try to do harm: checkpoints, archives, pickles, caches and images."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from PIL import Image
 from resnet_train.data.dataset import load_dataset
 from resnet_train.data.sources.cifar import fetch_archive
 from resnet_train.data.sources.folder import read_image
+from resnet_train.optim.optimizers import OPTIMIZERS
 from resnet_train.runs.archive import read_tensor_file
 from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 from tests.harness.cli import Outcome, RunCli, run_python
@@ -35,7 +36,7 @@ NEEDS_PROC = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="me
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What reading each hostile file came to, in another process."""
+    """Return what came of reading each hostile file, in another process."""
     outcome = run_python(
         "-m", "tests.harness.hostile_files", tmp_path_factory.mktemp("hostile"), cwd=Path(__file__).parents[1]
     )
@@ -46,36 +47,33 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
 
 @NEEDS_PROC
 @pytest.mark.parametrize("name", [*FILES, *MODELS])
-def test_a_hostile_checkpoint_is_refused_in_one_line_and_does_nothing(
-    name: str, watched: dict[str, dict[str, Any]]
-) -> None:
+def test_a_hostile_checkpoint_is_refused_and_does_nothing(name: str, watched: dict[str, dict[str, Any]]) -> None:
     result = watched[name]
     assert result["outcome"].startswith("ValueError: "), result
     assert f"{name}.pt" in result["outcome"]
     assert len(result["outcome"].splitlines()) == 1
     assert len(result["outcome"]) < 1000
-    assert "torch refuses it" not in result["outcome"]  # it would, but it is not asked
-    assert result["events"] == []  # no program, no file written, no import, no code compiled
+    assert result["events"] == []  # no program, no file written, no import, no code compiled, no torch.load
     assert result["bytes"] < 50 * MEGABYTE
 
 
 @NEEDS_PROC
 @pytest.mark.parametrize("name", ["os.system", "exec", "getattr chain", "torch.load", "bytearray", "torch.Tensor"])
-def test_a_foreign_name_is_refused_before_anything_is_called(name: str, watched: dict[str, dict[str, Any]]) -> None:
-    assert "its pickle names '" in watched[name]["outcome"]
+def test_a_global_that_is_not_allowed_is_named(name: str, watched: dict[str, dict[str, Any]]) -> None:
+    assert "its pickle uses '" in watched[name]["outcome"]
 
 
 @NEEDS_PROC
-def test_hostile_checkpoints_make_no_files(watched: dict[str, dict[str, Any]]) -> None:
+def test_hostile_checkpoints_create_no_files(watched: dict[str, dict[str, Any]]) -> None:
     assert watched["files made"]["outcome"] == "[]"
 
 
 @NEEDS_PROC
 @pytest.mark.slow
-def test_hostile_checkpoints_are_refused_within_a_second(watched: dict[str, dict[str, Any]]) -> None:
+def test_hostile_checkpoints_are_refused_within_three_seconds(watched: dict[str, dict[str, Any]]) -> None:
     seconds = {name: result["seconds"] for name, result in watched.items() if "seconds" in result}
     assert len(seconds) == len(FILES) + len(MODELS)
-    assert max(seconds.values()) < 3, seconds  # of processor time; 0.5 s where it was measured
+    assert max(seconds.values()) < 3, seconds  # of processor time; 1.8 s where it was measured
 
 
 @pytest.mark.parametrize(
@@ -114,7 +112,7 @@ def test_evaluation_refuses_a_hostile_config_in_one_line(
 
 
 def test_any_pickle_is_read_or_refused(tmp_path: Path) -> None:
-    """Bytes of a true pickle are changed, and the archive's checksums made anew."""
+    """Change bytes of a genuine pickle, in archives whose checksums are right."""
     path = tmp_path / "some.pt"
     write_checkpoint(path, base())
     with zipfile.ZipFile(path) as archive:
@@ -122,7 +120,7 @@ def test_any_pickle_is_read_or_refused(tmp_path: Path) -> None:
     pickled = records.pop("data.pkl")
     records = {name.replace("data/", "data_"): content for name, content in records.items()}
     rng, refused = random.Random(0), 0
-    for _ in range(300):
+    for _ in range(150):
         changed = bytearray(pickled)
         for _ in range(rng.randint(1, 4)):
             changed[rng.randrange(len(changed))] = rng.choice((*pickled[:50], rng.randrange(256)))
@@ -131,7 +129,7 @@ def test_any_pickle_is_read_or_refused(tmp_path: Path) -> None:
             read_tensor_file(path)
         except ValueError:
             refused += 1
-    assert refused > 100
+    assert refused > 50
 
 
 # --- The reader against torch's --------------------------------------------------------------------------------------
@@ -167,10 +165,8 @@ STORED = {
 
 
 def test_what_torch_saves_is_read_as_torch_reads_it(tmp_path: Path) -> None:
-    trainer = tiny_trainer(epochs=1, ema_decay=0.9)
-    trainer.fit()
     shared = torch.arange(4.0)
-    contents = {**STORED, "state": trainer.state_dict(), "twice": [shared, shared[1:]]}
+    contents = {**STORED, "twice": [shared, shared[1:]]}
     torch.save(contents, tmp_path / "some.pt")
     ours = read_tensor_file(tmp_path / "some.pt")
     theirs = torch.load(tmp_path / "some.pt", weights_only=True)  # noqa: TID251 - to compare with
@@ -182,6 +178,23 @@ def test_what_torch_saves_is_read_as_torch_reads_it(tmp_path: Path) -> None:
     assert all(ours["model"][name].dtype == tensor.dtype for name, tensor in contents["model"].items())
     ours["twice"][0][1] = 9
     assert ours["twice"][1][0] == 9
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.names())
+def test_a_long_run_with_any_optimizer_can_be_read(optimizer: str, tmp_path: Path) -> None:
+    trainer = tiny_trainer(epochs=1, optimizer=optimizer, nesterov=optimizer == "sgd", ema_decay=0.9)
+    trainer.fit()
+    record = {f"a metric {number}": number / 7 for number in range(12)}
+    contents = {
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "averaged": trainer.averaged.state_dict(),
+        "scaler": torch.amp.GradScaler("cpu").state_dict(),
+        "history": [{"epoch": epoch, **record} for epoch in range(2000)],
+    }
+    assert contents["model"]._metadata  # an OrderedDict with an attribute
+    torch.save(contents, tmp_path / "some.pt")
+    assert_same_tensors(read_tensor_file(tmp_path / "some.pt"), contents)
 
 
 # --- Data ------------------------------------------------------------------------------------------------------------
@@ -206,7 +219,7 @@ def test_batches_of_a_wrong_md5_are_never_unpickled(split: str, no_network: None
     trace = tmp_path / "trace"
     cifar_folder(tmp_path / "data", trace)
     pickle.loads((tmp_path / "data" / "cifar-10-batches-py" / "test_batch").read_bytes())
-    assert trace.exists()  # so they would do it
+    assert trace.exists()  # unpickling them would have an effect
     trace.unlink()
     with pytest.raises(ConnectionError, match="MD5"):
         load_dataset("cifar10", split, tmp_path / "data")
@@ -244,8 +257,10 @@ OUTSIDE = {
 
 @pytest.mark.parametrize("md5", ["the archive's own", "another"])
 @pytest.mark.parametrize("kind", [*OUTSIDE, "absolute"])
-def test_archives_make_no_files_outside_the_data_folder(kind: str, md5: str, no_network: None, tmp_path: Path) -> None:
-    """Even if one had the published MD5."""
+def test_archives_create_no_files_outside_the_data_folder(
+    kind: str, md5: str, no_network: None, tmp_path: Path
+) -> None:
+    """Check this even for an archive with the published MD5."""
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     (tmp_path / "secret").write_text("secret")
@@ -308,7 +323,7 @@ def test_decompression_bombs_are_refused_within_200_megabytes(tmp_path: Path) ->
 
 @NEEDS_PROC
 @pytest.mark.slow
-def test_the_largest_pictures_that_are_taken_need_less_than_200_megabytes(tmp_path: Path) -> None:
+def test_the_largest_images_need_less_than_200_megabytes(tmp_path: Path) -> None:
     largest = {"mode": "RGBA", "size": (2000, 3000)}
     for name, picture in {
         "opaque.png": {"mode": "RGB", "size": (8192, 4096)},
@@ -321,7 +336,7 @@ def test_the_largest_pictures_that_are_taken_need_less_than_200_megabytes(tmp_pa
 
 
 def test_a_jpeg_of_several_scans_counts_with_all_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its decoder keeps all coefficients; one that is decoded as it comes counts with the pixels that it becomes."""
+    """The decoder of several scans keeps all coefficients; one scan is decoded at a reduced size."""
     monkeypatch.setattr("resnet_train.data.sources.folder.MAX_PIXELS", 10_000)
     save_picture(tmp_path / "one.jpg", "RGB", (200, 200))
     save_picture(tmp_path / "progressive.jpg", "RGB", (200, 200), progressive=True)
@@ -336,9 +351,7 @@ def test_a_jpeg_of_several_scans_counts_with_all_its_pixels(tmp_path: Path, monk
             read_image(tmp_path / name, 8)
 
 
-def test_bombs_and_broken_files_among_a_hundred_pictures_are_reported_and_the_others_used(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_bad_files_among_images_are_reported_and_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "data" / "train" / "cat"
     folder.mkdir(parents=True)
     for number in range(97):
@@ -354,7 +367,7 @@ def test_bombs_and_broken_files_among_a_hundred_pictures_are_reported_and_the_ot
     assert not (tmp_path / "trace").exists()
 
 
-# --- The rules that keep it so ---------------------------------------------------------------------------------------
+# --- The linter ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -371,7 +384,7 @@ def test_bombs_and_broken_files_among_a_hundred_pictures_are_reported_and_the_ot
         ("import subprocess\n\nsubprocess.run('ls', shell=True)", "S602"),
     ],
 )
-def test_the_linter_refuses_what_could_run_code_from_a_file(line: str, rule: str) -> None:
+def test_the_linter_forbids_running_code_from_files(line: str, rule: str) -> None:
     import subprocess
 
     root = Path(__file__).parents[1]
