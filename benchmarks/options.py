@@ -60,9 +60,9 @@ def main(
                 {
                     "variant": name,
                     "settings": settings,
-                    "train_loss": result.final.train_loss,
-                    "test_loss": result.final.test_loss,
-                    "test_accuracy": result.final.test_accuracy,
+                    "train_loss": result.final.scores["train"]["loss"],
+                    "test_loss": result.final.scores["test"]["loss"],
+                    "test_accuracy": result.final.scores["test"]["accuracy"],
                     "seconds": time.perf_counter() - start,
                 }
             )

@@ -45,7 +45,11 @@ def train(name: str, seed: int, dataset: str, data_dir: Path) -> dict[str, Any]:
     timing = (Path(result["folder"]) / "timing.csv").read_text().splitlines()
     column = timing[0].split(",").index("train_seconds")
     seconds = sum(float(row.split(",")[column]) for row in timing[1:])
-    return {"seed": seed, "accuracy": 100 * result["final"]["test_accuracy"], "train_seconds": round(seconds, 1)}
+    return {
+        "seed": seed,
+        "accuracy": 100 * result["final"]["scores"]["test"]["accuracy"],
+        "train_seconds": round(seconds, 1),
+    }
 
 
 def main(

@@ -1,4 +1,4 @@
-"""From a config to the parts of a run: data, model, optimizer, schedule, trainer. The one file that knows them all."""
+"""Build the parts of a run from its config: data, model, optimizer, schedule, trainer."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from resnet_train.config import NETWORK_OPTIONS, TrainConfig, option_metadata, option_names
+from resnet_train.config import TrainConfig
 from resnet_train.data.augment import Normalize, build_transforms
 from resnet_train.data.dataset import DATASETS, ImageDataset, load_dataset, split_indices
 from resnet_train.data.loader import BatchLoader, eval_loader, fits_on
 from resnet_train.data.mix import Mix
 from resnet_train.data.plan import draw_plan
 from resnet_train.data.progressive import size_schedule
-from resnet_train.models import create_model
+from resnet_train.models import create_model, list_models
 from resnet_train.models.blocks import set_bn_momentum
-from resnet_train.optim.ema import AveragedModel
-from resnet_train.optim.optimizers import OPTIMIZERS, build_optimizer, optimizer_settings
+from resnet_train.optim.ema import ExponentialMovingAverage
+from resnet_train.optim.optimizers import OPTIMIZERS
 from resnet_train.optim.schedules import SCHEDULES, build_schedule
-from resnet_train.registry import call_with
+from resnet_train.records import About
+from resnet_train.registry import accepts, call_with
 from resnet_train.runtime.device import memory_format
 from resnet_train.runtime.distributed import ALONE, Processes
 from resnet_train.runtime.precision import choose_precision
@@ -33,40 +35,46 @@ CUDA_CHUNK_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class RunData:
-    """The images of a run: what it trains on, what it validates on (may be none), what it is tested on."""
+    """The images of a run.
+
+    Attributes:
+        train, test: the splits of the data set; some data sets have no test images.
+        train_indices, val_indices: int64, the training images to train on and those held out (may be empty).
+    """
 
     train: ImageDataset
     test: ImageDataset | None
     train_indices: np.ndarray
     val_indices: np.ndarray
 
-    def about(self, config: TrainConfig) -> dict[str, Any]:
-        """What a checkpoint says of its network: enough to use it without anything else."""
-        return {
-            "arch": config.arch,
-            "arch_options": arch_options(config),
-            "classes": list(self.train.classes),
-            "image_size": config.image_size,
-            "mean": list(self.train.mean),
-            "std": list(self.train.std),
-            "dataset": config.dataset,
-            "title": self.train.title,
-            "fingerprint": self.train.fingerprint,
-        }
+
+def describe_network(config: TrainConfig, data: RunData) -> About:
+    """Return what a checkpoint says about its network: enough to use it without anything else."""
+    return About(
+        arch=config.arch,
+        arch_options=arch_options(config),
+        classes=list(data.train.classes),
+        image_size=config.image_size,
+        mean=list(data.train.mean),
+        std=list(data.train.std),
+        dataset=config.dataset,
+        title=data.train.title,
+        fingerprint=data.train.fingerprint,
+    )
 
 
-def check_names(config: TrainConfig) -> None:
-    """Everything that can be wrong without looking at data.
+def check_config(config: TrainConfig) -> None:
+    """Check everything that can be wrong without looking at data.
 
     Raises:
         ValueError: an unknown architecture, data set, optimizer or schedule, or images too small for the network.
     """
     choices = ((DATASETS, config.dataset), (OPTIMIZERS, config.optimizer), (SCHEDULES, config.schedule))
     for registry, name in choices:
-        registry[name]
-    if config.nesterov and "nesterov" not in optimizer_settings(config.optimizer):
+        registry[name]  # raises if the name is unknown
+    if config.nesterov and not accepts(OPTIMIZERS[config.optimizer], "nesterov"):
         raise ValueError(f"nesterov (=true) is not a setting of {config.optimizer}")
-    with torch.device("meta"):  # no memory, no arithmetic: builds the network to see whether it can be built
+    with torch.device("meta"):  # no memory and no arithmetic, only to see whether the network can be built
         model = create_model(config.arch, **arch_options(config))
         stride: Any = model.stride
     smallest = config.progressive_sizes[0][0] if config.progressive_sizes else config.image_size
@@ -81,10 +89,10 @@ def check_names(config: TrainConfig) -> None:
 
 
 def load_data(config: TrainConfig) -> RunData:
-    """All images of a run.
+    """Load all images of a run.
 
     Raises:
-        ValueError: the splits are larger than the data, or nothing is left to judge the model by.
+        ValueError: the splits are larger than the data, or no images are left to evaluate the model on.
     """
     train_set = load_dataset(config.dataset, "train", config.data_dir, config.image_size)
     assert train_set is not None
@@ -92,7 +100,7 @@ def load_data(config: TrainConfig) -> RunData:
     if test_set is not None and test_set.classes != train_set.classes:
         raise ValueError("train and test images have different classes")
     if test_set is None and not config.val_size:
-        raise ValueError(f"{config.data_dir} has no test/ folder; hold out images to judge by, as --val-size 1000")
+        raise ValueError(f"{config.data_dir} has no test/ folder; hold out images to evaluate on, as --val-size 1000")
     if len(train_set.classes) < 2:
         raise ValueError(
             f"{config.data_dir} has one class only ({train_set.classes[0]!r}); there is nothing to tell apart"
@@ -102,13 +110,13 @@ def load_data(config: TrainConfig) -> RunData:
 
 
 def arch_options(config: TrainConfig) -> dict[str, Any]:
-    """The options of the network that were given; the others are as the network has them."""
-    names = [name for name in option_names() if option_metadata(name)["panel"] == NETWORK_OPTIONS]
-    return {name: value for name in names if (value := getattr(config, name)) is not None}
+    """Return the network options that were given; the others keep the default of the network's constructor."""
+    known = {option for model in list_models() for option in model.options}
+    return {name: value for name, value in config if name in known and value is not None}
 
 
 def build_trainer(config: TrainConfig, data: RunData, device: torch.device, processes: Processes = ALONE) -> Trainer:
-    """Data, model, optimizer, schedule, trainer. The seed decides the initial weights.
+    """Build model, optimizer, schedule, loaders and trainer.
 
     Raises:
         ValueError: the batch is larger than the training set or can't be divided among the processes.
@@ -124,7 +132,32 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
             f"batch_size (={config.batch_size}) must be a multiple of the number of processes "
             f"(={processes.num_ranks}){times}: it is the size of the whole batch"
         )
-    num_classes = len(data.train.classes)
+    settings, num_classes = dict(config), len(data.train.classes)
+    model = build_model(config, num_classes, device)
+    averaged = ExponentialMovingAverage(model, config.ema_decay) if config.ema_decay else None
+    if config.compile:
+        # In place: torch.compile(model) would prefix the names of the weights. On a GPU, "reduce-overhead" captures the
+        # kernels in a graph and launches them at once.
+        model.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
+    train_loader, eval_loaders = build_loaders(config, data, device, processes)
+    steps_per_epoch = len(train_loader)
+    return call_with(
+        Trainer,
+        settings,
+        model=model,
+        optimizer=call_with(OPTIMIZERS[config.optimizer], settings, model=model),
+        schedule=call_with(build_schedule, settings, name=config.schedule, steps_per_epoch=steps_per_epoch),
+        train_loader=train_loader,
+        eval_loaders=eval_loaders,
+        num_classes=num_classes,
+        averaged=averaged,
+        precision=choose_precision(config.amp, device),
+        processes=processes,
+    )
+
+
+def build_model(config: TrainConfig, num_classes: int, device: torch.device) -> nn.Module:
+    """Build the network on its device, with initial weights that depend on the seed alone."""
     torch.manual_seed(config.seed)
     model = create_model(config.arch, num_classes, **arch_options(config))
     model = model.to(device).to(memory_format=memory_format(config.channels_last))
@@ -133,48 +166,7 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
         if device.type != "cuda":
             raise ValueError(f"sync_bn (=true) works on CUDA GPUs only, not on {device.type}")
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    averaged = AveragedModel(model, config.ema_decay) if config.ema_decay else None
-    if config.compile:
-        # In place: torch.compile(model) would prefix the names of the weights. On a GPU the kernels are captured in a
-        # graph and launched at once.
-        model.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
-    train_loader, eval_loaders = build_loaders(config, data, device, processes)
-    return Trainer(
-        model=model,
-        optimizer=build_optimizer(
-            config.optimizer,
-            model,
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-            no_decay_norm_bias=config.no_decay_norm_bias,
-        ),
-        schedule=build_schedule(
-            config.schedule,
-            epochs=config.epochs,
-            steps_per_epoch=len(train_loader),
-            warmup_epochs=config.warmup_epochs,
-            milestones=config.milestones,
-            gamma=config.gamma,
-        ),
-        train_loader=train_loader,
-        eval_loaders=eval_loaders,
-        num_classes=num_classes,
-        epochs=config.epochs,
-        lr=config.lr,
-        label_smoothing=config.label_smoothing,
-        clip_grad=config.clip_grad,
-        eval_every=config.eval_every,
-        save_every=config.save_every,
-        save_every_minutes=config.save_every_minutes,
-        log_every=config.log_every,
-        accumulate=config.accumulate,
-        averaged=averaged,
-        precision=choose_precision(config.amp, device),
-        seed=config.seed,
-        processes=processes,
-    )
+    return model
 
 
 def build_loaders(

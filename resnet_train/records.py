@@ -1,102 +1,107 @@
-"""What a run tells about itself: plain records, made by the trainer, taken by loggers and reports."""
+"""Typed records: what a run says about itself, its epochs, its network and its result."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+Scores = dict[str, dict[str, float]]  # {split: {metric: value}}
+Scalars = dict[str, float]  # {"lr": …, "test/accuracy": …}
 
 
-@dataclass(frozen=True)
-class RunInfo:
-    """What is known before the first step."""
+class About(BaseModel):
+    """The description of a network in its checkpoint: enough to build it and to prepare images for it."""
 
-    name: str
+    model_config = ConfigDict(allow_inf_nan=False, frozen=True)
+
+    arch: str
+    arch_options: dict[str, Any]
+    classes: list[str] = Field(min_length=2)
+    image_size: int = Field(ge=1)
+    mean: list[float] = Field(min_length=3, max_length=3)  # per channel, on a 0–1 scale
+    std: list[Annotated[float, Field(gt=0)]] = Field(min_length=3, max_length=3)
+    dataset: str
     title: str  # of the data set
-    config: dict[str, Any]
-    epochs: int
-    steps_per_epoch: int
-    first_step: int = 0  # > 0: the run is resumed there
+    fingerprint: str  # of the training images
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """One read of the running training, every `log_every` steps."""
-
-    epoch: int  # the one that is running, from 1
-    step: int  # optimizer steps since the start
-    lr: float
-    loss: float  # of the last batch
-    mean_loss: float  # since the epoch began
-    accuracy: float  # since the epoch began, 0–1
-    grad_norm: float  # of the last batch, before clipping
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """A row of metrics.csv: a function of config and seed alone, so no times in it. Accuracies are 0–1.
+    """The numbers of one finished epoch: a function of config and seed alone, so it holds no times.
 
-    The training numbers are those of the training itself: on augmented images, with weights that change from step to
-    step, and with label smoothing and mixing in the loss. The others are plain cross-entropy on plain images.
+    The scores of the split "train" are those of training itself: on augmented images, with weights that change from
+    step to step, and with label smoothing and mixing in the loss. The other splits are evaluated on plain images.
+
+    Attributes:
+        epoch: finished epochs.
+        step: optimizer steps since the start.
+        lr: learning rate of the epoch's last step.
+        grad_norm: mean L2 norm of the gradient over the epoch's steps, before clipping.
+        scores: metrics by split; accuracies are 0–1.
     """
-
-    epoch: int  # finished epochs
-    step: int
-    lr: float  # of the epoch's last step
-    train_loss: float
-    train_accuracy: float
-    grad_norm: float  # mean over the epoch's steps
-    val_loss: float | None = None
-    val_accuracy: float | None = None
-    test_loss: float | None = None
-    test_accuracy: float | None = None
-
-    def to_plain(self) -> dict[str, Any]:
-        """Its values by name, for checkpoints."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class EpochTiming:
-    """A row of timing.csv."""
 
     epoch: int
     step: int
+    lr: float
+    grad_norm: float
+    scores: Scores
+
+    def scalars(self) -> Scalars:
+        """Return the flat names and values that loggers take, as ``{"lr": 0.1, "test/accuracy": 0.93}``."""
+        scores = {f"{split}/{name}": value for split, row in self.scores.items() for name, value in row.items()}
+        return {"lr": self.lr, "grad_norm": self.grad_norm, **scores}
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the nested plain values that a checkpoint stores."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochTiming:
+    """The time and memory that one epoch took; unlike `EpochRecord` it differs from run to run."""
+
     train_seconds: float
     eval_seconds: float
     images_per_second: float
     peak_memory_bytes: int | None
 
+    def scalars(self) -> Scalars:
+        """Return the known values under names such as ``timing/train_seconds``."""
+        return {f"timing/{name}": value for name, value in asdict(self).items() if value is not None}
 
-@dataclass(frozen=True)
-class Evaluation:
-    """How well a model does on a set of images.
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """What is known about a run before its first step.
 
     Attributes:
-        loss: mean cross-entropy, without label smoothing.
-        top5: share of images whose class is among the five likeliest, None with fewer than six classes.
-        confusion: int64 [C, C], images of class row that were taken for class column.
+        name: of the run's folder.
+        title: of the data set.
+        config: all settings as plain values.
+        device: as a person calls it.
+        epochs, steps_per_epoch, batch_size: the extent of the run.
+        first_step: steps that are already done; greater than 0 if the run is resumed.
+        history: records of the epochs that are already done.
+        scalar_names: every name that `EpochRecord.scalars` can have in this run, in the order of CSV columns.
     """
 
-    loss: float
-    top5: float | None
-    confusion: np.ndarray
-
-    @property
-    def n(self) -> int:
-        """The number of images."""
-        return int(self.confusion.sum())
-
-    @property
-    def top1(self) -> float:
-        """Share of images whose likeliest class is theirs."""
-        return float(np.trace(self.confusion) / self.n)
+    name: str
+    title: str
+    config: dict[str, Any]
+    device: str
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int
+    first_step: int = 0
+    history: tuple[EpochRecord, ...] = ()
+    scalar_names: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a finished run came to: the final epoch, and the best one with the split it was chosen on."""
+    """The outcome of a finished run: its final epoch, and the best one with the split that chose it."""
 
     name: str
     title: str

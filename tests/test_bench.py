@@ -286,7 +286,7 @@ def test_measuring_keeps_the_weights_and_the_threads(monkeypatch: pytest.MonkeyP
 
 def test_a_measured_training_reads_the_loss_as_a_run_does() -> None:
     trainer, read_at = tiny_bench_trainer(config := tiny_config(log_every=3)), []
-    trainer.read_step = lambda _: read_at.append(trainer.progress.step)  # type: ignore[method-assign]
+    trainer.log_step = lambda: read_at.append(trainer.progress.step)  # type: ignore[method-assign]
     measure.rate(partial(measure.train, trainer, config), 7, CPU, warmup=0)
     assert read_at == [3, 6]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from resnet_train.runs.checkpoint import StateParts, check_parts, read_checkpoint, write_checkpoint
+from resnet_train.runs.checkpoint import RunCheckpoint, parse, read_checkpoint, read_model, write_checkpoint
 from tests.harness.cli import Outcome, RunCli
 
 Change = Callable[[dict[str, Any]], object]
@@ -45,7 +45,9 @@ OF_A_STATE: dict[str, tuple[str, Change]] = {
     "a negative epoch": ("epoch", lambda c: c.update(epoch=-1)),
     "a step that is text": ("step", lambda c: c.update(step="last")),
     "history is no list": ("history", lambda c: c.update(history={"epoch": 1})),
-    "a row of the history without its loss": ("history.1.train_loss", lambda c: c["history"][1].pop("train_loss")),
+    "a row of the history without its scores": ("history.1.scores", lambda c: c["history"][1].pop("scores")),
+    "a score that is text": ("history.1.scores", lambda c: c["history"][1]["scores"]["test"].update(loss="low")),
+    "averaged weights without a model": ("averaged.model", lambda c: c.update(averaged={"num_updates": 1})),
     "a row of the history with a wrong value": ("history.0.epoch", lambda c: c["history"][0].update(epoch="first")),
     "a row of the history that is a number": ("history.0", lambda c: c["history"].__setitem__(0, 7)),
 }
@@ -60,7 +62,7 @@ def damage(trained: tuple[Path, Outcome], file: str, change: Change, target: Pat
 
 @pytest.mark.parametrize("command", ["resnet-eval", "resnet-info"])
 @pytest.mark.parametrize(("part", "change"), OF_EVERY_FILE.values(), ids=OF_EVERY_FILE)
-def test_a_model_with_a_wrong_part_is_refused_by_the_parts_name(
+def test_a_model_with_a_wrong_part_is_refused_by_name(
     command: str, part: str, change: Change, trained: tuple[Path, Outcome], run_cli: RunCli, tmp_path: Path
 ) -> None:
     path = damage(trained, "model.pt", change, tmp_path / "some.pt")
@@ -81,7 +83,7 @@ def test_a_state_with_a_wrong_part_cannot_be_resumed(
     assert outcome.error.startswith("error: run/checkpoints/last.pt is not a complete checkpoint: " + part), outcome
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == [".lock", "checkpoints"]
     with pytest.raises(ValueError, match="is not a complete checkpoint"):
-        check_parts(read_checkpoint(path), path, StateParts)
+        parse(read_checkpoint(path), path, RunCheckpoint)
 
 
 def test_a_state_without_its_optimizer_is_no_state(
@@ -97,9 +99,9 @@ def test_a_state_without_its_optimizer_is_no_state(
 @pytest.mark.parametrize("file", ["last.pt", "previous.pt", "model.pt", "best.pt"])
 def test_what_the_program_writes_is_complete(file: str, trained: tuple[Path, Outcome]) -> None:
     path = trained[0] / "checkpoints" / file
-    check_parts(read_checkpoint(path), path)
+    read_model(path)
     if file in {"last.pt", "previous.pt"}:
-        check_parts(read_checkpoint(path), path, StateParts)
+        parse(read_checkpoint(path), path, RunCheckpoint)
 
 
 @pytest.mark.parametrize("target", ["run", "run/checkpoints/last.pt"])
@@ -112,7 +114,7 @@ def test_what_the_program_writes_is_complete(file: str, trained: tuple[Path, Out
         (lambda c: c["about"].update(arch="resnet9"), None),
     ],
 )
-def test_a_config_that_is_none_gives_one_line(
+def test_an_invalid_config_is_one_line(
     target: str, change: Change, message: str | None, trained: tuple[Path, Outcome], run_cli: RunCli, tmp_path: Path
 ) -> None:
     shutil.copytree(trained[0], tmp_path / "run")

@@ -512,7 +512,7 @@ def test_ranks_share_every_batch_and_every_evaluation():
 
 def test_a_checkpoint_describes_its_network():
     config = make_config({**TINY, "arch": "resnet20", "shortcut": "projection", "dataset": "digits"})
-    assert tiny_data().about(config) == {
+    assert build.describe_network(config, tiny_data()).model_dump() == {
         "arch": "resnet20",
         "arch_options": {"shortcut": "projection"},
         "classes": ["a", "b", "c"],

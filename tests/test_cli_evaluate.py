@@ -256,7 +256,7 @@ def stopped(run_cli: RunCli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cwd / "runs" / "x"
 
 
-def test_a_running_state_is_judged_by_its_averaged_weights(stopped: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_a_running_state_uses_its_averaged_weights(stopped: Path, run_cli: RunCli, tmp_path: Path) -> None:
     state = read_checkpoint(stopped / "checkpoints" / "last.pt")
     assert any((state["model"][name] != tensor).any() for name, tensor in state["averaged"]["model"].items())
     found = evaluate(run_cli, stopped, cwd=tmp_path)
@@ -267,7 +267,7 @@ def test_a_running_state_is_judged_by_its_averaged_weights(stopped: Path, run_cl
     assert found["loss"] == evaluate(run_cli, "averaged.pt", cwd=tmp_path)["loss"]
     assert found["loss"] != evaluate(run_cli, "plain.pt", cwd=tmp_path)["loss"]
     model, about = load_model(stopped)
-    assert about == state["about"]
+    assert about.model_dump() == state["about"]
     assert not model.training
     assert all((model.state_dict()[name] == tensor).all() for name, tensor in state["averaged"]["model"].items())
 
@@ -298,7 +298,7 @@ def test_a_state_before_its_first_epoch_has_steps_only(stopped: Path, run_cli: R
     assert "network     resnet8, 0 epochs and 1 step" in text.splitlines()
 
 
-def test_a_model_judged_on_the_images_it_was_chosen_on_says_so(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_a_model_evaluated_on_its_selection_split_says_so(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
     best = folder / "checkpoints" / "best.pt"
     remark = "This epoch was selected on the val images: do not report this accuracy."
     on_val = run_cli("resnet-eval", best, "--split", "val", "--device", "cpu", cwd=tmp_path).stdout
@@ -321,7 +321,7 @@ def test_a_run_without_validation_says_that_its_best_was_chosen_on_test(run_cli:
 
 def test_a_model_loads_by_the_folder_of_its_run(folder: Path) -> None:
     model, about = load_model(str(folder))
-    assert about["classes"] == DIGITS
+    assert about.classes == DIGITS
     assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
     with pytest.raises(ValueError, match="cannot read"):
         load_model(folder / "nothing.pt")

@@ -20,13 +20,14 @@ from PIL import Image
 from resnet_train.cli.app import describe_error, log_to_stderr
 from resnet_train.config import make_config
 from resnet_train.data.dataset import load_dataset
-from resnet_train.jobs import train as run
+from resnet_train.jobs import train as jobs_train
+from resnet_train.jobs.train import train
 from resnet_train.models import list_models
 from resnet_train.recipes import read_yaml
 from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 from resnet_train.runs.folder import RunFolder
 from resnet_train.training.signals import Interrupted
-from resnet_train.training.trainer import NotFinite
+from resnet_train.training.trainer import NotFinite, Trainer
 from tests.harness.cli import ON_DIGITS, SMALL, Outcome, RunCli
 
 QUICK = [*SMALL, "--no-tensorboard"]
@@ -118,20 +119,23 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--config", "a\x1b[2Jb"], r"config .* is neither a recipe nor a readable file"),
         (["--data-dir", "a\x1b[2J\x9bb", "--dataset", "folder"], "is not a folder"),
         (["--resume", "a\x1b[2Jb"], r"cannot read a\?\[2Jb"),
-        (["--name", "x" * 200, "--output-dir", "file"], "cannot make the run folder"),
+        (["--name", "x" * 200, "--output-dir", "file"], "cannot create the run folder"),
         (["--milestones", "150,100"], r"milestones \(="),
         (["--momentum", "0", "--nesterov"], "momentum .* must be greater than 0 with nesterov"),
         (["--resume", "missing"], "cannot read missing: No such file or directory"),
         (["--resume", "garbage.yaml"], r"garbage\.yaml is damaged or not a checkpoint"),
         (["--resume", "foreign.pt"], r"foreign\.pt is not a checkpoint of resnet_train"),
-        (["--resume", "a-folder"], "a-folder has nothing to resume from; start it with its settings and --resume auto"),
-        (["--resume", ""], "has nothing to resume from; start it with its settings"),
+        (
+            ["--resume", "a-folder"],
+            "a-folder has no checkpoint to resume from; start it with its settings and --resume auto",
+        ),
+        (["--resume", ""], "has no checkpoint to resume from; start it with its settings"),
         (["--device", "abacus"], "unknown device 'abacus'"),
         (["--device", ""], "unknown device ''"),
         (["--device", "meta"], "unknown device 'meta'"),
         pytest.param(["--device", "cuda"], "device 'cuda' asked for, but .* sees no CUDA GPU", marks=without_cuda),
         pytest.param(["--device", "cuda:7"], "device 'cuda:7' asked for, but", marks=without_cuda),
-        (["--name", "taken"], "run .*taken exists already; give another --name, or continue it with --resume"),
+        (["--name", "taken"], "run .*taken already exists; choose another --name, or continue it with --resume"),
         (["--val-size", "1437"], r"val_size \(=1437\) must be less than the number of training images \(=1437\)"),
         (["--train-size", "1438"], r"train_size \(=1438\) must be at most the 1437 training images"),
         (["--val-size", "37", "--train-size", "1401"], r"train_size \(=1401\) must be at most the 1400 .* val_size"),
@@ -171,7 +175,7 @@ def test_unexpected_error_is_one_line_with_its_type(
     def fail(*_: object) -> None:
         raise KeyError("surprise")
 
-    monkeypatch.setattr(run, "train", fail)
+    monkeypatch.setattr(jobs_train, "train", fail)
     outcome = run_cli("resnet-train", cwd=tmp_path)
     assert outcome == (1, "", "error: 'surprise' (KeyError; --debug shows the traceback)\n")
 
@@ -298,7 +302,9 @@ def test_checkpoints_hold_their_epoch(trained: tuple[Path, Outcome]) -> None:
     assert read_checkpoint(folder / "last.pt")["epoch"] == 2
     assert read_checkpoint(folder / "previous.pt")["epoch"] == 1
     metrics = {row["epoch"]: row for row in rows_of(trained[0] / "metrics.csv")}
-    assert read_checkpoint(folder / "model.pt")["metrics"]["test_accuracy"] == float(metrics["2"]["test_accuracy"])
+    assert read_checkpoint(folder / "model.pt")["metrics"]["scores"]["test"]["accuracy"] == float(
+        metrics["2"]["test_accuracy"]
+    )
     best = max(metrics.values(), key=lambda row: float(row["val_accuracy"]))
     assert read_checkpoint(folder / "best.pt")["metrics"]["epoch"] == int(best["epoch"])
 
@@ -329,7 +335,7 @@ def test_json_is_the_whole_result(three_runs: tuple[Path, list[Outcome]]) -> Non
         "best_split": "test",
     }
     last = rows_of(runs / "resnet8-digits-seed0-2" / "metrics.csv")[-1]
-    assert result["final"]["test_accuracy"] == float(last["test_accuracy"])
+    assert result["final"]["scores"]["test"]["accuracy"] == float(last["test_accuracy"])
 
 
 def test_same_seed_gives_the_same_metrics_and_a_numbered_name(three_runs: tuple[Path, list[Outcome]]) -> None:
@@ -405,8 +411,8 @@ def test_resume_auto_continues_the_run_of_that_name(one_epoch: Path, run_cli: Ru
     outcome = run_cli("resnet-train", *QUICK, "--name", "same", "--resume", "auto", cwd=tmp_path)
     assert outcome.code == 0, outcome
     warning, first, *epochs = outcome.stderr.splitlines()
-    assert warning == "warning: epochs was 1 and is 2 now: the lr schedule is stretched over all of them"
-    assert first.startswith("continuing runs/same: ")
+    assert warning == "warning: epochs was 1 and is now 2: the lr schedule is stretched over all of them"
+    assert first.startswith("resuming runs/same: ")
     assert [line[:10] for line in epochs] == ["epoch 2/2 "]
     assert (one_epoch / "metrics.csv").read_text().startswith(before)
     assert [row["epoch"] for row in rows_of(one_epoch / "metrics.csv")] == ["1", "2"]
@@ -419,15 +425,15 @@ def test_resume_auto_continues_the_run_of_that_name(one_epoch: Path, run_cli: Ru
 def test_failed_run_resumes_to_the_same_metrics(
     epoch: int, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def evaluate_or_fail(trainer: run.Trainer, number: int) -> object:
+    def evaluate_or_fail(trainer: Trainer, number: int) -> object:
         if number == epoch:
             raise OSError("the power is out")
         return evaluate(trainer, number)
 
-    evaluate = run.Trainer.evaluate
+    evaluate = Trainer.evaluate
     assert run_cli("resnet-train", *QUICK, "--name", "whole", cwd=tmp_path).code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(run.Trainer, "evaluate", evaluate_or_fail)
+        patch.setattr(Trainer, "evaluate", evaluate_or_fail)
         stopped = run_cli("resnet-train", *QUICK, "--name", "cut", cwd=tmp_path)
     assert (stopped.code, stopped.stderr.splitlines()[-1]) == (1, "error: the power is out")
     outcome = run_cli("resnet-train", *QUICK, "--name", "cut", "--resume", "auto", cwd=tmp_path)
@@ -442,7 +448,7 @@ def test_finished_run_has_nothing_to_do(target: str, one_epoch: Path, run_cli: R
     arguments = [*QUICK, "--epochs", 1, *(["--name", "same"] if target == "auto" else []), "--resume", target]
     outcome = run_cli("resnet-train", *arguments, cwd=tmp_path)
     assert outcome.code == 0
-    assert outcome.stderr.rstrip().endswith("same is finished; nothing to do (--epochs with a larger number goes on)")
+    assert outcome.stderr.rstrip().endswith("same is finished; nothing to do (a larger --epochs extends it)")
     assert outcome.stdout.splitlines()[-1].startswith("final test accuracy ")
     assert {path: path.read_bytes() for path in one_epoch.rglob("*") if path.is_file()} == files
 
@@ -463,7 +469,7 @@ def test_changed_setting_is_an_error_with_both_values(one_epoch: Path, run_cli: 
 def test_fewer_epochs_are_an_error_on_resume(three_runs: tuple[Path, list[Outcome]], run_cli: RunCli) -> None:
     folder = three_runs[0] / "resnet8-digits-seed0"
     error = run_cli("resnet-train", "--resume", folder, "--epochs", 1, cwd=folder).error
-    assert error == "error: epochs (=1) must be at least those the run was started with (=2)"
+    assert error == "error: epochs (=1) must not be less than the run was started with (=2)"
 
 
 def test_model_file_cannot_be_resumed(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
@@ -532,7 +538,7 @@ def test_training_continues_if_nobody_reads_stderr(
     log_to_stderr()
     values = {"dataset": "digits", "arch": "resnet8", "image_size": 8, "batch_size": 32, "device": "cpu", "epochs": 2}
     config = make_config({**values, "train_size": 64, "tensorboard": False, "output_dir": tmp_path, "name": "x"})
-    result = run.train(config)
+    result = train(config)
     assert result.final.epoch == 2
     lines = (tmp_path / "x" / "train.log").read_text().splitlines()
     assert [line.split(" INFO ")[1][:9] for line in lines] == ["new run " + str(tmp_path)[0], "epoch 1/2", "epoch 2/2"]

@@ -102,7 +102,7 @@ def check_random_stops(num_stops: int, **settings: object) -> None:
         with pytest.raises(Interrupted):
             first.fit()
         rest, remaining_rows = recording_trainer(**settings)
-        rest.load_state_dict(saver.state)
+        rest.load_state(saver.state)
         assert rest.progress.step == stop
         rest.fit()
         assert rows + remaining_rows == expected, stop

@@ -150,7 +150,7 @@ def test_torchrun_restarts_a_run_one_of_whose_processes_was_killed(tmp_path):
             os.kill(worker(process.pid, rank), signal.SIGKILL)
         _, stderr = process.communicate(timeout=200)
         assert process.returncode == 0, stderr
-        assert stderr.count("continuing ") >= 2
+        assert stderr.count("resuming ") >= 2
     assert_same_run(tmp_path / "runs" / "whole", tmp_path / "runs" / "killed")
 
 

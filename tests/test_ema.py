@@ -1,19 +1,19 @@
-"""Averaged weights: the same as torch's own average, buffers included, and judged instead of the raw ones."""
+"""Averaged weights: the same as torch's own average, buffers included, and evaluated instead of the raw ones."""
 
 from __future__ import annotations
 
 import torch
-from torch.optim.swa_utils import AveragedModel as TorchAveragedModel
+from torch.optim.swa_utils import AveragedModel
 
 from resnet_train.models import create_model
-from resnet_train.optim.ema import AveragedModel
+from resnet_train.optim.ema import ExponentialMovingAverage
 from tests.harness.trainers import assert_same_tensors, tiny_trainer
 
 GOOD, BAD = torch.tensor(False), torch.tensor(True)
 
 
 def scramble(model):
-    """Changes all floats and counters as a training step would."""
+    """Change all floats and counters, as a training step does."""
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
             tensor.add_(torch.randn_like(tensor))
@@ -31,8 +31,8 @@ def test_equals_torchs_average_with_the_same_decay():
         for mean, value in zip(averages, values):
             mean.mul_(decay).add_(value, alpha=1 - decay)
 
-    ours = AveragedModel(model, 0.7)
-    theirs = TorchAveragedModel(model, multi_avg_fn=average, use_buffers=False)
+    ours = ExponentialMovingAverage(model, 0.7)
+    theirs = AveragedModel(model, multi_avg_fn=average, use_buffers=False)
     for step in range(30):
         scramble(model)
         ours.update(model, GOOD)
@@ -48,7 +48,7 @@ def test_equals_torchs_average_with_the_same_decay():
 
 def test_the_decay_warms_up():
     model = torch.nn.Linear(1, 1, bias=False)
-    averaged = AveragedModel(model, 0.999)
+    averaged = ExponentialMovingAverage(model, 0.999)
     with torch.no_grad():
         averaged.model.weight.zero_()
         model.weight.fill_(1.0)
@@ -58,7 +58,7 @@ def test_the_decay_warms_up():
 
 def test_running_statistics_are_averaged_and_counters_copied():
     model = torch.nn.BatchNorm2d(2)
-    averaged = AveragedModel(model, 0.5)
+    averaged = ExponentialMovingAverage(model, 0.5)
     scramble(model)
     before = averaged.model.running_mean.clone()
     averaged.update(model, GOOD)
@@ -68,14 +68,14 @@ def test_running_statistics_are_averaged_and_counters_copied():
 
 def test_a_bad_step_leaves_the_average():
     model = create_model("resnet8", 3)
-    averaged = AveragedModel(model, 0.5)
+    averaged = ExponentialMovingAverage(model, 0.5)
     before = {name: value.clone() for name, value in averaged.model.named_parameters()}
     scramble(model)
     averaged.update(model, BAD)
     assert_same_tensors(dict(averaged.model.named_parameters()), before)
 
 
-def test_the_average_is_what_is_judged():
+def test_the_average_is_what_is_evaluated():
     trainer = tiny_trainer(epochs=1, ema_decay=0.9)
     trainer.fit()
     assert trainer.eval_model is trainer.averaged.model
@@ -83,4 +83,4 @@ def test_the_average_is_what_is_judged():
     assert not torch.equal(raw["linear.weight"], averaged["linear.weight"])
     trainer.averaged = None
     evaluation = trainer.evaluate(0)[0]["test"]
-    assert evaluation.loss != trainer.progress.history[-1].test_loss
+    assert evaluation.loss != trainer.progress.history[-1].scores["test"]["loss"]

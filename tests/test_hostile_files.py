@@ -23,7 +23,7 @@ from resnet_train.data.sources.cifar import fetch_archive
 from resnet_train.data.sources.folder import read_image
 from resnet_train.optim.optimizers import OPTIMIZERS
 from resnet_train.runs.archive import read_tensor_file
-from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
+from resnet_train.runs.checkpoint import dump, read_checkpoint, write_checkpoint
 from tests.harness.cli import Outcome, RunCli, run_python
 from tests.harness.hostile_files import FILES, MODELS, Call, base, pack
 from tests.harness.trainers import assert_same_tensors, tiny_trainer
@@ -188,7 +188,7 @@ def test_a_long_run_with_any_optimizer_can_be_read(optimizer: str, tmp_path: Pat
     contents = {
         "model": trainer.model.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
-        "averaged": trainer.averaged.state_dict(),
+        "averaged": dump(trainer.averaged.state()),
         "scaler": torch.amp.GradScaler("cpu").state_dict(),
         "history": [{"epoch": epoch, **record} for epoch in range(2000)],
     }

@@ -9,11 +9,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from resnet_train.records import EpochTiming
 from resnet_train.runs.checkpoint import read_checkpoint
 from resnet_train.runs.folder import RunFolder, existing_run_message
 from tests.harness.cli import ON_DIGITS
@@ -181,7 +183,7 @@ def test_a_killed_run_that_eight_started_at_once_goes_on_at_the_next_start(
     # Nothing has to be cleaned up: the next start goes on, and so does one of eight.
     ended = run_forked(*COMMAND, "--resume", "auto", cwd=tmp_path, stop=Stop("step", step + 1, "SIGTERM"))
     assert ended.code == 143, ended
-    assert ended.output.startswith("continuing runs/x: ")
+    assert ended.output.startswith("resuming runs/x: ")
     check_one_trains_and_seven_leave(*at_once(*COMMAND, "--resume", "auto"))
 
 
@@ -199,7 +201,7 @@ def test_a_start_that_finds_the_folder_taken_learns_who_writes_there(tmp_path: P
             RunFolder.create(tmp_path, "x", given=True)
     finally:
         folder.unlock()
-    assert existing_run_message(folder.path).startswith(f"run {folder.path} exists already; ")
+    assert existing_run_message(folder.path).startswith(f"run {folder.path} already exists; ")
 
 
 def test_the_name_that_a_killed_process_left_is_not_taken_for_a_writer(tmp_path: Path) -> None:
@@ -207,7 +209,7 @@ def test_the_name_that_a_killed_process_left_is_not_taken_for_a_writer(tmp_path:
     left = (folder.path / ".holder.json").read_bytes()
     folder.unlock()
     (folder.path / ".holder.json").write_bytes(left)
-    assert existing_run_message(folder.path).startswith(f"run {folder.path} exists already; ")
+    assert existing_run_message(folder.path).startswith(f"run {folder.path} already exists; ")
     again = RunFolder(folder.path)  # and looking has not locked the folder
     again.lock()
     again.unlock()
@@ -231,8 +233,8 @@ def test_a_holder_that_has_not_yet_written_its_name_is_waited_for(tmp_path: Path
 # --- Curves of killed runs -------------------------------------------------------------------------------------------
 
 BY_EPOCH = {f"{kind}/{split}" for kind in ("loss", "accuracy") for split in ("train", "val", "test")}
-BY_EPOCH |= {"epoch/lr", "epoch/grad_norm", "throughput/images_per_second"}
-BY_STEP = {"step/loss", "step/grad_norm", "step/lr"}
+BY_EPOCH |= {"epoch/lr", "epoch/grad_norm"} | {f"timing/{field.name}" for field in fields(EpochTiming)}
+BY_STEP = {"step/loss", "step/grad_norm", "step/lr", "step/train_loss", "step/train_accuracy"}
 EPOCHS = 6
 KILLS = [
     Stop("step", 3),  # before anything was saved
@@ -265,7 +267,7 @@ def check_curves_of_killed_runs(kills: list[Stop], run: Callable[..., Ended], cw
     assert {tag: steps[tag] for tag in BY_STEP} == {tag: [*range(1, last + 1)] for tag in BY_STEP}
     assert {tag: steps[tag] for tag in BY_EPOCH} == {tag: [*range(4, last + 1, STEPS_PER_EPOCH)] for tag in BY_EPOCH}
     assert all(steps[tag] == [last] for tag in curves.keys() - BY_EPOCH - BY_STEP)
-    for tag in curves.keys() - {"throughput/images_per_second"}:
+    for tag in {tag for tag in curves if not tag.startswith("timing/")}:
         assert curves[tag] == expected[tag], tag
     assert len(list((cwd / "runs" / "x").glob("events.*"))) > len(kills)
 

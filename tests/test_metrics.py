@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional as F
 
-from resnet_train.evaluation.metrics import confidence_interval, summarize
-from resnet_train.records import Evaluation
+from resnet_train.evaluation.evaluate import Evaluation
+from resnet_train.evaluation.metrics import METRICS, compute_scores, confidence_interval
+from resnet_train.jobs.evaluate import ClassResult, class_results
 
 CLASSES = ("cat", "dog", "eel")
 # rows: what the image shows; columns: what it was taken for
@@ -38,38 +40,39 @@ def test_the_interval_is_wilsons(correct: int, n: int, low: float, high: float) 
     assert found == pytest.approx(((center - half) / (1 + z * z / n), (center + half) / (1 + z * z / n)), abs=1e-12)
 
 
-def test_top_1_and_n_come_from_the_confusion_matrix() -> None:
-    evaluation = Evaluation(loss=0.5, top5=None, confusion=CONFUSION)
-    assert evaluation.n == 20
-    assert evaluation.top1 == 17 / 20
+def evaluation_of(confusion: np.ndarray) -> Evaluation:
+    """Return an evaluation with this confusion matrix."""
+    pairs = [(row, column) for row, column in np.ndindex(confusion.shape) for _ in range(confusion[row, column])]
+    labels, predicted = (torch.tensor(column) for column in zip(*pairs))
+    return Evaluation(loss=0.5, logits=F.one_hot(predicted, len(confusion)).float(), labels=labels)
 
 
-def test_classes_have_accuracy_precision_and_number() -> None:
-    numbers = summarize(Evaluation(loss=0.5, top5=0.99, confusion=CONFUSION), CLASSES)
-    assert numbers["per_class"] == [
-        {"name": "cat", "n": 4, "accuracy": 3 / 4, "precision": 3 / 5},
-        {"name": "dog", "n": 6, "accuracy": 4 / 6, "precision": 4 / 5},
-        {"name": "eel", "n": 10, "accuracy": 1.0, "precision": 1.0},
-    ]
-    assert (numbers["top1"], numbers["top5"], numbers["loss"], numbers["n"]) == (17 / 20, 0.99, 0.5, 20)
-    assert numbers["ci95"] == list(confidence_interval(17, 20))
+def test_the_confusion_matrix_counts_labels_by_prediction() -> None:
+    np.testing.assert_array_equal(evaluation_of(CONFUSION).confusion, CONFUSION)
+
+
+def test_the_table_has_loss_and_accuracy() -> None:
+    assert {"loss": 0.5, "accuracy": 17 / 20}.items() <= compute_scores(evaluation_of(CONFUSION)).items()
+    assert list(compute_scores(evaluation_of(CONFUSION))) == METRICS.names()
+
+
+def test_classes_have_accuracy_precision_and_count() -> None:
+    assert class_results(evaluation_of(CONFUSION), CLASSES) == (
+        ClassResult(name="cat", n=4, accuracy=3 / 4, precision=3 / 5),
+        ClassResult(name="dog", n=6, accuracy=4 / 6, precision=4 / 5),
+        ClassResult(name="eel", n=10, accuracy=1.0, precision=1.0),
+    )
 
 
 def test_a_class_without_images_has_no_accuracy() -> None:
     confusion = np.array([[2, 0, 1], [0, 0, 0], [0, 0, 3]], dtype=np.int64)
-    cat, dog, eel = summarize(Evaluation(0.5, None, confusion), CLASSES)["per_class"]
-    assert (dog["n"], dog["accuracy"], dog["precision"]) == (0, None, None)
-    assert (cat["accuracy"], cat["precision"]) == (2 / 3, 1.0)
-    assert (eel["accuracy"], eel["precision"]) == (1.0, 3 / 4)
+    cat, dog, eel = class_results(evaluation_of(confusion), CLASSES)
+    assert (dog.n, dog.accuracy, dog.precision) == (0, None, None)
+    assert (cat.accuracy, cat.precision) == (2 / 3, 1.0)
+    assert (eel.accuracy, eel.precision) == (1.0, 3 / 4)
 
 
 def test_a_class_that_is_never_predicted_has_no_precision() -> None:
     confusion = np.array([[0, 1, 0], [0, 1, 0], [0, 0, 1]], dtype=np.int64)
-    cat = summarize(Evaluation(0.5, None, confusion), CLASSES)["per_class"][0]
-    assert (cat["n"], cat["accuracy"], cat["precision"]) == (1, 0.0, None)
-
-
-def test_the_summary_is_json() -> None:
-    numbers = summarize(Evaluation(0.5, None, CONFUSION), CLASSES)
-    assert list(numbers) == ["top1", "top5", "loss", "n", "ci95", "per_class"]
-    assert json.loads(json.dumps(numbers, allow_nan=False)) == numbers
+    cat = class_results(evaluation_of(confusion), CLASSES)[0]
+    assert (cat.n, cat.accuracy, cat.precision) == (1, 0.0, None)

@@ -78,4 +78,4 @@ def test_pair(number, tmp_path):
     config = make_config({**common, **TABLE[number], "output_dir": str(tmp_path), "tensorboard": False})
     result = train(config)
     assert result.final.step == 2
-    assert np.isfinite(result.final.train_loss)
+    assert np.isfinite(result.final.scores["train"]["loss"])

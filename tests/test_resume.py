@@ -13,14 +13,15 @@ import pytest
 from PIL import Image
 
 from resnet_train.config import make_config
-from resnet_train.jobs import train as run
 from resnet_train.recipes import read_yaml
+from resnet_train.runs import resume
 from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 from resnet_train.runs.folder import RunFolder
+from resnet_train.training.trainer import Trainer
 from tests.harness.cli import SMALL, Outcome, RunCli
 
 QUICK = [*SMALL, "--no-tensorboard"]
-EMPTY = "has nothing to resume from; start it with its settings and --resume auto"
+EMPTY = "has no checkpoint to resume from; start it with its settings and --resume auto"
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +51,14 @@ def files_below(folder: Path) -> dict[str, bytes]:
 def cut_after(epochs: int, *arguments: object, run_cli: RunCli, cwd: Path) -> Outcome:
     """Runs until the evaluation after these epochs, which fails as if the power were out."""
 
-    def evaluate_or_fail(trainer: run.Trainer, number: int) -> object:
+    def evaluate_or_fail(trainer: Trainer, number: int) -> object:
         if number == epochs:
             raise OSError("the power is out")
         return evaluate(trainer, number)
 
-    evaluate = run.Trainer.evaluate
+    evaluate = Trainer.evaluate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.Trainer, "evaluate", evaluate_or_fail)
+        patch.setattr(Trainer, "evaluate", evaluate_or_fail)
         outcome = run_cli("resnet-train", *arguments, cwd=cwd)
     assert (outcome.code, outcome.stderr.splitlines()[-1]) == (1, "error: the power is out")
     return outcome
@@ -88,7 +89,7 @@ def test_without_a_name_the_newest_numbered_run_goes_on(exp: Path, run_cli: RunC
         shutil.copytree(exp, exp.with_name(f"resnet8-digits-seed0{number}"))
     outcome = run_cli("resnet-train", *QUICK, "--resume", "auto", cwd=tmp_path)
     assert outcome.code == 0, outcome
-    assert "continuing runs/resnet8-digits-seed0-10: " in outcome.stderr
+    assert "resuming runs/resnet8-digits-seed0-10: " in outcome.stderr
     assert [epochs_of(exp.with_name(f"resnet8-digits-seed0{n}")) for n in ("", "-2")] == [["1"], ["1"]]
 
 
@@ -103,7 +104,7 @@ def test_a_run_that_was_never_saved_to_is_started_over(content: str, run_cli: Ru
         (folder / "metrics.csv").write_text("epoch\n1\n")
     outcome = run_cli("resnet-train", *QUICK, "--name", "exp", "--resume", "auto", cwd=tmp_path)
     assert outcome.code == 0, outcome
-    assert outcome.stderr.startswith("runs/exp was never saved to; starting over\nnew run runs/exp: ")
+    assert outcome.stderr.startswith("runs/exp has no checkpoint yet; starting from step 0\nnew run runs/exp: ")
     assert epochs_of(folder) == ["1", "2"]
     assert make_config(read_yaml(folder / "config.yaml")).lr == 0.1
     assert (folder / "checkpoints" / "model.pt").exists()
@@ -112,7 +113,7 @@ def test_a_run_that_was_never_saved_to_is_started_over(content: str, run_cli: Ru
 def test_a_run_that_was_never_saved_to_is_named_with_the_way_out(run_cli: RunCli, tmp_path: Path) -> None:
     (tmp_path / "runs" / "exp").mkdir(parents=True)
     error = run_cli("resnet-train", *QUICK, "--name", "exp", cwd=tmp_path).error
-    assert error.endswith("continue it with --resume auto, which starts it over")
+    assert error.endswith("continue it with --resume auto, which starts it again")
 
 
 @pytest.mark.parametrize("target", ["runs/exp", "runs", "."])
@@ -172,7 +173,7 @@ def test_settings_given_again_are_held_against_the_runs_own_not_against_defaults
     cut_after(1, *start, run_cli=run_cli, cwd=tmp_path)
     # warmup_epochs 300 does not fit into the default 200 epochs, nor the shortcut to the default network
     outcome = cut_after(1, "--resume", "runs/exp", *own, run_cli=run_cli, cwd=tmp_path)
-    assert outcome.stderr.startswith("continuing runs/exp: ")
+    assert outcome.stderr.startswith("resuming runs/exp: ")
     error = run_cli("resnet-train", "--resume", "runs/exp", "--shortcut", "pad", cwd=tmp_path).error
     assert error.startswith("error: shortcut (=pad) cannot change when a run is resumed (it was projection);")
 
@@ -188,7 +189,7 @@ def test_the_memory_order_must_stay(exp: Path, run_cli: RunCli) -> None:
 def test_more_epochs_stretch_the_schedule_with_a_warning(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
     outcome = run_cli("resnet-train", "--resume", "runs/exp", "--epochs", 3, cwd=tmp_path)
     assert outcome.code == 0, outcome
-    assert "warning: epochs was 1 and is 3 now: the lr schedule is stretched over all of them" in outcome.stderr
+    assert "warning: epochs was 1 and is now 3: the lr schedule is stretched over all of them" in outcome.stderr
     with (exp / "metrics.csv").open(newline="") as file:
         rates = [float(row["lr"]) for row in csv.DictReader(file)]
     assert rates[1] > rates[2] > 0
@@ -200,16 +201,19 @@ def test_fewer_epochs_are_refused_even_if_they_are_not_done_yet(target: str, run
     cut_after(1, *QUICK, "--epochs", 3, "--name", "long", run_cli=run_cli, cwd=tmp_path)
     name = ["--name", "long"] if target == "auto" else []
     error = run_cli("resnet-train", *QUICK, *name, "--resume", target, "--epochs", 2, cwd=tmp_path).error
-    assert error == "error: epochs (=2) must be at least those the run was started with (=3)"
+    assert error == "error: epochs (=2) must not be less than the run was started with (=3)"
 
 
-def test_a_finished_run_that_is_extended_has_no_final_model_until_it_ends_again(
-    exp: Path, run_cli: RunCli, tmp_path: Path
-) -> None:
-    cut_after(1, *QUICK, "--name", "exp", "--resume", "auto", run_cli=run_cli, cwd=tmp_path)
-    assert not (exp / "checkpoints" / "model.pt").exists()
-    assert run_cli("resnet-train", *QUICK, "--name", "exp", "--resume", "auto", cwd=tmp_path).code == 0
-    assert read_checkpoint(exp / "checkpoints" / "model.pt")["metrics"]["epoch"] == 2
+def test_an_extended_run_has_no_model_until_it_ends(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    extend = [*QUICK, "--name", "exp", "--resume", "auto", "--epochs", 3]
+    model, last = exp / "checkpoints" / "model.pt", exp / "checkpoints" / "last.pt"
+    cut_after(1, *extend, run_cli=run_cli, cwd=tmp_path)  # nothing was saved, so the model is still that of last.pt
+    assert read_checkpoint(model)["metrics"]["epoch"] == read_checkpoint(last)["epoch"] == 1
+    cut_after(2, *extend, run_cli=run_cli, cwd=tmp_path)
+    assert read_checkpoint(last)["epoch"] == 2
+    assert not model.exists()
+    assert run_cli("resnet-train", *extend, cwd=tmp_path).code == 0
+    assert read_checkpoint(model)["metrics"]["epoch"] == 3
 
 
 # --- Killed processes ------------------------------------------------------------------------------------------------
@@ -236,15 +240,15 @@ def test_the_lock_is_taken_before_the_state_is_read(
     exp: Path, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     locked = []
-    read_last = RunFolder.read_last
+    read_state = resume._read_state
 
     def read_while_watched(folder: RunFolder) -> object:
         with pytest.raises(ValueError, match="is being written by process"):
             RunFolder(folder.path).lock()
         locked.append(folder.path)
-        return read_last(folder)
+        return read_state(folder)
 
-    monkeypatch.setattr(RunFolder, "read_last", read_while_watched)
+    monkeypatch.setattr(resume, "_read_state", read_while_watched)
     for target in (["--resume", "runs/exp"], [*QUICK, "--epochs", 1, "--name", "exp", "--resume", "auto"]):
         assert run_cli("resnet-train", *target, cwd=tmp_path).code == 0
     assert [path.name for path in locked] == ["exp", "exp"]
@@ -302,7 +306,7 @@ def test_other_training_images_are_refused_on_resume_and_as_its_split(run_cli: R
     again = ["--resume", "runs/exp", "--epochs", 2, "--data-dir"]
     before = files_below(exp)
     refused = run_cli("resnet-train", *again, "pictures1", cwd=tmp_path)
-    message = "error: the training images in pictures1 are not those that runs/exp was started with"
+    message = "error: pictures1 does not hold the training images that runs/exp was started with"
     assert (refused.code, refused.stderr.splitlines()[-1]) == (2, message)
     assert files_below(exp) == before
     for split in ("val", "train"):
@@ -331,17 +335,17 @@ def test_a_finished_run_needs_no_images(exp: Path, run_cli: RunCli, tmp_path: Pa
 def test_the_time_of_an_epoch_survives_an_interruption_during_its_evaluation(
     run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def evaluate_after_a_signal(trainer: run.Trainer, number: int) -> object:
+    def evaluate_after_a_signal(trainer: Trainer, number: int) -> object:
         trainer.signals.stop = 15
         return evaluate(trainer, number)
 
-    evaluate = run.Trainer.evaluate
+    evaluate = Trainer.evaluate
     with monkeypatch.context() as patch:
-        patch.setattr(run.Trainer, "evaluate", evaluate_after_a_signal)
+        patch.setattr(Trainer, "evaluate", evaluate_after_a_signal)
         stopped = run_cli("resnet-train", *QUICK, "--epochs", 1, "--name", "exp", cwd=tmp_path)
     assert stopped.code == 143
     folder = tmp_path / "runs" / "exp"
-    assert re.search(r"go on with: resnet-train --resume runs/exp$", stopped.stderr.rstrip())
+    assert re.search(r"continue with: resnet-train --resume runs/exp$", stopped.stderr.rstrip())
     state = read_checkpoint(folder / "checkpoints" / "last.pt")
     assert (state["epoch"], state["step"]) == (0, 2)
     assert run_cli("resnet-train", "--resume", "runs/exp", cwd=tmp_path).code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -11,13 +12,26 @@ from pathlib import Path
 import pytest
 
 from resnet_train.recipes import read_yaml
-from resnet_train.records import EpochRecord
-from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
-from resnet_train.runs.folder import CheckpointSaver, RunFolder, find_checkpoint, find_runs
+from resnet_train.records import About
+from resnet_train.runs import resume
+from resnet_train.runs.checkpoint import Description, Saver, read_checkpoint, write_checkpoint
+from resnet_train.runs.folder import RunFolder, find_checkpoint, find_runs
+from resnet_train.training.state import TrainerState
 from tests.harness.cli import PACKAGE_PARENT
+from tests.harness.records import make_record
 
-RECORD = EpochRecord(epoch=1, step=7, lr=0.1, train_loss=2.5, train_accuracy=0.1, grad_norm=1.0)
-COMMON = {"about": {"arch": "resnet8"}, "config": {}, "environment": {}}
+ABOUT = About(
+    arch="resnet8",
+    arch_options={},
+    classes=["a", "b"],
+    image_size=8,
+    mean=[0.5] * 3,
+    std=[0.25] * 3,
+    dataset="digits",
+    title="t",
+    fingerprint="f",
+)
+DESCRIPTION = Description(about=ABOUT, config={}, environment={})
 HOLDER = """
 import sys
 from pathlib import Path
@@ -30,13 +44,13 @@ sys.stdin.read()
 
 
 def create(output_dir: Path, name: str = "x", *, given: bool = False) -> RunFolder:
-    """A new run folder, not locked any more."""
+    """Create a run folder and unlock it."""
     folder = RunFolder.create(output_dir, name, given=given)
     folder.unlock()
     return folder
 
 
-def test_a_new_folder_is_made_with_its_parents_and_is_locked(tmp_path: Path) -> None:
+def test_a_new_folder_is_created_and_locked(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "a" / "b", "x", given=True)
     try:
         assert folder.path == tmp_path / "a" / "b" / "x"
@@ -60,16 +74,16 @@ def test_a_freed_number_is_taken_again(tmp_path: Path) -> None:
 
 def test_a_given_name_that_is_taken_is_refused(tmp_path: Path) -> None:
     create(tmp_path)
-    with pytest.raises(ValueError, match=r"run .*x exists already; give another --name, or continue it with --resume"):
+    with pytest.raises(ValueError, match=r"x already exists; choose another --name, or continue it with --resume"):
         create(tmp_path, given=True)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_an_output_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"^cannot make the run folder .*: Not a directory$"):
+    with pytest.raises(ValueError, match=r"^cannot create the run folder .*: Not a directory$"):
         create(tmp_path / "file")
-    with pytest.raises(ValueError, match=r"^cannot make the run folder .*: File name too long$"):
+    with pytest.raises(ValueError, match=r"^cannot create the run folder .*: File name too long$"):
         create(tmp_path / ("x" * 300))
 
 
@@ -107,7 +121,7 @@ def test_another_process_that_writes_is_named_until_it_ends(tmp_path: Path) -> N
     again.unlock()
 
 
-def test_a_folder_that_was_given_back_can_be_locked_again(tmp_path: Path) -> None:
+def test_an_unlocked_folder_can_be_locked_again(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "x", given=True)
     folder.unlock()
     assert not (folder.path / ".holder.json").exists()
@@ -116,7 +130,7 @@ def test_a_folder_that_was_given_back_can_be_locked_again(tmp_path: Path) -> Non
     other.unlock()
 
 
-def test_giving_back_what_is_not_held_leaves_the_holder_alone(tmp_path: Path) -> None:
+def test_unlocking_without_the_lock_changes_nothing(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "x", given=True)
     try:
         RunFolder(folder.path).unlock()
@@ -128,7 +142,7 @@ def test_giving_back_what_is_not_held_leaves_the_holder_alone(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", "{}", "null"])
-def test_a_holder_that_cannot_be_read_is_another_process(content: str, tmp_path: Path) -> None:
+def test_an_unreadable_holder_is_another_process(content: str, tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "x", given=True)
     try:
         (folder.path / ".holder.json").write_text(content)
@@ -157,58 +171,82 @@ def test_runs_of_a_name_are_found_newest_first(tmp_path: Path) -> None:
 # --- Checkpoints -----------------------------------------------------------------------------------------------------
 
 
+def state_of(epoch: int) -> TrainerState:
+    """Return a state without tensors after this many epochs."""
+    return TrainerState(
+        model={},
+        optimizer={},
+        scaler={},
+        averaged=None,
+        epoch=epoch,
+        step=2 * epoch,
+        sums=[[0.0] * 8],
+        epoch_seconds=0.0,
+        history=[make_record(number, train=(2.5, 0.1)) for number in range(1, epoch + 1)],
+        best_epoch=0,
+        best_accuracy=-1.0,
+    )
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> RunFolder:
-    """A folder whose previous.pt is of epoch 1 and whose last.pt is of epoch 2."""
+    """Return a folder whose previous.pt is of epoch 1 and whose last.pt is of epoch 2."""
     folder = create(tmp_path)
-    saver = CheckpointSaver(folder, COMMON)
-    saver.save_state({"epoch": 1})
-    saver.save_state({"epoch": 2})
+    for epoch in (1, 2):
+        Saver(folder, DESCRIPTION).save_state(state_of(epoch))
     return folder
 
 
-def test_the_newest_state_is_read(saved: RunFolder) -> None:
-    state, warnings = saved.read_last()
-    assert (state["epoch"], warnings) == (2, [])
+def read_state(folder: RunFolder, caplog: pytest.LogCaptureFixture) -> tuple[int, list[str]]:
+    """Return the epoch that a resumed run starts from, and the warnings."""
+    logging.getLogger("resnet_train").propagate = True
+    caplog.clear()
+    epoch = resume._read_state(folder).epoch
+    return epoch, [record.getMessage() for record in caplog.records]
+
+
+def test_the_newest_state_is_read(saved: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    assert read_state(saved, caplog) == (2, [])
     assert read_checkpoint(saved.previous)["epoch"] == 1
-    assert state["about"] == COMMON["about"]
+    assert read_checkpoint(saved.last)["about"] == ABOUT.model_dump()
 
 
-@pytest.mark.parametrize("size", [0, 1, 100, -1, -100])
-def test_a_truncated_last_state_falls_back_to_the_one_before(size: int, saved: RunFolder) -> None:
+@pytest.mark.parametrize("size", [0, 100, -1])
+def test_a_truncated_last_state_falls_back(size: int, saved: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     content = saved.last.read_bytes()
     saved.last.write_bytes(content[:size])
-    state, (warning,) = saved.read_last()
-    assert state["epoch"] == 1
+    epoch, (warning,) = read_state(saved, caplog)
+    assert epoch == 1
     assert warning.startswith(f"{saved.last} is damaged or not a checkpoint: ")
+    assert warning.endswith(f"; falling back to {saved.previous}")
 
 
-def test_a_missing_last_state_falls_back_to_the_one_before(saved: RunFolder) -> None:
+def test_a_missing_last_state_falls_back(saved: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     saved.last.unlink()
     assert saved.has_checkpoint()
-    state, (warning,) = saved.read_last()
-    assert (state["epoch"], warning) == (1, f"cannot read {saved.last}: No such file or directory")
+    message = f"cannot read {saved.last}: No such file or directory; falling back to {saved.previous}"
+    assert read_state(saved, caplog) == (1, [message])
 
 
 def test_without_a_readable_state_both_files_are_named(saved: RunFolder) -> None:
     for path in (saved.last, saved.previous):
         path.write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"has no checkpoint to resume from: .*last\.pt .*; .*previous\.pt "):
-        saved.read_last()
+        resume._read_state(saved)
 
 
 def test_a_new_folder_has_no_checkpoint(tmp_path: Path) -> None:
     folder = create(tmp_path)
     assert not folder.has_checkpoint()
     with pytest.raises(ValueError, match="has no checkpoint to resume from"):
-        folder.read_last()
+        resume._read_state(folder)
     with pytest.raises(ValueError, match=r"is a folder without checkpoints/model\.pt or last\.pt"):
         find_checkpoint(folder.path)
 
 
-def test_a_folder_means_its_final_model_else_its_newest_state(saved: RunFolder) -> None:
+def test_a_folder_means_its_final_model_else_its_state(saved: RunFolder) -> None:
     assert find_checkpoint(saved.path) == saved.last
-    CheckpointSaver(saved, COMMON).save_final({}, RECORD)
+    Saver(saved, DESCRIPTION).save_final({}, make_record(2, train=(2.5, 0.1)))
     assert find_checkpoint(saved.path) == saved.model
     assert find_checkpoint(saved.previous) == saved.previous
     saved.model.unlink()
@@ -216,17 +254,25 @@ def test_a_folder_means_its_final_model_else_its_newest_state(saved: RunFolder) 
     assert find_checkpoint(saved.path) == saved.previous
 
 
-def test_the_best_model_says_on_what_it_was_chosen(saved: RunFolder) -> None:
-    saver = CheckpointSaver(saved, COMMON)
-    saver.save_best({}, "test", RECORD)
+def test_a_saved_state_makes_the_final_model_outdated(saved: RunFolder) -> None:
+    saver = Saver(saved, DESCRIPTION)
+    saver.save_final({}, make_record(2, train=(2.5, 0.1)))
+    saver.save_state(state_of(2))
+    assert not saved.model.exists()
+
+
+def test_the_best_model_says_which_split_chose_it(saved: RunFolder) -> None:
+    saver, record = Saver(saved, DESCRIPTION), make_record(1, train=(2.5, 0.1))
+    saver.save_best({}, "test", record)
     assert [path.name for path in saved.checkpoints.glob("best*")] == ["best-on-test.pt"]
-    saver.save_best({}, "val", RECORD)
+    saver.save_best({}, "val", record)
     assert sorted(path.name for path in saved.checkpoints.glob("best*")) == ["best-on-test.pt", "best.pt"]
-    assert read_checkpoint(saved.best("val"))["metrics"] == RECORD.to_plain()
+    contents = read_checkpoint(saved.best("val"))
+    assert (contents["metrics"], contents["chosen_on"]) == (record.to_plain(), "val")
 
 
 def test_saving_leaves_no_temporary_files(saved: RunFolder) -> None:
-    write_checkpoint(saved.last, COMMON, previous=saved.previous)
+    write_checkpoint(saved.last, {"config": {}}, previous=saved.previous)
     assert sorted(path.name for path in saved.checkpoints.iterdir()) == ["last.pt", "previous.pt"]
 
 

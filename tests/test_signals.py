@@ -66,7 +66,7 @@ def signal_until_done(num_signals: int, epochs: int, cwd: Path, seed: int) -> Co
                 assert code in (CODES[number], 0), ended  # 0: it was at its end when the signal came
                 if code:
                     assert time.monotonic() - sent < 2
-                    assert "the state is saved; go on with: resnet-train --resume" in ended.output
+                    assert "the state is saved; continue with: resnet-train --resume" in ended.output
                     assert steps_done(last) >= epochs_before  # at least what was reported is there
             else:
                 code = child.wait().code

@@ -14,11 +14,10 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer import event_file_writer
 
 from resnet_train.loggers.tensorboard import TensorBoard
-from resnet_train.records import EpochRecord, EpochTiming, RunInfo, RunResult, StepRecord
 from tests.harness.cli import SMALL, Outcome, RunCli
+from tests.harness.records import epoch_scalars, make_info, make_record, step_scalars
 
 STEPS_PER_EPOCH = 2
-TIMING = EpochTiming(1, 2, train_seconds=1.0, eval_seconds=1.0, images_per_second=99.0, peak_memory_bytes=None)
 SPLITS = ("train", "val", "test")
 
 
@@ -60,20 +59,17 @@ def texts_of(events: EventAccumulator) -> dict[str, list[str]]:
     return {tag: [event.tensor_proto.string_val[0].decode() for event in events.Tensors(tag)] for tag in tags}
 
 
-def epoch_record(epoch: int, value: float) -> EpochRecord:
-    return EpochRecord(epoch, STEPS_PER_EPOCH * epoch, 0.1, value, 0.5, 1.0, value, 0.6, value, 0.7)
-
-
 def log_run(folder: Path, steps: range, value: float, images: torch.Tensor | None = None) -> None:
-    """Tells a logger of these steps, and of the epochs that end among them."""
+    """Log these steps, and the epochs that end among them."""
     logger = TensorBoard(folder)
-    logger.run_started(RunInfo("x", "t", {"lr": 0.1, "arch": "resnet8"}, 3, STEPS_PER_EPOCH, steps.start))
+    logger.start(make_info(steps_per_epoch=STEPS_PER_EPOCH, first_step=steps.start))
     if images is not None:
-        logger.batch_seen(images)
+        logger.log_images("augmented training images", images, step=0)
     for step in range(steps.start + 1, steps.stop + 1):
-        logger.step_read(StepRecord(1, step, 0.1, value, value, 0.5, grad_norm=1.0))
+        logger.log(step_scalars(value), step=step)
         if step % STEPS_PER_EPOCH == 0:
-            logger.epoch_done(epoch_record(step // STEPS_PER_EPOCH, value), TIMING)
+            record = make_record(step // STEPS_PER_EPOCH, train=(value, 0.5), val=(value, 0.6), test=(value, 0.7))
+            logger.log(epoch_scalars(record), step=step, epoch=record.epoch)
     logger.flush()
     logger.close()
 
@@ -87,8 +83,8 @@ def trained_events(trained: tuple[Path, Outcome]) -> EventAccumulator:
 def test_a_run_has_a_curve_of_every_number(trained_events: EventAccumulator) -> None:
     scalars = scalars_of(trained_events)
     by_epoch = {f"{kind}/{split}" for kind in ("loss", "accuracy") for split in SPLITS}
-    by_epoch |= {"epoch/lr", "epoch/grad_norm", "throughput/images_per_second"}
-    by_step = {"step/loss", "step/grad_norm", "step/lr"}
+    by_epoch |= {"epoch/lr", "epoch/grad_norm", "timing/images_per_second"}
+    by_step = {"step/loss", "step/grad_norm", "step/lr", "step/train_loss", "step/train_accuracy"}
     assert by_epoch | by_step <= set(scalars)
     assert {tag: list(scalars[tag]) for tag in by_epoch} == {tag: [2, 4] for tag in by_epoch}
     assert {tag: list(scalars[tag]) for tag in by_step} == {tag: [1, 2, 3, 4] for tag in by_step}
@@ -138,17 +134,13 @@ def test_large_batches_are_cut_and_values_outside_the_range_are_clamped(tmp_path
 
 def test_what_was_not_measured_has_no_curve(tmp_path: Path) -> None:
     logger = TensorBoard(tmp_path)
-    logger.run_started(RunInfo("x", "t", {}, 1, 2, 64))
-    record = EpochRecord(1, 2, 0.1, 2.0, 0.5, 1.0)
-    logger.epoch_done(record, TIMING)
-    logger.run_done(RunResult("x", "t", "resnet8", 0, 1, "x", record, "test", 1, 0.5))
+    logger.start(make_info(epochs=1))
+    logger.log(epoch_scalars(make_record(1, train=(2.0, 0.5))), step=2, epoch=1)
     logger.close()
     scalars = scalars_of(read_events(tmp_path))
-    assert {tag for tag in scalars if tag.startswith(("loss/", "accuracy/", "final/"))} == {
-        "loss/train",
-        "accuracy/train",
-        "final/train_loss",
-    }
+    assert {tag for tag in scalars if tag.startswith(("loss/", "accuracy/"))} == {"loss/train", "accuracy/train"}
+    final = {"final/lr", "final/grad_norm", "final/train_loss", "final/train_accuracy"}
+    assert {tag for tag in scalars if tag.startswith("final/")} == final
 
 
 @pytest.mark.parametrize(("seen", "known"), [(4, 2), (5, 3), (6, 2), (5, 4), (2, 2)])

@@ -18,7 +18,8 @@ from resnet_train.optim.optimizers import load_optimizer_state
 from resnet_train.runtime.distributed import ALONE, Processes
 from resnet_train.training import signals
 from resnet_train.training.signals import Interrupted
-from resnet_train.training.trainer import NotFinite, RunningSums, count_correct
+from resnet_train.training.sums import RunningSums, count_correct
+from resnet_train.training.trainer import NotFinite
 from tests.harness.trainers import CPU, NUM_CLASSES, assert_same_tensors, tiny_trainer
 
 
@@ -41,7 +42,7 @@ class SignalAt(Logger):
     def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
         self.left, self.number = step, number
 
-    def step_done(self) -> None:
+    def tick(self, step) -> None:
         self.left -= 1
         if self.left == 0:
             signal.raise_signal(self.number)
@@ -66,8 +67,8 @@ def test_training_learns_and_keeps_its_history():
     final = trainer.fit()
     assert [record.epoch for record in trainer.progress.history] == [1, 2, 3, 4]
     assert final.step == 24
-    assert final.train_loss < trainer.progress.history[0].train_loss
-    assert final.test_accuracy > 0.9
+    assert final.scores["train"]["loss"] < trainer.progress.history[0].scores["train"]["loss"]
+    assert final.scores["test"]["accuracy"] > 0.9
 
 
 def test_a_step_is_the_textbook_step():
@@ -103,7 +104,7 @@ def test_same_seed_gives_the_same_bits():
     first, second, other = (tiny_trainer(seed=seed) for seed in (0, 0, 1))
     for trainer in (first, second, other):
         trainer.fit()
-    assert_same_tensors(first.state_dict(), second.state_dict())
+    assert_same_tensors(first.state(), second.state())
     assert first.progress.history != other.progress.history
 
 
@@ -149,28 +150,28 @@ def check_exact_resume(stop_after, settings, make_model=lambda: None):
     stopped = tiny_trainer(epochs=3, model=make_model(), saver=saver, logger=SignalAt(stop_after), **settings)
     with pytest.raises(Interrupted) as stop:
         stopped.fit()
-    assert stop.value.exit_code == 143
-    assert saver.states[-1]["step"] == stop_after
+    assert stop.value.signal_number == signal.SIGTERM
+    assert saver.states[-1].step == stop_after
     resumed = tiny_trainer(epochs=3, model=make_model(), **settings)
     with torch.no_grad():
         for tensor in resumed.model.state_dict().values():
             tensor.zero_()
-    resumed.load_state_dict(saver.states[-1])
+    resumed.load_state(saver.states[-1])
     resumed.fit()
-    assert_same_tensors(resumed.state_dict(), whole.state_dict())
+    assert_same_tensors(resumed.state(), whole.state())
 
 
 def test_ctrl_c_saves_and_exits_130():
     saver = MemorySaver()
     with pytest.raises(Interrupted) as stop:
         tiny_trainer(saver=saver, logger=SignalAt(2, signal.SIGINT)).fit()
-    assert stop.value.exit_code == 130
-    assert saver.states[-1]["step"] == 2
+    assert stop.value.signal_number == signal.SIGINT
+    assert saver.states[-1].step == 2
 
 
 def test_a_second_ctrl_c_interrupts_at_once_unless_it_is_the_first_one_passed_on_by_torchrun(monkeypatch):
     class Twice(Logger):
-        def step_done(self):
+        def tick(self, step):
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
 
@@ -186,14 +187,14 @@ def test_sigusr1_saves_after_the_step_and_goes_on():
     class Asking(Logger):
         steps = 0
 
-        def step_done(self):
+        def tick(self, step):
             self.steps += 1
             if self.steps == 2:
                 signal.raise_signal(signal.SIGUSR1)
 
     saver = MemorySaver()
     tiny_trainer(epochs=1, logger=Asking(), saver=saver).fit()
-    assert [state["step"] for state in saver.states] == [2, 6]
+    assert [state.step for state in saver.states] == [2, 6]
 
 
 def test_a_state_is_saved_within_an_epoch_when_the_last_one_is_old(monkeypatch):
@@ -203,7 +204,7 @@ def test_a_state_is_saved_within_an_epoch_when_the_last_one_is_old(monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: start + 20 * trainer.progress.step)
     trainer.fit()
     monkeypatch.undo()
-    assert [state["step"] for state in saver.states][:2] == [3, 6]  # a minute is three steps
+    assert [state.step for state in saver.states][:2] == [3, 6]  # a minute is three steps
 
 
 def test_handlers_are_given_back():
@@ -228,18 +229,17 @@ def test_a_bad_step_changes_nothing_and_stops_the_run(fused):
     assert_same_tensors(dict(trainer.model.named_parameters()), weights)
     assert_same_tensors(trainer.optimizer.state_dict()["state"], momentum["state"])
     with pytest.raises(NotFinite, match=r"step 2 \(lr 0\.04"):
-        trainer.read_step(0)
+        trainer.log_step()
 
 
 def test_not_finite_stops_by_the_next_read_and_saves_nothing_bad():
     saver = MemorySaver()
     trainer = tiny_trainer(saver=saver, log_every=2)
     poison_at(9, trainer.model)
-    with pytest.raises(NotFinite, match="step 9") as stop:
+    with pytest.raises(NotFinite, match="step 9"):
         trainer.fit()
-    assert stop.value.exit_code == 3
     assert trainer.progress.step == 10
-    assert [state["epoch"] for state in saver.states] == [1]
+    assert [state.epoch for state in saver.states] == [1]
 
 
 def test_best_is_chosen_on_the_validation_split_if_there_is_one():
@@ -254,9 +254,9 @@ def test_evaluation_and_saving_keep_their_intervals_and_the_last_epoch():
     saver = MemorySaver()
     trainer = tiny_trainer(epochs=5, saver=saver, eval_every=2, save_every=3)
     trainer.fit()
-    evaluated = [record.epoch for record in trainer.progress.history if record.test_accuracy is not None]
+    evaluated = [record.epoch for record in trainer.progress.history if "test" in record.scores]
     assert evaluated == [2, 4, 5]
-    assert [state["epoch"] for state in saver.states] == [3, 5]
+    assert [state.epoch for state in saver.states] == [3, 5]
 
 
 def test_loading_a_state_keeps_this_machines_choice_of_fused_kernels():
@@ -333,22 +333,23 @@ def test_the_time_of_an_epoch_includes_the_part_before_an_interruption(stop_afte
         def __init__(self):
             self.seen = []
 
-        def epoch_done(self, record, timing):
-            self.seen.append(timing)
+        def log(self, scalars, *, step, epoch=None):
+            if epoch is not None:
+                self.seen.append((scalars["timing/train_seconds"], scalars["timing/images_per_second"]))
 
     saver, timings = MemorySaver(), Timings()
     with pytest.raises(Interrupted):
         tiny_trainer(saver=saver, logger=SignalAt(stop_after)).fit()
     state = saver.states[-1]
-    assert state["epoch_seconds"] > 0
-    state["epoch_seconds"] += 1000
+    assert state.epoch_seconds > 0
+    state.epoch_seconds += 1000
     resumed = tiny_trainer(logger=timings)
-    resumed.load_state_dict(state)
+    resumed.load_state(state)
     resumed.fit()
-    assert timings.seen[0].train_seconds > 1000
-    assert timings.seen[0].images_per_second == pytest.approx(48 / timings.seen[0].train_seconds)
-    assert all(timing.images_per_second > 0 for timing in timings.seen)
-    assert all(timing.train_seconds < 1000 for timing in timings.seen[1:])
+    (seconds, rate), *later = timings.seen
+    assert seconds > 1000
+    assert rate == pytest.approx(48 / seconds)
+    assert all(seconds < 1000 for seconds, _ in later)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -359,26 +360,25 @@ def test_weights_and_statistics_that_are_not_finite_end_the_run_and_are_not_save
 
         steps = 0
 
-        def step_done(self):
+        def tick(self, step):
             self.steps += 1
             if self.steps == 12:
                 trainer.model.state_dict()[tensor].view(-1)[0] = value
 
     saver = MemorySaver()
     trainer = tiny_trainer(epochs=3, saver=saver, logger=Spoil())
-    with pytest.raises(NotFinite, match="weights or running statistics are not finite at step 12") as stop:
+    with pytest.raises(NotFinite, match="weights or running statistics are not finite at step 12"):
         trainer.fit()
-    assert stop.value.exit_code == 3
-    assert [state["epoch"] for state in saver.states] == [1]
+    assert [state.epoch for state in saver.states] == [1]
     assert all(epoch == 1 for _, epoch in saver.best)
 
 
 def test_an_interrupted_run_does_not_save_weights_that_are_not_finite():
     class SpoilAndStop(SignalAt):
-        def step_done(self):
+        def tick(self, step):
             if self.left == 1:
                 trainer.model.linear.weight.data[0] = float("nan")
-            super().step_done()
+            super().tick(step)
 
     saver = MemorySaver()
     trainer = tiny_trainer(saver=saver, logger=SpoilAndStop(3))

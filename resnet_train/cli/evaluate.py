@@ -32,9 +32,9 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint: top-1 with its 95 % interval, top-5, loss, and accuracy per class."""
     log_to_stderr()
-    from resnet_train.jobs import evaluate as job  # torch takes 2 s to import
+    from resnet_train.jobs.evaluate import evaluate_checkpoint  # torch takes 2 s to import
 
-    numbers = job.evaluate_checkpoint(
+    result = evaluate_checkpoint(
         checkpoint,
         dataset=dataset,
         data_dir=data_dir,
@@ -43,31 +43,31 @@ def evaluate(
         device=device,
         threads=threads,
     )
-    typer.echo(to_json(numbers) if as_json else _describe(numbers))
+    typer.echo(to_json(result) if as_json else _describe(result))
 
 
-def _describe(numbers: dict[str, Any]) -> str:
-    low, high = numbers["ci95"]
-    width = max(len("class"), *(len(row["name"]) for row in numbers["per_class"]))
+def _describe(result: Any) -> str:
+    low, high = result.ci95
+    width = max(len("class"), *(len(row.name) for row in result.per_class))
     lines = [
-        f"checkpoint  {numbers['checkpoint']}",
-        f"network     {numbers['arch']}, {_trained(numbers['epoch'], numbers['steps_after_epoch'])}",
-        f"images      {numbers['n']:,} {numbers['split']} images of {numbers['title']}",
-        f"top-1       {numbers['top1']:.2%}   (95 % interval {low:.2%} to {high:.2%})",
-        f"top-5       {numbers['top5']:.2%}"
-        if numbers["top5"] is not None
+        f"checkpoint  {result.checkpoint}",
+        f"network     {result.arch}, {_trained(result.epoch, result.steps_after_epoch)}",
+        f"images      {result.n:,} {result.split} images of {result.title}",
+        f"top-1       {result.top1:.2%}   (95 % interval {low:.2%} to {high:.2%})",
+        f"top-5       {result.top5:.2%}"
+        if result.top5 is not None
         else "top-5       not defined for fewer than 6 classes",
-        f"loss        {numbers['loss']:.4f}",
-        f"speed       {numbers['images_per_second']:,.0f} images/s on {numbers['device']}",
+        f"loss        {result.loss:.4f}",
+        f"speed       {result.images_per_second:,.0f} images/s on {result.device}",
         "",
         f"{'class':<{width}}  accuracy  precision  images",
         *(
-            f"{row['name']:<{width}}  {_share(row['accuracy']):>8}  {_share(row['precision']):>9}  {row['n']:>6,}"
-            for row in numbers["per_class"]
+            f"{row.name:<{width}}  {_share(row.accuracy):>8}  {_share(row.precision):>9}  {row.n:>6,}"
+            for row in result.per_class
         ),
     ]
-    if numbers["chosen_on"] == numbers["split"]:
-        lines.append(f"\nThis epoch was selected on the {numbers['split']} images: do not report this accuracy.")
+    if result.chosen_on == result.split:
+        lines.append(f"\nThis epoch was selected on the {result.split} images: do not report this accuracy.")
     return "\n".join(lines)
 
 

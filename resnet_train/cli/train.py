@@ -52,20 +52,18 @@ def train(
     resolved = make_config({} if by_path else given)
 
     log_to_stderr()
-    from resnet_train import build
-    from resnet_train.jobs import train as job  # torch takes 2 s to import
+    from resnet_train.build import check_config  # torch takes 2 s to import
+    from resnet_train.jobs import bench, train
 
     if not by_path:
-        build.check_names(resolved)
+        check_config(resolved)
     if print_config:
         typer.echo(to_yaml(to_plain(resolved)), nl=False)
     elif dry_run:
-        from resnet_train.jobs.bench import dry_run as try_out
-
-        estimate = try_out(resolved)
+        estimate = bench.dry_run(resolved)
         typer.echo(to_json(estimate) if as_json else _describe_estimate(estimate))
     else:
-        result = job.train(resolved, given, resume)
+        result = train.train(resolved, given, resume)
         if result is not None:  # rank 0 has the result
             typer.echo(to_json(result) if as_json else _describe_result(result))
 
@@ -90,8 +88,8 @@ def _describe_estimate(estimate: DryRunResult) -> str:
 def _describe_result(result: Any) -> str:
     """Format a result; its headline is the final epoch, because the best one was selected by its accuracy."""
     final = result.final
-    split = "test" if final.test_accuracy is not None else "val"
-    accuracy, loss = getattr(final, f"{split}_accuracy"), getattr(final, f"{split}_loss")
+    split = "test" if "test" in final.scores else "val"
+    accuracy, loss = final.scores[split]["accuracy"], final.scores[split]["loss"]
     return "\n".join(
         [
             f"run         {result.folder}",

@@ -1,17 +1,46 @@
-"""Judging a model on a set of images: every image once."""
+"""Evaluate a model on a set of images, every image once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnet_train.data.batch import Batch
-from resnet_train.records import Evaluation
 from resnet_train.runtime.device import sum_dtype
 from resnet_train.runtime.distributed import ALONE, Processes
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation collects; metrics are functions of it.
+
+    Attributes:
+        loss: mean cross-entropy, without label smoothing.
+        logits: float32 [N, C] on the CPU, in the order of the images (by rank if there are several processes).
+        labels: int64 [N] on the CPU.
+    """
+
+    loss: float
+    logits: Tensor
+    labels: Tensor
+
+    @property
+    def n(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """Return int64 [C, C]: how many images of the row's class were taken for the column's class."""
+        num_classes = self.logits.shape[1]
+        cells = self.labels * num_classes + self.logits.argmax(1)
+        return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes).numpy()
 
 
 @torch.inference_mode()
@@ -22,28 +51,24 @@ def evaluate(
     device: torch.device,
     processes: Processes = ALONE,
 ) -> Evaluation:
-    """Loss, top-1, top-5 and the confusion matrix; the model is in evaluation mode while this runs.
+    """Run the model in evaluation mode on every batch and collect its outputs.
 
-    All sums stay on the device, so the host waits for it once, at the end. Each process brings its part of the
-    batches, which may be empty; all get the result for all images.
+    The outputs stay on the device, so the host waits for it once, at the end. Each process brings its part of the
+    batches, which may be empty; every process gets the result for all images.
     """
     was_training = model.training
     model.eval()
     loss_sum = torch.zeros((), dtype=sum_dtype(device), device=device)
-    in_top5 = torch.zeros((), dtype=torch.int64, device=device)
-    confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
-    one = torch.ones((), dtype=torch.int64, device=device)
+    logits = [torch.empty(0, num_classes, device=device)]
+    labels = [torch.empty(0, dtype=torch.int64, device=device)]
     for batch in batches:
-        labels = batch.labels
-        if not len(labels):
-            continue
-        logits = model(batch.images).float()
-        loss_sum += F.cross_entropy(logits, labels, reduction="sum")
-        confusion.index_add_(0, labels * num_classes + logits.argmax(1), one.expand(len(labels)))
-        if num_classes > 5:
-            in_top5 += (logits.topk(5, dim=1).indices == labels[:, None]).sum()
+        if len(batch.labels):
+            logits.append(model(batch.images).float())  # [B, C]
+            labels.append(batch.labels)  # [B]
+            loss_sum += F.cross_entropy(logits[-1], labels[-1], reduction="sum")
     model.train(was_training)
-    loss_sum, in_top5, confusion = (processes.sum(total) for total in (loss_sum, in_top5, confusion))
-    matrix = confusion.view(num_classes, num_classes).cpu().numpy()
-    n = max(1, int(matrix.sum()))
-    return Evaluation(float(loss_sum) / n, float(in_top5) / n if num_classes > 5 else None, matrix)
+
+    # One transfer to the host for all images of all processes.
+    loss_sum = processes.sum(loss_sum)
+    all_logits, all_labels = (processes.concatenate(torch.cat(parts)).cpu() for parts in (logits, labels))
+    return Evaluation(float(loss_sum) / max(1, len(all_labels)), all_logits, all_labels)

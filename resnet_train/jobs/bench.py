@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from resnet_train.build import RunData, build_trainer, check_names, load_data
+from resnet_train.build import RunData, build_trainer, check_config, describe_network, load_data
 from resnet_train.config import TrainConfig, make_config, to_plain
 from resnet_train.data.loader import BatchLoader
 from resnet_train.jobs import measure
 from resnet_train.jobs.measure import RunEstimate, Spread
-from resnet_train.runs.checkpoint import read_checkpoint, restore_model, write_checkpoint
+from resnet_train.runs.checkpoint import Description, Saver, read_model
+from resnet_train.runs.folder import RunFolder
+from resnet_train.runs.restore import restore_model
 from resnet_train.runtime.device import device_name, peak_memory_bytes, prepare_machine
 from resnet_train.runtime.environment import describe_environment
 from resnet_train.runtime.precision import choose_precision
@@ -50,7 +52,7 @@ class DryRunResult:
 
 def dry_run(config: TrainConfig) -> DryRunResult:
     """Do one of everything: training batches, an evaluation batch, a checkpoint saved and read back. Keep nothing."""
-    check_names(config)
+    check_config(config)
     device = prepare_machine(config.device, config.threads, config.deterministic)
     data = load_data(config)
     trainer = build_trainer(config, data, device)
@@ -63,11 +65,12 @@ def dry_run(config: TrainConfig) -> DryRunResult:
 
     # Save a checkpoint and read it back.
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "last.pt"
-        common = {"about": data.about(config), "config": to_plain(config), "environment": {}}
-        write_checkpoint(path, {**common, **trainer.state_dict()})
-        checkpoint_bytes = path.stat().st_size
-        restore_model(read_checkpoint(path), path)
+        run_folder = RunFolder(Path(folder))
+        run_folder.checkpoints.mkdir()
+        description = Description(about=describe_network(config, data), config=to_plain(config), environment={})
+        Saver(run_folder, description).save_state(trainer.state())
+        checkpoint_bytes = run_folder.last.stat().st_size
+        restore_model(read_model(run_folder.last), run_folder.last)
 
     eval_images = sum(loader.num_images for loader in trainer.eval_loaders.values())
     run = measure.estimate_run(config, (len(data.train_indices), eval_images), rates, eval_rate)
@@ -219,7 +222,7 @@ def bench(config: TrainConfig, steps: int | None = None, rounds: int = 5, try_co
         ValueError: The network or the device does not exist, or the batch is larger than the data set.
     """
     # Build the trainer and do the first step.
-    check_names(config)
+    check_config(config)
     device = prepare_machine(config.device, config.threads, config.deterministic)
     data = measure.random_data(config)
     started = time.perf_counter()

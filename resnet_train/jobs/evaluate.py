@@ -1,11 +1,10 @@
-"""Judging a finished model: from a checkpoint to its numbers. The counterpart of `run.py`."""
+"""Evaluate a trained model: from a checkpoint to its numbers."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -14,11 +13,65 @@ from resnet_train.config import TrainConfig, make_config
 from resnet_train.data.augment import Normalize
 from resnet_train.data.dataset import ImageDataset, load_dataset, split_indices
 from resnet_train.data.loader import EVAL_BATCH_SIZE, eval_loader
-from resnet_train.evaluation.evaluate import evaluate
-from resnet_train.evaluation.metrics import summarize
-from resnet_train.runs.checkpoint import check_parts, last_epoch, read_checkpoint, restore_model
+from resnet_train.evaluation.evaluate import Evaluation, evaluate
+from resnet_train.evaluation.metrics import compute_scores, confidence_interval, top5
+from resnet_train.records import About
+from resnet_train.runs.checkpoint import read_model
 from resnet_train.runs.folder import find_checkpoint
+from resnet_train.runs.restore import restore_model
 from resnet_train.runtime.device import device_name, memory_format, prepare_machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassResult:
+    """The numbers of one class; shares are 0–1, and None where they would divide by zero.
+
+    Attributes:
+        name: of the class.
+        n: images with this label.
+        accuracy: share of them that were classified correctly (recall).
+        precision: share of the images taken for this class that have its label.
+    """
+
+    name: str
+    n: int
+    accuracy: float | None
+    precision: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """The numbers of a checkpoint on one split.
+
+    Attributes:
+        checkpoint, arch: what was evaluated.
+        epoch, steps_after_epoch: how long it was trained.
+        chosen_on: the split that this epoch was selected on; None for the final epoch.
+        split, title, n: the images.
+        top1, loss: accuracy and mean cross-entropy.
+        top5: share of labels among the five most likely classes; None below six classes.
+        ci95: Wilson's 95 % interval of `top1`.
+        scores: every registered metric by name.
+        per_class: one result for each class.
+        images_per_second, device: the speed of this evaluation.
+    """
+
+    checkpoint: str
+    arch: str
+    epoch: int
+    steps_after_epoch: int
+    chosen_on: str | None
+    split: str
+    title: str
+    n: int
+    top1: float
+    top5: float | None
+    loss: float
+    ci95: tuple[float, float]
+    scores: dict[str, float]
+    per_class: tuple[ClassResult, ...]
+    images_per_second: float
+    device: str
 
 
 def evaluate_checkpoint(
@@ -30,68 +83,88 @@ def evaluate_checkpoint(
     batch_size: int = EVAL_BATCH_SIZE,
     device: str = "auto",
     threads: int = 0,
-) -> dict[str, Any]:
-    """Judges the model of a checkpoint; what is not given is taken from the checkpoint.
-
-    Returns:
-        `top1, top5, loss, n, ci95, per_class` as `summarize` makes them, and `images_per_second, checkpoint, arch,
-        epoch, steps_after_epoch, chosen_on, split, title, device`.
+) -> EvaluationResult:
+    """Evaluate the model of a checkpoint; what is not given is taken from the checkpoint.
 
     Raises:
-        ValueError: no usable checkpoint, unknown data set or split, or data with other classes.
+        ValueError: no usable checkpoint, an unknown data set or split, or data with other classes.
     """
+    # Read the checkpoint.
     path = find_checkpoint(Path(path))
-    checkpoint = read_checkpoint(path)
-    check_parts(checkpoint, path)
+    checkpoint = read_model(path)
     model = restore_model(checkpoint, path)
-    about, config = checkpoint["about"], make_config(checkpoint["config"], str(path))
+    about, config = checkpoint.about, make_config(checkpoint.config, str(path))
+
+    # Load the images.
     torch_device = prepare_machine(device, threads)
     data_dir = data_dir or (config.data_dir if dataset in (None, config.dataset) else TrainConfig().data_dir)
     split, images, indices = _load_split(dataset or config.dataset, split, Path(data_dir), config)
-    if split != "test" and images.fingerprint != about["fingerprint"]:
+    if split != "test" and images.fingerprint != about.fingerprint:
         raise ValueError(f"split {split}: {data_dir} does not hold the images this model was trained on")
-    images = _with_classes(images, tuple(about["classes"]))
-    normalize = Normalize(tuple(about["mean"]), tuple(about["std"]), config.channels_last)
+    images = _with_classes(images, tuple(about.classes))
+
+    # Evaluate.
+    normalize = Normalize(tuple(about.mean), tuple(about.std), config.channels_last)
     loader = eval_loader(images.images, images.labels, normalize, torch_device, indices, batch_size)
     model = model.to(torch_device).to(memory_format=memory_format(config.channels_last))
     start = time.perf_counter()
     evaluation = evaluate(model, loader.epoch(0), len(images.classes), torch_device)
     seconds = time.perf_counter() - start
-    record, steps_after = last_epoch(checkpoint)
-    return {
-        **summarize(evaluation, images.classes),
-        "images_per_second": evaluation.n / seconds,
-        "checkpoint": str(path),
-        "arch": about["arch"],
-        "epoch": record.get("epoch", 0),
-        "steps_after_epoch": steps_after,
-        "chosen_on": checkpoint.get("chosen_on"),
-        "split": split,
-        "title": images.title,
-        "device": device_name(torch_device),
-    }
+    scores = compute_scores(evaluation)
+    return EvaluationResult(
+        checkpoint=str(path),
+        arch=about.arch,
+        epoch=checkpoint.epoch,
+        steps_after_epoch=checkpoint.steps_after_epoch,
+        chosen_on=checkpoint.chosen_on,
+        split=split,
+        title=images.title,
+        n=evaluation.n,
+        top1=scores["accuracy"],
+        top5=top5(evaluation),
+        loss=evaluation.loss,
+        ci95=confidence_interval(int(evaluation.confusion.trace()), evaluation.n),
+        scores=scores,
+        per_class=class_results(evaluation, images.classes),
+        images_per_second=evaluation.n / seconds,
+        device=device_name(torch_device),
+    )
 
 
-def load_model(path: Path | str) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a checkpoint or of a run's folder, for notebooks and scripts.
+def load_model(path: Path | str) -> tuple[nn.Module, About]:
+    """Load the network of a checkpoint or of a run's folder, for notebooks and scripts.
 
     Returns:
         The model in evaluation mode on the CPU, from normalized images float [B, 3, H, W] to logits float [B, C]; and
-        what the file says of it: `arch, classes, image_size, mean, std` and so on (mean and std on a 0–1 scale).
+        the checkpoint's description of it: `arch`, `classes`, `image_size`, `mean`, `std` (on a 0–1 scale) and so on.
 
     Raises:
         ValueError: no usable checkpoint.
     """
     path = find_checkpoint(Path(path))
-    checkpoint = read_checkpoint(path)
-    check_parts(checkpoint, path)
-    return restore_model(checkpoint, path), checkpoint["about"]
+    checkpoint = read_model(path)
+    return restore_model(checkpoint, path), checkpoint.about
+
+
+def class_results(evaluation: Evaluation, classes: tuple[str, ...]) -> tuple[ClassResult, ...]:
+    """Return the accuracy and precision of each class."""
+    confusion = evaluation.confusion
+    correct, support, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    return tuple(
+        ClassResult(
+            name=name,
+            n=int(support[i]),
+            accuracy=float(correct[i] / support[i]) if support[i] else None,
+            precision=float(correct[i] / predicted[i]) if predicted[i] else None,
+        )
+        for i, name in enumerate(classes)
+    )
 
 
 def _load_split(
     dataset: str, split: str | None, data_dir: Path, config: TrainConfig
 ) -> tuple[str, ImageDataset, np.ndarray | None]:
-    """The images to judge on: the split's name, the data set it is part of, and its image numbers (None: all)."""
+    """Return the split's name, the data set it is part of, and the indices of its images (None: all of them)."""
     if split not in (None, "test", "val", "train"):
         raise ValueError(f"unknown split {split!r}; use test, val or train")
     if split in (None, "test"):
@@ -111,11 +184,11 @@ def _load_split(
 
 
 def _with_classes(images: ImageDataset, classes: tuple[str, ...]) -> ImageDataset:
-    """The same images with their labels counted in the checkpoint's order of classes."""
+    """Return the same images with labels that index the checkpoint's classes."""
     unknown = sorted(set(images.classes) - set(classes))
     if unknown:
         raise ValueError(
             f"the data has a class {unknown[0]!r} that the checkpoint does not know ({', '.join(classes)})"
         )
-    numbers = np.array([classes.index(name) for name in images.classes], dtype=np.int64)
-    return replace(images, labels=numbers[images.labels], classes=classes)
+    new_labels = np.array([classes.index(name) for name in images.classes], dtype=np.int64)
+    return replace(images, labels=new_labels[images.labels], classes=classes)

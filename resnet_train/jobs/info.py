@@ -127,22 +127,23 @@ def describe(topic: str) -> ArchitectureDetails | CheckpointInfo:
 
 
 def describe_checkpoint(path: Path) -> CheckpointInfo:
-    """Return what the checkpoint at `path`, a file or a run folder, holds."""
-    from resnet_train.runs.checkpoint import check_parts, last_epoch, read_checkpoint
+    """Return what the checkpoint at `path`, a file or a run folder, holds.
+
+    Raises:
+        ValueError: there is no valid checkpoint.
+    """
+    from resnet_train.runs.checkpoint import read_model
     from resnet_train.runs.folder import find_checkpoint
 
-    path = find_checkpoint(path)
-    contents = read_checkpoint(path)
-    check_parts(contents, path)
-    record, steps_after = last_epoch(contents)
+    checkpoint = read_model(find_checkpoint(path))
     return CheckpointInfo(
-        about=contents["about"],
-        epoch=record.get("epoch", 0),
-        steps_after_epoch=steps_after,
-        chosen_on=contents.get("chosen_on"),
-        metrics=record,
-        config=contents["config"],
-        environment=contents["environment"],
+        about=checkpoint.about.model_dump(),
+        epoch=checkpoint.epoch,
+        steps_after_epoch=checkpoint.steps_after_epoch,
+        chosen_on=checkpoint.chosen_on,
+        metrics=checkpoint.metrics.to_plain() if checkpoint.metrics else {},
+        config=checkpoint.config,
+        environment=checkpoint.environment,
     )
 
 

@@ -180,7 +180,7 @@ def train(trainer: Trainer, config: TrainConfig) -> Training:
                 batch = next(batches)
             trainer.train_step(batch)
             if trainer.progress.step % trainer.log_every == 0:
-                trainer.read_step(0)
+                trainer.log_step()
             yield len(batch.labels)
     finally:
         torch.set_num_threads(threads)

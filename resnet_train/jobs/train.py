@@ -1,258 +1,207 @@
-"""The life of a run: made or found again, trained, finished. The parts come from `build.py`."""
+"""Train a run from a config to its result."""
 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+import shutil
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 
-from resnet_train.build import RunData, build_trainer, check_names, load_data
-from resnet_train.config import TrainConfig, make_config, merge_on_resume, to_plain
-from resnet_train.loggers.base import Logger, LoggerList
+from resnet_train.build import RunData, build_trainer, check_config, describe_network, load_data
+from resnet_train.config import TrainConfig, to_plain
+from resnet_train.loggers.base import Logger
 from resnet_train.loggers.console import Console
 from resnet_train.loggers.csv import MetricsCsv
 from resnet_train.loggers.log_file import LogFile
 from resnet_train.records import EpochRecord, RunInfo, RunResult
-from resnet_train.runs.checkpoint import StateParts, check_parts, read_checkpoint
-from resnet_train.runs.folder import CheckpointSaver, RunFolder, existing_run_message, find_runs
+from resnet_train.runs.checkpoint import Description, RunCheckpoint, Saver, count_bytes
+from resnet_train.runs.folder import RunFolder
+from resnet_train.runs.resume import Start, find_start
 from resnet_train.runtime.device import device_name, prepare_machine
-from resnet_train.runtime.distributed import Processes, join_processes
+from resnet_train.runtime.distributed import join_processes
 from resnet_train.runtime.environment import describe_environment
 from resnet_train.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
+NUM_CHECKPOINTS = 3  # last.pt, previous.pt, and the one being written
+MAX_BUFFERS = 2  # copies of the weights that an optimizer keeps: one for momentum, two for Adam
+
 
 def train(config: TrainConfig, given: dict[str, Any] | None = None, resume: str | None = None) -> RunResult | None:
-    """A whole run, from a config to its result; started by torchrun, in as many processes.
+    """Train a run; under torchrun, in all of its processes.
 
     Args:
         config: all settings.
-        given: those the user asked for; only these are held against a run that is resumed.
-        resume: None for a new run, "auto" for the newest run of this name (if it is finished, nothing is done), or
-            the path of a run, whose config then takes the place of `config`.
+        given: those that the user chose; only these are compared with a run that is resumed.
+        resume: None for a new run, "auto" for the newest run of this name, or the path of a run, whose config then
+            replaces `config`. A finished run is not trained again.
 
     Returns:
-        The result; None in all processes but the first, which alone reads and writes the run's folder.
+        The result; None on every rank but 0, which alone reads and writes the run's folder.
 
     Raises:
-        ValueError: bad input; no run folder was made.
+        ValueError: bad input; no run folder was created.
         NotFinite, Interrupted: see `Trainer.fit`.
     """
-    with join_processes() as processes:
-        if processes.rank > 0:
-            _follow(processes)
+    with join_processes() as processes, ExitStack() as stack:
+        # Rank 0 decides which run it is and holds the lock; config and state are all that the others need.
+        start = find_start(config, given or {}, resume) if processes.rank == 0 else None
+        if start and start.folder:
+            stack.callback(start.folder.unlock)
+        if start and start.is_finished:
+            processes.share(None)
+            return _finished_result(start)
+        shared = processes.share((start.config, start.state) if start else None)
+        if shared is None:
             return None
-        folder = _find_run(config, resume)
-        if folder is None and config.name and (config.output_dir / config.name).exists():
-            raise ValueError(existing_run_message(config.output_dir / config.name))
-        if folder is None:
-            return _start(config, processes, exactly=config.name is not None or resume == "auto")
-        folder.lock()  # before the state is read: another process may be about to write a newer one
-        try:
-            if not folder.has_checkpoint():
-                return _start(config, processes, folder)
-            return _continue(folder, _read_state(folder), given or {}, processes)
-        finally:
-            folder.unlock()
+        config, state = shared
+
+        # Build the parts and restore the state: the same for new and resumed runs, on all ranks.
+        check_config(config)
+        device = prepare_machine(config.device, config.threads, config.deterministic)
+        data = load_data(config)
+        trainer = build_trainer(config, data, device, processes)
+        if state is not None:
+            _restore(trainer, state, data, config)
+        if start is None:
+            trainer.fit()
+            return None
+
+        # Rank 0 also logs and saves.
+        folder = start.open_folder()
+        stack.callback(folder.unlock)
+        return _fit(config, data, trainer, folder, state)
 
 
-def _start(
-    config: TrainConfig, processes: Processes, folder: RunFolder | None = None, exactly: bool = True
-) -> RunResult:
-    """A run from its first step, in a folder that was never saved to or in a new one, `exactly` of its name or not."""
-    check_names(config)
-    processes.share((config, None))
-    data, trainer = _prepare(config, processes)
-    if folder is not None:
-        log.info("%s was never saved to; starting over", folder.path)
-        return _fit(config, data, trainer, folder)
-    folder = RunFolder.create(config.output_dir, config.name or default_name(config), given=exactly)
-    try:
-        return _fit(config, data, trainer, folder)
-    finally:
-        folder.unlock()
-
-
-def _continue(folder: RunFolder, state: dict[str, Any], given: dict[str, Any], processes: Processes) -> RunResult:
-    """A run from where it was saved, in its locked folder."""
-    config = merge_on_resume(state["config"], {**given, "output_dir": str(folder.path.parent), "name": folder.name})
-    _check_epochs(config, state)
-    if state["epoch"] == config.epochs:
-        processes.share(None)
-        common = {key: state[key] for key in ("about", "config", "environment")}
-        return _already_finished(config, folder, CheckpointSaver(folder, common), state)
-    check_names(config)
-    processes.share((config, state))
-    data, trainer = _prepare(config, processes, state)
-    folder.model.unlink(missing_ok=True)  # of an end that is none any more
-    _warn_of_changes(state["environment"], describe_environment(trainer.device))
-    return _fit(config, data, trainer, folder)
-
-
-def _follow(processes: Processes) -> None:
-    """The part of every process but the first: trains along, reads no run folder, writes nothing, says nothing."""
-    if (shared := processes.share()) is None:
-        return
-    config, state = shared
-    _, trainer = _prepare(config, processes, state)
-    trainer.fit()
-
-
-def _prepare(config: TrainConfig, processes: Processes, state: dict[str, Any] | None = None) -> tuple[RunData, Trainer]:
-    """Data and trainer, standing where the state was saved, if one is given.
+def _restore(trainer: Trainer, state: RunCheckpoint, data: RunData, config: TrainConfig) -> None:
+    """Load the state into the trainer.
 
     Raises:
         ValueError: the data are not those of the run, or the state does not fit it.
     """
-    device = prepare_machine(config.device, config.threads, config.deterministic)
-    data = load_data(config)
-    if state is None:
-        return data, build_trainer(config, data, device, processes)
-    name = config.output_dir / str(config.name)
-    if data.train.fingerprint != state["about"]["fingerprint"]:
-        raise ValueError(f"the training images in {config.data_dir} are not those that {name} was started with")
-    trainer = build_trainer(config, data, device, processes)
+    folder = RunFolder(config.output_dir / str(config.name))
+    if data.train.fingerprint != state.about.fingerprint:
+        raise ValueError(f"{config.data_dir} does not hold the training images that {folder.path} was started with")
     try:
-        trainer.load_state_dict(state)
+        trainer.load_state(state)
     except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{RunFolder(name).last} does not hold a state of this run: {reason}") from None
-    return data, trainer
+        raise ValueError(f"{folder.last} does not hold a state of this run: {reason}") from None
 
 
-def _already_finished(
-    config: TrainConfig, folder: RunFolder, saver: CheckpointSaver, state: dict[str, Any]
+def _fit(
+    config: TrainConfig, data: RunData, trainer: Trainer, folder: RunFolder, state: RunCheckpoint | None
 ) -> RunResult:
-    """The result of a finished run; writes the final model if the run was killed just before that."""
-    history = [EpochRecord(**record) for record in state["history"]]
-    if not folder.model.exists():
-        saver.save_final((state["averaged"] or state)["model"], history[-1])
-    log.info("%s is finished; nothing to do (--epochs with a larger number goes on)", folder.path)
-    return _result(config, state["about"]["title"], folder, history, state["best_epoch"], state["best_accuracy"])
-
-
-def _fit(config: TrainConfig, data: RunData, trainer: Trainer, folder: RunFolder) -> RunResult:
-    """Trains in a locked folder, from wherever the trainer stands."""
-    environment, settings = describe_environment(trainer.device), to_plain(config)
+    """Train in a locked folder, from wherever the trainer stands."""
+    settings, environment = to_plain(config), describe_environment(trainer.device)
     folder.write_description(settings, environment)
-    saver = CheckpointSaver(folder, {"about": data.about(config), "config": settings, "environment": environment})
-    loggers = LoggerList(_build_loggers(config, trainer, folder))
-    trainer.attach(loggers, saver, f"the state is saved; go on with: resnet-train --resume {folder.path}")
-    step = trainer.progress.step
-    info = RunInfo(
-        name=folder.name,
-        title=data.train.title,
-        config=settings,
-        epochs=config.epochs,
-        steps_per_epoch=len(trainer.train_loader),
-        first_step=step,
-    )
-    with LogFile(folder.path / "train.log"), loggers:
-        log.info("%s %s: %s", "continuing" if step else "new run", folder.path, _summary(config, data, trainer))
-        folder.warn_if_nearly_full(trainer.state_dict(), trainer.optimizer)
-        loggers.run_started(info)
-        if not step:
-            loggers.batch_seen(_first_batch(trainer, data))
+    saver = Saver(folder, Description(about=describe_network(config, data), config=settings, environment=environment))
+    loggers = _build_loggers(config, folder)
+    trainer.attach(loggers, saver, f"the state is saved; continue with: resnet-train --resume {folder.path}")
+    with LogFile(folder.path / "train.log"), ExitStack() as closing:
+        for logger in loggers:
+            closing.callback(logger.close)
+        _announce(config, data, trainer, folder, state)
+        for logger in loggers:
+            logger.start(_run_info(config, data, trainer, folder))
+            if state is None:
+                logger.log_images("augmented training images", _first_batch(trainer, data), step=0)
         final = trainer.fit()
         saver.save_final(trainer.eval_model.state_dict(), final)
-        progress = trainer.progress
-        result = _result(
-            config, data.train.title, folder, progress.history, progress.best_epoch, progress.best_accuracy
-        )
-        loggers.run_done(result)
-        return result
+    progress = trainer.progress
+    return _result(config, data.train.title, folder, final, progress.best_epoch, progress.best_accuracy)
 
 
-def default_name(config: TrainConfig) -> str:
-    """The name of a run that was given none."""
-    return f"{config.arch}-{config.dataset}-seed{config.seed}"
-
-
-def _find_run(config: TrainConfig, resume: str | None) -> RunFolder | None:
-    """The folder of the run to continue; None for a new run."""
-    if resume is None:
-        return None
-    if resume == "auto":
-        runs = find_runs(config.output_dir, config.name or default_name(config), given=config.name is not None)
-        return runs[0] if runs else None
-    path = Path(resume)
-    if not path.is_dir():
-        state = read_checkpoint(path)
-        if "optimizer" not in state:
-            raise ValueError(f"{path} holds a model but not the state of a run; resume from the run's folder")
-        if path.resolve().parent.name != "checkpoints" or path.name not in {"last.pt", "previous.pt"}:
-            raise ValueError(f"{path} is not inside a run folder; resume from <run>/checkpoints/last.pt or <run>")
-        path = path.resolve().parent.parent
-    folder = RunFolder(path if path.name not in {"", ".."} else path.resolve())
-    if not folder.has_checkpoint():
-        raise ValueError(f"{folder.path} has nothing to resume from; start it with its settings and --resume auto")
-    return folder
-
-
-def _read_state(folder: RunFolder) -> dict[str, Any]:
-    """The newest readable state of a run, whole and of the right types."""
-    state, warnings = folder.read_last()
-    for warning in warnings:
-        log.warning("%s; falling back to %s", warning, folder.previous)
-        folder.set_damaged_aside()
-    check_parts(state, folder.last, StateParts)
-    return state
-
-
-def _check_epochs(config: TrainConfig, state: dict[str, Any]) -> None:
-    """More epochs stretch the schedule; fewer would unmake what was done under the old one."""
-    before = make_config(state["config"]).epochs
-    if config.epochs < before:
-        raise ValueError(f"epochs (={config.epochs}) must be at least those the run was started with (={before})")
-    if config.epochs > before:
-        log.warning("epochs was %d and is %d now: the lr schedule is stretched over all of them", before, config.epochs)
-
-
-def _warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Bit-identity is promised for the same device, versions and thread count only."""
-    keys = ("torch", "device", "device_name", "threads")
-    changed = [f"{key} was {before.get(key)} and is {now[key]} now" for key in keys if before.get(key) != now[key]]
-    if changed:
-        log.warning("%s: the result may differ in its last bits", "; ".join(changed))
-
-
-def _build_loggers(config: TrainConfig, trainer: Trainer, folder: RunFolder) -> list[Logger]:
-    loggers: list[Logger] = [
-        Console(config.batch_size, device_name(trainer.device)),
-        MetricsCsv(folder.path, trainer.progress.history),
-    ]
+def _build_loggers(config: TrainConfig, folder: RunFolder) -> list[Logger]:
+    loggers: list[Logger] = [Console(), MetricsCsv(folder.path)]
     if config.tensorboard:
-        from resnet_train.loggers.tensorboard import TensorBoard  # 1 s to import
+        from resnet_train.loggers.tensorboard import TensorBoard  # takes 1 s to import
 
         loggers.append(TensorBoard(folder.path))
     return loggers
 
 
-def _summary(config: TrainConfig, data: RunData, trainer: Trainer) -> str:
+def _run_info(config: TrainConfig, data: RunData, trainer: Trainer, folder: RunFolder) -> RunInfo:
+    return RunInfo(
+        name=folder.name,
+        title=data.train.title,
+        config=to_plain(config),
+        device=device_name(trainer.device),
+        epochs=config.epochs,
+        steps_per_epoch=len(trainer.train_loader),
+        batch_size=config.batch_size,
+        first_step=trainer.progress.step,
+        history=tuple(trainer.progress.history),
+        scalar_names=trainer.scalar_names,
+    )
+
+
+def _announce(
+    config: TrainConfig, data: RunData, trainer: Trainer, folder: RunFolder, state: RunCheckpoint | None
+) -> None:
+    """Log what is trained, and warn about a machine that differs and a disk that is nearly full."""
+    if state is not None:
+        _warn_about_changes(state.environment, describe_environment(trainer.device))
     params = sum(parameter.numel() for parameter in trainer.parameters)
     images = f"{len(data.train_indices):,} training images"
     if len(data.val_indices):
         images += f", {len(data.val_indices):,} held out"
     if left_out := len(data.train_indices) % config.batch_size:
-        images += f"; {left_out:,} left out of each epoch, as they fill no batch"
-    return (
-        f"{config.arch} ({params:,} parameters) on {data.train.title} ({images}), {config.epochs} epochs, "
-        f"{device_name(trainer.device)}"
+        images += f"; {left_out:,} left out of each epoch because they do not fill a batch"
+    log.info(
+        f"{'new run' if state is None else 'resuming'} {folder.path}: {config.arch} ({params:,} parameters) on "
+        f"{data.train.title} ({images}), {config.epochs} epochs, {device_name(trainer.device)}"
     )
+    _warn_if_nearly_full(trainer, folder)
+
+
+def _warn_about_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Warn if the machine changed: bit-identical results need the same device, versions and number of threads."""
+    keys = ("torch", "device", "device_name", "threads")
+    changed = [f"{key} was {before.get(key)} and is now {now[key]}" for key in keys if before.get(key) != now[key]]
+    if changed:
+        log.warning("%s: the result may differ in its last bits", "; ".join(changed))
+
+
+def _warn_if_nearly_full(trainer: Trainer, folder: RunFolder) -> None:
+    """Warn if the disk has no room for the checkpoints of a run."""
+    averaged = trainer.averaged.model.state_dict() if trainer.averaged else {}
+    state_bytes = count_bytes([trainer.model.state_dict(), averaged]) + MAX_BUFFERS * count_bytes(trainer.parameters)
+    needed, free = NUM_CHECKPOINTS * state_bytes, shutil.disk_usage(folder.path).free
+    if free < needed:
+        log.warning(
+            "%s has %.1f MB free, and the %d checkpoints of a run take up to %.1f MB: make room, or choose another "
+            "--output-dir",
+            folder.path,
+            free / 1e6,
+            NUM_CHECKPOINTS,
+            needed / 1e6,
+        )
 
 
 def _first_batch(trainer: Trainer, data: RunData) -> torch.Tensor:
-    """The first images of the run as the network sees them, back on a 0–1 scale."""
+    """Return the first images of the run as the network sees them, float [B, 3, H, W] on a 0–1 scale."""
     images = next(trainer.train_loader.epoch(0)).images
     mean, std = (images.new_tensor(values)[:, None, None] for values in (data.train.mean, data.train.std))
     return images * std + mean
 
 
+def _finished_result(start: Start) -> RunResult:
+    """Return the result of a finished run; write its final model if the run was killed just before that."""
+    assert start.folder is not None
+    assert start.state is not None
+    state, folder = start.state, start.folder
+    if not folder.model.exists():
+        Saver(folder, state).save_final(state.weights, state.history[-1])
+    log.info("%s is finished; nothing to do (a larger --epochs extends it)", folder.path)
+    return _result(start.config, state.about.title, folder, state.history[-1], state.best_epoch, state.best_accuracy)
+
+
 def _result(
-    config: TrainConfig, title: str, folder: RunFolder, history: list[EpochRecord], best_epoch: int, best: float
+    config: TrainConfig, title: str, folder: RunFolder, final: EpochRecord, best_epoch: int, best_accuracy: float
 ) -> RunResult:
     return RunResult(
         name=folder.name,
@@ -261,8 +210,8 @@ def _result(
         seed=config.seed,
         epochs=config.epochs,
         folder=str(folder.path),
-        final=history[-1],
-        best_split="val" if history[-1].val_accuracy is not None else "test",
+        final=final,
+        best_split="val" if "val" in final.scores else "test",
         best_epoch=best_epoch,
-        best_accuracy=best,
+        best_accuracy=best_accuracy,
     )

@@ -1,92 +1,38 @@
-"""What every logger can be told; it overrides what it wants to hear."""
+"""The interface of all loggers."""
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
 import torch
 
-from resnet_train.records import EpochRecord, EpochTiming, RunInfo, RunResult, StepRecord
+from resnet_train.records import RunInfo, Scalars
 
 
 class Logger:
-    """Takes records, nothing more."""
+    """Take the scalars and images of a run; a subclass overrides what it needs.
 
-    def run_started(self, info: RunInfo) -> None:
-        """Before the first step of a run, or of its continuation."""
+    The order of calls is `start`, then `tick` and `log` as the run proceeds, then `close`.
+    """
 
-    def batch_seen(self, images: torch.Tensor) -> None:
-        """The first batch of a run, float [B, 3, H, W] on a 0–1 scale, as the network sees it."""
+    def start(self, info: RunInfo) -> None:
+        """Prepare for a run, which is resumed if `info.first_step` is not 0."""
 
-    def epoch_started(self, epoch: int, first_step: int) -> None:
-        """Before an epoch (counted from 1); `first_step` of its steps are done already."""
+    def tick(self, step: int) -> None:
+        """Note that an optimizer step is done; called after each one, so it must cost nothing."""
 
-    def step_done(self) -> None:
-        """After every optimizer step; must cost nothing."""
+    def log(self, scalars: Scalars, *, step: int, epoch: int | None = None) -> None:
+        """Log scalars.
 
-    def step_read(self, record: StepRecord) -> None:
-        """Every `log_every` steps."""
+        Args:
+            scalars: values by name; a name with a slash is a split and its metric, as ``test/accuracy``.
+            step: optimizer steps since the start of the run.
+            epoch: finished epochs if the scalars describe the one that ends here; None within an epoch.
+        """
 
-    def epoch_done(self, record: EpochRecord, timing: EpochTiming) -> None:
-        """After an epoch was evaluated, before it is saved."""
-
-    def flush(self) -> None:
-        """Everything told so far must be on its way to the disk."""
-
-    def run_done(self, result: RunResult) -> None:
-        """After the last epoch."""
-
-    def close(self) -> None:
-        """Nothing will be told any more."""
-
-
-class LoggerList(Logger):
-    """Tells several loggers the same; a context manager that closes them."""
-
-    def __init__(self, loggers: list[Logger]) -> None:
-        self.loggers = loggers
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def run_started(self, info: RunInfo) -> None:
-        for logger in self.loggers:
-            logger.run_started(info)
-
-    def batch_seen(self, images: torch.Tensor) -> None:
-        for logger in self.loggers:
-            logger.batch_seen(images)
-
-    def epoch_started(self, epoch: int, first_step: int) -> None:
-        for logger in self.loggers:
-            logger.epoch_started(epoch, first_step)
-
-    def step_done(self) -> None:
-        for logger in self.loggers:
-            logger.step_done()
-
-    def step_read(self, record: StepRecord) -> None:
-        for logger in self.loggers:
-            logger.step_read(record)
-
-    def epoch_done(self, record: EpochRecord, timing: EpochTiming) -> None:
-        for logger in self.loggers:
-            logger.epoch_done(record, timing)
+    def log_images(self, name: str, images: torch.Tensor, *, step: int) -> None:
+        """Log images float [B, 3, H, W] on a 0–1 scale."""
 
     def flush(self) -> None:
-        for logger in self.loggers:
-            logger.flush()
-
-    def run_done(self, result: RunResult) -> None:
-        for logger in self.loggers:
-            logger.run_done(result)
+        """Write everything that was logged to disk."""
 
     def close(self) -> None:
-        for logger in self.loggers:
-            logger.close()
+        """Release all resources; may be called more than once."""

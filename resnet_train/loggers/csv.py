@@ -1,45 +1,50 @@
-"""metrics.csv and timing.csv: one row an epoch."""
+"""metrics.csv and timing.csv: one row for each epoch."""
 
 from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict, fields
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from resnet_train.loggers.base import Logger
-from resnet_train.records import EpochRecord, EpochTiming, RunInfo
+from resnet_train.records import EpochTiming, RunInfo, Scalars
+
+TIMING = tuple(f"timing/{field.name}" for field in fields(EpochTiming))
 
 
 class MetricsCsv(Logger):
-    """Appends to both files; when a run is resumed they are first cut back to what the checkpoint knows."""
+    """Append to both files. When a run is resumed, they are first cut back to the epochs of the checkpoint."""
 
-    def __init__(self, folder: Path, history: list[EpochRecord]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.metrics, self.timing = folder / "metrics.csv", folder / "timing.csv"
-        self.history = history
+        self.columns: Sequence[str] = ()
 
-    def run_started(self, info: RunInfo) -> None:
-        """Writes metrics.csv anew from the history and drops the timings of epochs that are not in it."""
-        rows = [_row(record) for record in self.history]
-        _write(self.metrics, [_header(EpochRecord), *rows])
-        known = {str(record.epoch) for record in self.history}
+    def start(self, info: RunInfo) -> None:
+        """Write metrics.csv from the history and drop the timings of epochs that are not part of it."""
+        self.columns = info.scalar_names
+        rows = [_row(r.epoch, r.step, r.scalars(), self.columns) for r in info.history]
+        _write(self.metrics, [_header(self.columns), *rows])
+        known = {str(record.epoch) for record in info.history}
         old = list(csv.reader(io.StringIO(self.timing.read_text()))) if self.timing.exists() else []
-        _write(self.timing, [_header(EpochTiming), *(row for row in old[1:] if row and row[0] in known)])
+        _write(self.timing, [_header(TIMING), *(row for row in old[1:] if row and row[0] in known)])
 
-    def epoch_done(self, record: EpochRecord, timing: EpochTiming) -> None:
-        """Adds one row to each file."""
-        _append(self.metrics, _row(record))
-        _append(self.timing, _row(timing))
-
-
-def _header(kind: type) -> list[str]:
-    return [field.name for field in fields(kind)]
+    def log(self, scalars: Scalars, *, step: int, epoch: int | None = None) -> None:
+        """Append one row to each file after an epoch."""
+        if epoch is not None:
+            _append(self.metrics, _row(epoch, step, scalars, self.columns))
+            _append(self.timing, _row(epoch, step, scalars, TIMING))
 
 
-def _row(record: EpochRecord | EpochTiming) -> list[Any]:
-    """repr of floats: every bit survives, so equal runs have equal files."""
-    return ["" if value is None else repr(value) for value in asdict(record).values()]
+def _header(columns: Sequence[str]) -> list[str]:
+    return ["epoch", "step", *(name.removeprefix("timing/").replace("/", "_") for name in columns)]
+
+
+def _row(epoch: int, step: int, scalars: Scalars, columns: Sequence[str]) -> list[Any]:
+    """Return the cells of an epoch. `repr` keeps every bit of a float, so that equal runs have equal files."""
+    return [epoch, step, *(repr(scalars[name]) if name in scalars else "" for name in columns)]
 
 
 def _write(path: Path, rows: list[list[Any]]) -> None:

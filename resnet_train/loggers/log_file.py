@@ -1,4 +1,4 @@
-"""train.log: everything the package says while a run is trained, with the time."""
+"""train.log: everything the package logs while a run is trained, with the time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import TracebackType
 
 
 class LogFile:
-    """While entered, what is logged also goes to a file, and so does the error that ends it."""
+    """While entered, copy all log messages to a file, and the error that ends it."""
 
     def __init__(self, path: Path) -> None:
         self.handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
@@ -20,7 +20,7 @@ class LogFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:  # to the file only: the command shows it to the user
+        if error is not None:  # to the file only, because the command shows it to the user
             record = {"levelno": logging.ERROR, "levelname": "ERROR", "msg": f"{type(error).__name__}: {error}"}
             self.handler.handle(logging.makeLogRecord(record))
         logging.getLogger("resnet_train").removeHandler(self.handler)

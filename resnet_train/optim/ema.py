@@ -1,4 +1,4 @@
-"""Averaged weights: an exponential moving average of everything the model learns."""
+"""An exponential moving average of everything the model learns."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ import copy
 from typing import Any
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 
-class AveragedModel:
+class AverageState(BaseModel):
+    """The averaged weights and the number of updates they have seen."""
+
+    model: dict[str, Any]
+    num_updates: int = Field(ge=0)
+
+
+class ExponentialMovingAverage:
     """A copy of the model whose floats follow the model's slowly (Polyak & Juditsky 1992; Tarvainen & Valpola 2017).
 
-    The batch norms' running statistics are averaged, too: those of the raw weights do not fit the averaged ones.
-    The decay warms up as min(decay, (1 + n) / (10 + n)) after n updates, so that the start is forgotten.
+    The running statistics of batch norm are averaged as well, because those of the raw weights do not fit the averaged
+    ones. The decay warms up as min(decay, (1 + n) / (10 + n)) after n updates, so that the initial weights are
+    forgotten quickly.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -23,29 +32,28 @@ class AveragedModel:
 
     @torch.no_grad()
     def update(self, model: nn.Module, bad: Tensor) -> None:
-        """Moves towards the model; not at all where `bad` (bool, 0-dimensional, on the device) is true."""
+        """Move towards `model`, except where `bad` (bool, 0-d, on the device) is true."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
-        averages, values = _floats(self.model), _floats(model)
-        differences = torch._foreach_sub(values, averages)
+        averages, values = self.model.state_dict().values(), model.state_dict().values()
+        is_float = [average.is_floating_point() for average in averages]
+
+        # average += (1 - decay) * (value - average), all tensors at once
+        floats = [average for average, chosen in zip(averages, is_float) if chosen]
+        differences = torch._foreach_sub([value for value, chosen in zip(values, is_float) if chosen], floats)
         torch._foreach_mul_(differences, torch.where(bad, 0.0, 1 - decay))
-        torch._foreach_add_(averages, differences)
-        for average, value in zip(_integers(self.model), _integers(model)):
-            average.copy_(value)
+        torch._foreach_add_(floats, differences)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The average and how many updates it has seen."""
-        return {"model": self.model.state_dict(), "num_updates": self.num_updates}
+        # Counters such as num_batches_tracked are copied.
+        for average, value, chosen in zip(averages, values, is_float):
+            if not chosen:
+                average.copy_(value)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to where `state_dict` was called."""
-        self.model.load_state_dict(state["model"])
-        self.num_updates = state["num_updates"]
+    def state(self) -> AverageState:
+        """Return the averaged weights and the number of updates."""
+        return AverageState.model_construct(model=self.model.state_dict(), num_updates=self.num_updates)
 
-
-def _floats(model: nn.Module) -> list[Tensor]:
-    return [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
-
-
-def _integers(model: nn.Module) -> list[Tensor]:
-    return [tensor for tensor in model.state_dict().values() if not tensor.is_floating_point()]
+    def load_state(self, state: AverageState) -> None:
+        """Restore what `state` returned."""
+        self.model.load_state_dict(state.model)
+        self.num_updates = state.num_updates

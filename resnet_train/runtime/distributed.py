@@ -63,6 +63,16 @@ class Processes:
         dist.all_reduce(lowest, dist.ReduceOp.MIN)
         return lowest.bool()
 
+    def concatenate(self, rows: Tensor) -> Tensor:
+        """Return the rows [N, …] of all processes one after the other, by rank; N may differ between processes."""
+        if self.num_ranks == 1:
+            return rows
+        num_rows = [int(count) for (count,) in self.gather([len(rows)])]
+        padded = torch.cat([rows, rows.new_zeros(max(num_rows) - len(rows), *rows.shape[1:])])
+        parts = [torch.empty_like(padded) for _ in num_rows]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, num_rows)])
+
     def gather(self, values: list[float]) -> list[list[float]]:
         """The values of every process, by rank, in each of them."""
         if self.num_ranks == 1:

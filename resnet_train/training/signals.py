@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: finish the running step, save, leave. SIGUSR1: save and go on."""
+"""Signals: SIGINT and SIGTERM finish the running step, save and stop; SIGUSR1 saves and continues."""
 
 from __future__ import annotations
 
@@ -9,27 +9,25 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-# torchrun passes a Ctrl-C on to processes that the terminal has sent it to already: so soon it is the same one.
+# torchrun forwards a Ctrl-C to processes that have already received it from the terminal. A second SIGINT within this
+# time is taken for the same one.
 ECHO_SECONDS = 0.5
 
 
 class Interrupted(Exception):
-    """A signal ended the run; everything up to the last finished step is saved."""
-
-    label = "stopped"
+    """A signal stopped the run; everything up to the last finished step is saved."""
 
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.signal_number = signal_number
-        self.exit_code = 128 + signal_number
 
 
 class SignalWatch:
-    """While entered, SIGINT and SIGTERM only set `stop`, and SIGUSR1 sets `save`; a second Ctrl-C interrupts at once.
+    """While entered, SIGINT and SIGTERM only set `stop`, and SIGUSR1 sets `save`. A second Ctrl-C interrupts at once.
 
     Attributes:
-        stop: the number of the signal that asked to stop, 0 if none did.
-        save: a save was asked for and not yet made.
+        stop: the number of the signal that requested a stop, 0 if none did.
+        save: a save was requested and has not been made yet.
     """
 
     def __init__(self) -> None:
@@ -38,7 +36,7 @@ class SignalWatch:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        if threading.current_thread() is threading.main_thread():  # other threads can't set handlers
             self._handle("SIGINT", self._on_stop)
             self._handle("SIGTERM", self._on_stop)
             self._handle("SIGUSR1", self._on_save)

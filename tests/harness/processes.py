@@ -278,7 +278,7 @@ def _wrap(owner: Any, name: str, *, before: Callable[..., None] | None = None, a
 def _prepare(stop: Stop) -> None:
     """Makes this process stop where it should."""
     from resnet_train.loggers.console import Console
-    from resnet_train.runs.folder import CheckpointSaver
+    from resnet_train.runs.checkpoint import Saver
     from resnet_train.training.trainer import Trainer
 
     number = getattr(signal, stop.by)
@@ -288,27 +288,15 @@ def _prepare(stop: Stop) -> None:
             signal.raise_signal(number)
 
     if stop.at == "step":
-        done = 0
-
-        def begin(console: Console, info: Any) -> None:
-            nonlocal done
-            done = info.first_step
-
-        def count(console: Console) -> None:
-            nonlocal done
-            done += 1
-            stop_if(done == stop.number)
-
-        _wrap(Console, "run_started", after=begin)
-        _wrap(Console, "step_done", after=count)
+        _wrap(Console, "tick", after=lambda console, step: stop_if(step == stop.number))
     elif stop.at == "evaluation":
         _wrap(Trainer, "evaluate", before=lambda trainer, epoch: stop_if(epoch + 1 == stop.number))
     elif stop.at == "record":
-        _wrap(Console, "epoch_done", after=lambda console, record, timing: stop_if(record.epoch == stop.number))
+        _wrap(Console, "log", after=lambda console, scalars, step, epoch=None: stop_if(epoch == stop.number))
     elif stop.at == "saved":
-        _wrap(CheckpointSaver, "save_state", after=lambda saver, state: stop_if(state["epoch"] == stop.number))
+        _wrap(Saver, "save_state", after=lambda saver, state: stop_if(state.epoch == stop.number))
     elif stop.at == "final":
-        _wrap(CheckpointSaver, "save_final", before=lambda saver, weights, record: stop_if(True))
+        _wrap(Saver, "save_final", before=lambda saver, weights, record: stop_if(True))
     else:
         assert stop.at in {"write", "system"}, stop
         _kill_inside_a_save(stop)
@@ -318,7 +306,7 @@ def _kill_inside_a_save(stop: Stop) -> None:
     """Counts the writes to checkpoints, or the pauses before and after each system call of a save, and dies in one."""
     import torch
 
-    from resnet_train.runs import folder as run_folder
+    from resnet_train.runs import checkpoint
 
     inside, left = False, stop.number
 
@@ -353,7 +341,7 @@ def _kill_inside_a_save(stop: Stop) -> None:
         nonlocal inside
         inside = False
 
-    _wrap(run_folder, "write_checkpoint", before=enter, after=leave)
+    _wrap(checkpoint, "write_checkpoint", before=enter, after=leave)
     if stop.at == "write":
         save = torch.save
         torch.save = lambda contents, file: save(contents, Torn(file))
@@ -364,7 +352,7 @@ def _kill_inside_a_save(stop: Stop) -> None:
 
 def _note_when_the_folder_is_tried(path: Path) -> None:
     """Writes at exit how long ago this process first tried to have a run folder."""
-    from resnet_train.jobs import train as run
+    from resnet_train.runs import resume as run
     from resnet_train.runs.folder import RunFolder
 
     tried: list[float] = []
@@ -398,11 +386,13 @@ def _watch(path: Path) -> None:
     page = os.sysconf("SC_PAGE_SIZE")
     (path.parent / "runs").mkdir(exist_ok=True)
 
-    def look(console: Console, record: Any, timing: Any) -> None:
+    def look(console: Console, scalars: Any, *, step: int, epoch: int | None = None) -> None:
+        if epoch is None:
+            return
         (folder,) = Path("runs").iterdir()
         sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
         seen = {
-            "epoch": record.epoch,
+            "epoch": epoch,
             "rss": int(Path("/proc/self/statm").read_text().split()[1]) * page,
             "files": len(list(Path("/proc/self/fd").iterdir())),
             "log": sizes["train.log"],
@@ -411,7 +401,7 @@ def _watch(path: Path) -> None:
         with path.open("a") as file:
             file.write(json.dumps(seen) + "\n")
 
-    _wrap(Console, "epoch_done", after=look)
+    _wrap(Console, "log", after=look)
 
 
 if __name__ == "__main__":

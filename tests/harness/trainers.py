@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from torch import nn
 
 from resnet_train import build
@@ -80,7 +81,7 @@ def tiny_trainer(
     create_model = build.create_model if model is None else lambda *_, **__: model
     with patch.object(build, "create_model", create_model):
         trainer = build.build_trainer(config, data, CPU, processes)
-    trainer.attach(logger or Logger(), saver)
+    trainer.attach([logger] if logger else [], saver, "")
     return trainer
 
 
@@ -92,6 +93,8 @@ def assert_same_tensors(left: object, right: object, where: str = "") -> None:
         assert left.keys() == right.keys(), where
         for key in left:
             assert_same_tensors(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, BaseModel):
+        assert_same_tensors(dict(left), dict(right), where)
     elif isinstance(left, list | tuple):
         assert len(left) == len(right), where
         for number, (a, b) in enumerate(zip(left, right)):

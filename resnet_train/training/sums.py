@@ -1,0 +1,71 @@
+"""Running sums of an epoch, kept on the device so that the host rarely waits for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from resnet_train.data.batch import Batch
+from resnet_train.runtime.device import sum_dtype
+from resnet_train.runtime.distributed import Processes
+
+TRAIN_METRICS = ("loss", "accuracy")
+
+
+class RunningSums:
+    """The sums of an epoch, updated on the device at every step and read by the host only now and then.
+
+    Attributes:
+        values: float64 [8] (float32 on devices without float64), one value for each of `NAMES`.
+    """
+
+    NAMES = ("loss", "correct", "images", "grad_norm", "steps", "last_loss", "last_grad_norm", "bad_step")
+    NUM_PARTIAL = 3  # the first three are sums over this process's part of the batches; the rest are equal everywhere
+
+    def __init__(self, device: torch.device) -> None:
+        self.values = torch.zeros(len(self.NAMES), dtype=sum_dtype(device), device=device)
+        self.values[-1] = -1
+
+    def add(self, loss: Tensor, correct: Tensor, num_images: int, grad_norm: Tensor, bad_step: Tensor) -> None:
+        """Add one step: its mean loss, correct predictions, number of images, gradient norm and first bad step."""
+        one = torch.ones_like(loss)
+        # A gradient that overflowed in float16 was skipped, so it does not count towards the mean norm.
+        counts = torch.isfinite(grad_norm)
+        norm = torch.where(counts, grad_norm, 0.0)
+        added = torch.stack([loss * num_images, correct, one * num_images, norm, one * counts]).to(self.values.dtype)
+        self.values[:5] += added
+        self.values[5:] = torch.stack([loss, grad_norm, bad_step]).to(self.values.dtype)
+
+    @property
+    def bad_step(self) -> Tensor:
+        """Return the first step whose loss or gradient was not finite, -1 if there is none; a 0-d device tensor."""
+        return self.values[-1]
+
+    def read(self, processes: Processes) -> dict[str, float]:
+        """Return the totals over all processes by name; waits for the device."""
+        totals = processes.sum(self.values).tolist()
+        totals[self.NUM_PARTIAL :] = [total / processes.num_ranks for total in totals[self.NUM_PARTIAL :]]
+        return dict(zip(self.NAMES, totals))
+
+    def load(self, rows: list[list[float]], processes: Processes) -> None:
+        """Restore each rank's sums. If the world size changed, rank 0 takes the total."""
+        if len(rows) == processes.num_ranks:
+            mine = rows[processes.rank]
+        else:
+            totals = [sum(column) for column in zip(*rows)][: self.NUM_PARTIAL]
+            mine = ([0.0] * self.NUM_PARTIAL if processes.rank else totals) + rows[0][self.NUM_PARTIAL :]
+        self.values.copy_(torch.tensor(mine, dtype=self.values.dtype))
+
+
+def mean_scores(sums: dict[str, float]) -> dict[str, float]:
+    """Return the mean loss and the accuracy of the training images seen so far in an epoch."""
+    return dict(zip(TRAIN_METRICS, (sums["loss"] / sums["images"], sums["correct"] / sums["images"])))
+
+
+def count_correct(logits: Tensor, batch: Batch) -> Tensor:
+    """Return how many images were classified correctly; a mixed image counts with the share of the predicted label."""
+    predicted = logits.argmax(1)
+    own = (predicted == batch.labels).float()
+    if batch.partner_labels is None or batch.weights is None:
+        return own.sum()
+    return torch.lerp((predicted == batch.partner_labels).float(), own, batch.weights).sum()
