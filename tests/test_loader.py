@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_train.data.augment import Cutout, Normalize, RandomCrop, RandomFlip, Transform
-from resnet_train.data.loader import PREFETCHED_BATCHES, BatchLoader, eval_loader
+from resnet_train.data.loader import PREFETCHED_BATCHES, BatchLoader, eval_loader, fits_on
 from resnet_train.data.mix import Mix
 from resnet_train.data.plan import draw_plan, fixed_plan
 from tests.harness.trainers import CPU, assert_same_tensors, tiny_images
@@ -216,6 +216,11 @@ def test_eval_loader_gives_the_chosen_images_resident_or_not(monkeypatch, free_b
     assert labels_of(batches) == [chosen[:5].tolist(), chosen[5:10].tolist(), chosen[10:].tolist()]
     assert_same(batches, evaluation_loader(indices=chosen, batch_size=5).epoch(0))
     assert_same(eval_loader(images, labels, NORMALIZE, CPU).epoch(0), evaluation_loader(batch_size=NUM).epoch(0))
+
+
+def test_images_are_resident_up_to_a_quarter_of_free_memory(monkeypatch):
+    monkeypatch.setattr("resnet_train.data.loader.free_memory_bytes", lambda device: 4000)
+    assert (fits_on(CPU, 1000), fits_on(CPU, 1001)) == (True, False)
 
 
 def test_two_epochs_of_one_loader_are_independent():
