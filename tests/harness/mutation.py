@@ -574,8 +574,9 @@ class Order:
 
 def copy_tree(root: Path, target: Path) -> None:
     """Copy what tests need of the repository."""
-    skipped = shutil.ignore_patterns(".git", ".venv", ".mutation", "runs", "*.egg-info", ".*_cache", "build", "dist")
+    skipped = shutil.ignore_patterns(".git", ".venv", ".mutation", "*.egg-info", ".*_cache", "build", "dist")
     shutil.copytree(root, target, ignore=skipped, dirs_exist_ok=True)
+    shutil.rmtree(target / "runs", ignore_errors=True)  # those of the package stay
 
 
 def run_in_fork(tree: Path, names: list[str], seconds: float) -> str:
