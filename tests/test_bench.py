@@ -71,13 +71,14 @@ def _small_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- Rates -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_rate_counts_the_images_of_timed_steps_only(clock: Clock) -> None:
+def test_a_rate_is_of_timed_steps_until_the_device_is_done(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     def training() -> measure.Training:
         for seconds in (100.0, 50.0, 1.0, 2.0, 5.0, 1000.0):  # two to warm up, three timed
             clock.now += seconds
             yield 10
 
-    assert measure.rate(training, 3, CPU, warmup=2) == 30 / 8
+    monkeypatch.setattr(measure, "synchronize", clock.advance_after(iter([20.0, 4.0]), lambda device: None))
+    assert measure.rate(training, 3, CPU, warmup=2) == 30 / 12
 
 
 def test_a_rate_ends_the_training(clock: Clock) -> None:
@@ -137,9 +138,12 @@ def test_the_matrix_rate_is_that_of_the_fastest_product(
     precision: torch.dtype | None, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each product is between two synchronizations; all take 4 s but one, which takes 2 s.
+    formats, randn = [], torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *args, **kwargs: formats.append(kwargs) or randn(*args, **kwargs))
     seconds = iter([100.0, 4.0] * 3 + [100.0, 2.0] + [100.0, 4.0] * 6)
     monkeypatch.setattr(measure, "synchronize", clock.advance_after(seconds, lambda device: None))
     assert measure.matrix_rate(CPU, precision, side=16) == 2 * 16**3 / 2
+    assert formats == [{"device": CPU, "dtype": precision or torch.float32}] * 2
     assert next(seconds, None) is None
 
 
@@ -166,6 +170,7 @@ def test_the_images_of_a_run_are_counted_without_its_data(dataset: str) -> None:
     config = make_config({"dataset": dataset, "val_size": 100})
     assert measure.count_images(config) == (facts.num_train - 100, facts.num_test + 100)
     assert measure.count_images(tiny_config(dataset=dataset)) == (48, facts.num_test)
+    assert measure.count_images(make_config({"dataset": dataset, "val_size": 60_000}))[0] == 0
 
 
 def test_large_images_are_fewer_but_fill_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
