@@ -507,6 +507,99 @@ def test_ranks_share_every_batch_and_every_evaluation():
         assert torch.equal(labels, batches_of(whole_eval["test"]).labels[rank::2])
 
 
+# --- What is refused -------------------------------------------------------------------------------------------------
+
+
+REFUSED = {
+    "unknown data set": ({"dataset": "digit"}, r"^unknown data set 'digit'; did you mean 'digits'\?"),
+    "unknown optimizer": ({"optimizer": "sdg"}, r"^unknown optimizer 'sdg'; did you mean 'sgd'\?"),
+    "unknown schedule": ({"schedule": "cosin"}, r"^unknown schedule 'cosin'; did you mean 'cosine'\?"),
+    "unknown architecture": ({"arch": "resnet19"}, r"^unknown architecture 'resnet19'"),
+    "nesterov without momentum": (
+        {"optimizer": "adamw", "nesterov": True},
+        r"^nesterov \(=true\) is not a setting of ",
+    ),
+    "small images": ({"image_size": 31}, r"^image_size \(=31\) must be at least 32, the stride of resnet18"),
+    "small images at first": (
+        {"image_size": 64, "progressive_sizes": "16:0.2,48:0.5"},
+        r"^progressive_sizes \(from 16\) must be at least 32, the stride of resnet18",
+    ),
+    "a single value a norm": (
+        {"image_size": 32, "batch_size": 4, "accumulate": 4},
+        r"^batch_size \(=4\) must be more than accumulate \(=4\) for images of 32 pixels",
+    ),
+}
+STRIDE_32 = {"arch": "resnet18", "stem": "imagenet"}
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_built_is_refused_before_data_is_read(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build.check_names(make_config({**STRIDE_32, **settings}))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"nesterov": True},
+        {"image_size": 64, "batch_size": 4, "accumulate": 4},
+        {"image_size": 32, "batch_size": 8, "accumulate": 4},
+        {"image_size": 64, "progressive_sizes": "32:0.2,48:0.5"},
+    ],
+    ids=str,
+)
+def test_what_can_be_built_is_not_refused(settings):
+    build.check_names(make_config({**STRIDE_32, **settings}))
+
+
+def load(monkeypatch, test="same", **settings):
+    """Load the data of a config from a source that notes what it is asked for."""
+    asked, train = [], settings.pop("train", tiny_data().train)
+
+    def load_dataset(*arguments):
+        asked.append(arguments)
+        return train if arguments[1] == "train" or test == "same" else test
+
+    monkeypatch.setattr(build, "load_dataset", load_dataset)
+    config = make_config({**TINY, "dataset": "folder", "data_dir": "there", **settings})
+    return build.load_data(config), [(name, split, str(folder), size) for name, split, folder, size in asked]
+
+
+def test_data_is_loaded_as_the_settings_say_and_split(monkeypatch):
+    other = tiny_data(12).train
+    data, asked = load(monkeypatch, test=other, val_size=9, train_size=30)
+    assert asked == [("folder", "train", "there", 8), ("folder", "test", "there", 8)]
+    assert len(data.train) == 48
+    assert data.test is other
+    assert (len(data.train_indices), len(data.val_indices)) == (30, 9)
+    assert np.bincount(data.train.labels[data.val_indices]).tolist() == [3, 3, 3]
+    assert not set(data.train_indices) & set(data.val_indices)
+
+
+def test_a_batch_may_be_all_training_images_but_no_more(monkeypatch):
+    assert len(load(monkeypatch, batch_size=48)[0].train_indices) == 48
+    with pytest.raises(ValueError, match=r"^batch_size \(=49\) must be at most the number of training images \(=48\)$"):
+        load(monkeypatch, batch_size=49)
+
+
+def test_without_test_images_validation_images_are_needed(monkeypatch):
+    assert load(monkeypatch, test=None, val_size=9)[0].test is None
+    with pytest.raises(ValueError, match=r"^there has no test/ folder"):
+        load(monkeypatch, test=None)
+
+
+def test_classes_must_be_the_same_and_at_least_two(monkeypatch):
+    tiny = tiny_data().train
+    with pytest.raises(ValueError, match=r"^train and test images have different classes$"):
+        load(monkeypatch, test=replace(tiny, classes=("a", "b", "d")))
+    one = replace(tiny, classes=("a",), labels=np.zeros_like(tiny.labels))
+    with pytest.raises(ValueError, match=r"^there has one class only \('a'\)"):
+        load(monkeypatch, train=one)
+    two = replace(tiny, classes=("a", "b"), labels=tiny.labels % 2)
+    assert load(monkeypatch, train=two)[0].train is two
+
+
 # --- What is known of a run ------------------------------------------------------------------------------------------
 
 
