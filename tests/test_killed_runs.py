@@ -127,7 +127,6 @@ def test_a_run_killed_100_times_ends_in_the_same_bits(tmp_path: Path) -> None:
 # --- Two runs, one folder --------------------------------------------------------------------------------------------
 
 NUM_STARTS = 8
-SECONDS_TO_LEAVE = 2.0
 
 
 @pytest.fixture
@@ -149,14 +148,11 @@ def at_once(tmp_path: Path) -> Iterator[Callable[..., tuple[Child, list[Ended]]]
 
 
 def check_one_trains_and_seven_leave(holder: Child, others: list[Ended]) -> None:
-    """The seven name the one, in one line, soon."""
+    """Assert that the seven name the one in one line."""
     assert len(others) == NUM_STARTS - 1
     for ended in others:
         assert ended.code == 2, ended
         assert re.fullmatch(rf"error: runs/x is being written by process {holder.pid} on \S+\n", ended.output), ended
-        assert ended.tried_seconds is not None
-        assert ended.tried_seconds < SECONDS_TO_LEAVE, ended
-    print("seconds to leave:", sorted(round(ended.tried_seconds or 0, 3) for ended in others))
 
 
 COMMAND = [*SMALL, "--epochs", 100_000, "--name", "x", "--no-tensorboard"]

@@ -53,7 +53,7 @@ def signal_until_done(num_signals: int, epochs: int, cwd: Path, seed: int) -> Co
             if numbers and wait_until_it_trains(child, draw.randrange(1, 4)):
                 number = numbers.pop()
                 time.sleep(draw.uniform(0, 0.03))
-                sent, epochs_before = time.monotonic(), child.log.read_text().count("\nepoch ")
+                epochs_before = child.log.read_text().count("\nepoch ")
                 os.kill(child.pid, number)
                 counts[number.name] += 1
                 if number == signal.SIGUSR1:
@@ -62,10 +62,8 @@ def signal_until_done(num_signals: int, epochs: int, cwd: Path, seed: int) -> Co
                     continue
                 ended = child.wait()
                 code = ended.code
-                counts["most milliseconds"] = max(counts["most milliseconds"], round(1000 * (time.monotonic() - sent)))
                 assert code in (CODES[number], 0), ended  # 0: it was at its end when the signal came
                 if code:
-                    assert time.monotonic() - sent < 2
                     assert "the state is saved; continue with: resnet-train --resume" in ended.output
                     assert steps_done(last) >= epochs_before  # at least what was reported is there
             else:

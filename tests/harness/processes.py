@@ -55,7 +55,6 @@ class Ended:
 
     code: int
     output: str  # stdout and stderr together
-    tried_seconds: float | None = None  # from the first try to have the run folder to the end of the command
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,7 @@ class Child:
     def wait(self) -> Ended:
         """Waits for its end."""
         code = _ask({"wait": self.pid})
-        seconds = self.log.with_suffix(".seconds")
-        return Ended(code, self.log.read_text(), float(seconds.read_text()) if seconds.exists() else None)
+        return Ended(code, self.log.read_text())
 
     def is_alive(self) -> bool:
         """Whether it runs; one that was not waited for yet has a state, Z."""
@@ -229,7 +227,6 @@ def _become_child(order: dict[str, Any]) -> None:
         for number, descriptor in enumerate((os.open(os.devnull, os.O_RDONLY), output, output)):
             os.dup2(descriptor, number)
         time.sleep(max(0.0, order["start_at"] - time.monotonic()))
-        _note_when_the_folder_is_tried(Path(order["log"]).with_suffix(".seconds"))
         if order["log_time"] is not None:
             _name_event_files_after(order["log_time"])
         _run(order)
@@ -348,23 +345,6 @@ def _kill_inside_a_save(stop: Stop) -> None:
     else:
         for name in ("fsync", "link", "replace", "rename", "unlink"):
             _wrap(os, name, before=pause, after=pause)
-
-
-def _note_when_the_folder_is_tried(path: Path) -> None:
-    """Writes at exit how long ago this process first tried to have a run folder."""
-    from resnet_train.runs import resume as run
-    from resnet_train.runs.folder import RunFolder
-
-    tried: list[float] = []
-
-    def note(*arguments: Any, **named: Any) -> None:
-        tried.append(time.monotonic())
-
-    _wrap(RunFolder, "lock", before=note)
-    _wrap(run, "existing_run_message", before=note)
-    create = RunFolder.create
-    RunFolder.create = staticmethod(lambda *a, **named: (note(), create(*a, **named))[1])  # type: ignore[method-assign]
-    atexit.register(lambda: tried and path.write_text(repr(time.monotonic() - tried[0])))
 
 
 def _name_event_files_after(second: int) -> None:
