@@ -535,7 +535,7 @@ STRIDE_32 = {"arch": "resnet18", "stem": "imagenet"}
 @pytest.mark.parametrize(("settings", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_built_is_refused_before_data_is_read(settings, message):
     with pytest.raises(ValueError, match=message):
-        build.check_names(make_config({**STRIDE_32, **settings}))
+        build.check_config(make_config({**STRIDE_32, **settings}))
 
 
 @pytest.mark.parametrize(
@@ -550,7 +550,7 @@ def test_what_cannot_be_built_is_refused_before_data_is_read(settings, message):
     ids=str,
 )
 def test_what_can_be_built_is_not_refused(settings):
-    build.check_names(make_config({**STRIDE_32, **settings}))
+    build.check_config(make_config({**STRIDE_32, **settings}))
 
 
 def load(monkeypatch, test="same", **settings):
@@ -577,10 +577,10 @@ def test_data_is_loaded_as_the_settings_say_and_split(monkeypatch):
     assert not set(data.train_indices) & set(data.val_indices)
 
 
-def test_a_batch_may_be_all_training_images_but_no_more(monkeypatch):
-    assert len(load(monkeypatch, batch_size=48)[0].train_indices) == 48
+def test_a_batch_may_be_all_training_images_but_no_more():
+    assert len(tiny_trainer(batch_size=48).train_loader) == 1
     with pytest.raises(ValueError, match=r"^batch_size \(=49\) must be at most the number of training images \(=48\)$"):
-        load(monkeypatch, batch_size=49)
+        tiny_trainer(batch_size=49)
 
 
 def test_without_test_images_validation_images_are_needed(monkeypatch):
