@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from resnet_train.evaluation.metrics import METRICS
 from resnet_train.records import EpochTiming
 from resnet_train.runs.checkpoint import read_checkpoint
 from resnet_train.runs.folder import RunFolder, existing_run_message
+from resnet_train.training.sums import TRAIN_METRICS
 from tests.harness.cli import ON_DIGITS
 from tests.harness.processes import (
     KILLED,
@@ -228,7 +230,8 @@ def test_a_holder_that_has_not_yet_written_its_name_is_waited_for(tmp_path: Path
 
 # --- Curves of killed runs -------------------------------------------------------------------------------------------
 
-BY_EPOCH = {f"{kind}/{split}" for kind in ("loss", "accuracy") for split in ("train", "val", "test")}
+BY_EPOCH = {f"{metric}/train" for metric in TRAIN_METRICS}
+BY_EPOCH |= {f"{metric}/{split}" for metric in METRICS.names() for split in ("val", "test")}
 BY_EPOCH |= {"epoch/lr", "epoch/grad_norm"} | {f"timing/{field.name}" for field in fields(EpochTiming)}
 BY_STEP = {"step/loss", "step/grad_norm", "step/lr", "step/train_loss", "step/train_accuracy"}
 EPOCHS = 6
