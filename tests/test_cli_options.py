@@ -126,7 +126,7 @@ def as_flags(name: str, value: Any) -> list[str]:
 def test_setting_can_be_given_as_a_flag(
     name: str, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resnet_train.build.check_names", lambda config: None)  # no network accepts every option
+    monkeypatch.setattr("resnet_train.build.check_config", lambda config: None)  # no network accepts every option
     value = another_value(name)
     config = printed_config(run_cli("resnet-train", *as_flags(name, value), "--print-config", cwd=tmp_path), tmp_path)
     assert config == make_config({name: value})

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from resnet_train.build import arch_options, check_names
+from resnet_train.build import arch_options, check_config
 from resnet_train.config import make_config
 from resnet_train.models import create_model, list_models
 from resnet_train.models.blocks import BasicBlock, DropPath, set_bn_momentum
@@ -144,15 +144,15 @@ def test_only_options_that_were_given_reach_the_network():
     assert arch_options(make_config({})) == {}
     given = {"stem": "cifar", "zero_init_residual": False, "drop_path": 0.0}
     assert arch_options(make_config(given)) == given
-    check_names(make_config(given))
+    check_config(make_config(given))
     for name in ("resnet18", "resnet20", "resnet9"):
-        check_names(make_config({"arch": name}))
+        check_config(make_config({"arch": name}))
 
 
 def test_an_image_of_the_size_of_the_stride_needs_more_than_one_image_a_part():
     values = {"arch": "resnet18", "image_size": 8}
     for batch_size, accumulate in ((1, 1), (4, 4)):
         with pytest.raises(ValueError, match=rf"batch_size \(={batch_size}\) must be more than accumulate"):
-            check_names(make_config({**values, "batch_size": batch_size, "accumulate": accumulate}))
-    check_names(make_config({**values, "batch_size": 8, "accumulate": 4}))
-    check_names(make_config({**values, "image_size": 9, "batch_size": 1}))
+            check_config(make_config({**values, "batch_size": batch_size, "accumulate": accumulate}))
+    check_config(make_config({**values, "batch_size": 8, "accumulate": 4}))
+    check_config(make_config({**values, "image_size": 9, "batch_size": 1}))

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from resnet_train.build import check_config
 from resnet_train.config import make_config
-from resnet_train.jobs.train import check_names
 from resnet_train.recipes import find_recipe, read_yaml, recipe_folder, recipe_names, recipe_text, to_yaml
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -28,7 +28,7 @@ def test_shipped_recipes_are_those_in_configs() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_shipped_recipe_is_valid(name: str) -> None:
     config = make_config(read_yaml(find_recipe(name)), name)
-    check_names(config)
+    check_config(config)
     assert config.name is None
 
 
