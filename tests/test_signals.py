@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from resnet_train.runs.checkpoint import read_checkpoint
-from tests.harness.cli import ON_DIGITS
+from resnet_train.training.signals import SignalWatch
+from tests.harness.cli import ON_DIGITS, run_python
 from tests.harness.processes import KILLED, Child, Stop, assert_same_result, needs_fork, run_forked, start
 
 pytestmark = needs_fork
@@ -94,6 +95,42 @@ def test_sigusr1_saves_at_the_end_of_the_running_step_and_the_run_goes_on(tmp_pa
     checkpoints = tmp_path / "runs" / "asked" / "checkpoints"
     assert steps_done(checkpoints / "previous.pt") == 6  # the only save before that of the last epoch
     assert_same_result(tmp_path / "runs" / "asked", tmp_path / "runs" / "whole")
+
+
+def test_a_hangup_saves_and_exits_with_129(tmp_path: Path) -> None:
+    ended = run_forked(*TINY, 3, "--name", "x", cwd=tmp_path, stop=Stop("step", 6, "SIGHUP"))
+    assert ended.code == 129, ended
+    assert "SIGHUP: stopping after this step\n" in ended.output
+    assert steps_done(tmp_path / "runs" / "x" / "checkpoints" / "last.pt") == 6
+
+
+def test_a_hangup_ignored_by_nohup_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with SignalWatch() as watch:
+            signal.raise_signal(signal.SIGHUP)
+            assert watch.stop == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_first_ctrl_c_is_answered_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with SignalWatch() as watch:
+        signal.raise_signal(signal.SIGINT)
+        assert capfd.readouterr().err == "SIGINT: stopping after this step; press Ctrl-C again to stop at once\n"
+        signal.raise_signal(signal.SIGTERM)
+    assert (watch.stop, capfd.readouterr().err) == (signal.SIGINT, "")
+    with SignalWatch(announces=False):
+        signal.raise_signal(signal.SIGINT)
+    assert capfd.readouterr().err == ""
+
+
+def test_ctrl_c_while_importing_is_one_line(tmp_path: Path) -> None:
+    code = (
+        "import signal, sys; sys.argv = ['resnet-train']; import resnet_train.cli; signal.raise_signal(signal.SIGINT)"
+    )
+    assert run_python("-c", code, cwd=tmp_path) == (130, "", "interrupted\n")
 
 
 def test_a_killed_run_goes_on_from_its_last_save_within_an_epoch(tmp_path: Path) -> None:

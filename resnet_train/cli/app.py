@@ -9,12 +9,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any
 
 import typer
 
 from resnet_train import __version__
+from resnet_train.cli import exit_at_once
 
 DONE, FAILED, BAD_INPUT, NOT_FINITE = 0, 1, 2, 3
 SIGNALLED = 128  # plus the number of the signal
@@ -42,7 +44,21 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of
 
 def run_app(app: typer.Typer, prog_name: str) -> None:
     """Run the application on `sys.argv` and exit with its exit code."""
-    sys.exit(_run(lambda: app(prog_name=prog_name, standalone_mode=False)))
+    code = _run(lambda: app(prog_name=prog_name, standalone_mode=False))
+    # Python exits with 120 if it can't flush what is left, as after a hang-up of the terminal.
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
+def hand_back_interrupts() -> None:
+    """Let SIGINT raise KeyboardInterrupt again, after the imports of a command."""
+    if signal.getsignal(signal.SIGINT) is exit_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _run(command: Callable[[], Any]) -> int:
@@ -52,6 +68,7 @@ def _run(command: Callable[[], Any]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except KeyboardInterrupt:
+        _print_error("interrupted")
         return SIGNALLED + signal.SIGINT
     except BrokenPipeError:
         # The reader of stdout (head, less) has quit: discard what Python would flush at exit.
@@ -62,8 +79,14 @@ def _run(command: Callable[[], Any]) -> int:
             raise
         line, code = describe_error(error)
         # Messages may quote file names, which may contain terminal escape sequences.
-        print("".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+        _print_error("".join(c if c.isprintable() else "?" for c in line))
     return code if isinstance(code, int) else DONE
+
+
+def _print_error(line: str) -> None:
+    """Print to stderr, unless its terminal has hung up."""
+    with suppress(OSError):
+        print(line, file=sys.stderr)
 
 
 def describe_error(error: Exception) -> tuple[str, int]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resnet_train.cli.app import Debug, Version, log_to_stderr, new_app, run_app, to_json
+from resnet_train.cli.app import Debug, Version, hand_back_interrupts, log_to_stderr, new_app, run_app, to_json
 from resnet_train.cli.options import gather_settings, with_config_options
 from resnet_train.config import make_config
 
@@ -44,6 +44,7 @@ def bench(
     log_to_stderr()
     from resnet_train.jobs import bench as job  # torch takes 2 s to import
 
+    hand_back_interrupts()
     result = job.bench(resolved, steps, rounds, try_compile)
     typer.echo(to_json(result) if as_json else _describe(result))
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from resnet_train.cli.app import Debug, Version, log_to_stderr, new_app, run_app, to_json
+from resnet_train.cli.app import Debug, Version, hand_back_interrupts, log_to_stderr, new_app, run_app, to_json
 
 app = new_app()
 
@@ -34,6 +34,7 @@ def evaluate(
     log_to_stderr()
     from resnet_train.jobs.evaluate import evaluate_checkpoint  # torch takes 2 s to import
 
+    hand_back_interrupts()
     result = evaluate_checkpoint(
         checkpoint,
         dataset=dataset,

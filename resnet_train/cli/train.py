@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resnet_train.cli.app import Debug, Version, log_to_stderr, new_app, run_app, to_json
+from resnet_train.cli.app import Debug, Version, hand_back_interrupts, log_to_stderr, new_app, run_app, to_json
 from resnet_train.cli.options import gather_settings, with_config_options
 from resnet_train.config import make_config, to_plain
 from resnet_train.recipes import to_yaml
@@ -55,6 +55,7 @@ def train(
     from resnet_train.build import check_config  # torch takes 2 s to import
     from resnet_train.jobs import bench, train
 
+    hand_back_interrupts()
     if not by_path:
         check_config(resolved)
     if print_config:

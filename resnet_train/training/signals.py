@@ -1,11 +1,14 @@
-"""Signals: SIGINT and SIGTERM finish the running step, save and stop; SIGUSR1 saves and continues."""
+"""Signals: SIGINT, SIGTERM and SIGHUP finish the running step, save and stop; SIGUSR1 saves and continues."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -23,14 +26,16 @@ class Interrupted(Exception):
 
 
 class SignalWatch:
-    """While entered, SIGINT and SIGTERM only set `stop`, and SIGUSR1 sets `save`. A second Ctrl-C interrupts at once.
+    """While entered, a signal to stop sets `stop`, and SIGUSR1 sets `save`. A second Ctrl-C interrupts at once.
 
     Attributes:
+        announces: the first signal to stop is answered with a line on stderr.
         stop: the number of the signal that requested a stop, 0 if none did.
         save: a save was requested and has not been made yet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, announces: bool = True) -> None:
+        self.announces = announces
         self.stop, self.save = 0, False
         self._stop_time = 0.0
         self._before: dict[int, Any] = {}
@@ -39,6 +44,8 @@ class SignalWatch:
         if threading.current_thread() is threading.main_thread():  # other threads can't set handlers
             self._handle("SIGINT", self._on_stop)
             self._handle("SIGTERM", self._on_stop)
+            if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+                self._handle("SIGHUP", self._on_stop)
             self._handle("SIGUSR1", self._on_save)
         return self
 
@@ -51,8 +58,18 @@ class SignalWatch:
         now = time.monotonic()
         if not self.stop:
             self.stop, self._stop_time = number, now
+            if self.announces:
+                self._announce(number)
         elif number == signal.SIGINT and now - self._stop_time > ECHO_SECONDS:
             raise KeyboardInterrupt
+
+    def _announce(self, number: int) -> None:
+        """Say what happens now. It bypasses the buffer of stderr, in which this may have interrupted a write."""
+        again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+        line = f"{signal.Signals(number).name}: stopping after this step{again}\n"
+        with suppress(OSError, ValueError, AttributeError):  # stderr is closed, not a file, or None
+            on_new_line = "\n" if sys.stderr.isatty() else ""  # below the bar
+            os.write(sys.stderr.fileno(), (on_new_line + line).encode())
 
     def _on_save(self, number: int, frame: FrameType | None) -> None:
         self.save = True

@@ -113,7 +113,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
         self.progress = Progress()
         self.sums = RunningSums(self.device)
-        self.signals = SignalWatch()
+        self.signals = SignalWatch(announces=self.processes.rank == 0)
         self.saved_at = time.monotonic()
         self.epoch_seconds = 0.0  # training time of the running epoch, including the part before a resume
 
@@ -128,7 +128,7 @@ class Trainer:
 
         Raises:
             NotFinite: a loss, gradient or weight was not finite.
-            Interrupted: by SIGINT or SIGTERM, after the state was saved.
+            Interrupted: by SIGINT, SIGTERM or SIGHUP, after the state was saved.
         """
         with self.signals:
             for epoch in range(self.progress.epoch, self.epochs):
