@@ -1,4 +1,4 @@
-"""The networks: golden sizes, names, shapes, gradients, and their arithmetic computed a second time."""
+"""Networks: golden sizes, names, shapes, gradients, and their arithmetic against functional forms."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.harness.trainers import cached_complexity
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden_models.json").read_text())
 NAMES = [row["name"] for row in GOLDEN]
 DEEPEST = ("resnet1202", "preact_resnet1001")
-ONE_OF_EACH_FAMILY = list({row["family"]: row["name"] for row in reversed(GOLDEN)}.values())
+SMALLEST = list({row["family"]: row["name"] for row in sorted(GOLDEN, key=lambda row: -row["macs"])}.values())
 BLOCKS_18 = {"layer1": 2, "layer2": 2, "layer3": 2, "layer4": 2}
 
 
@@ -34,7 +34,10 @@ def test_every_registered_model_is_in_the_table_and_vice_versa():
     assert sorted(registered) == sorted((row["name"], row["family"]) for row in GOLDEN)
 
 
-@pytest.mark.parametrize("row", GOLDEN, ids=NAMES)
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, id=row["name"], marks=pytest.mark.slow if row["name"] in DEEPEST else ()) for row in GOLDEN],
+)
 def test_parameters_and_multiply_adds_equal_the_table(row):
     assert cached_complexity(row["name"]) == Complexity(row["params"], row["macs"])
 
@@ -42,7 +45,7 @@ def test_parameters_and_multiply_adds_equal_the_table(row):
 def test_complexity_follows_image_size_and_classes():
     small, large = measure_complexity("resnet20", image_size=32), measure_complexity("resnet20", image_size=64)
     assert large.params == small.params
-    assert large.macs - 640 == 4 * (small.macs - 640)  # the linear layer sees one pixel whatever the size
+    assert large.macs - 640 == 4 * (small.macs - 640)  # the linear layer always sees one pixel
     assert measure_complexity("resnet20", num_classes=100).params == small.params + 90 * 65
 
 
@@ -51,7 +54,7 @@ def test_the_number_in_the_name_counts_the_weighted_layers(name):
     with torch.device("meta"):
         modules = dict(create_model(name).named_modules())
     weighted = [key for key, m in modules.items() if isinstance(m, nn.Conv2d | nn.Linear)]
-    if name.startswith("wide_resnet"):  # counts the convolutions, those of the shortcuts, too, but not the linear layer
+    if name.startswith("wide_resnet"):  # counts convolutions, including shortcuts, but not the linear layer
         weighted.remove("linear")
     else:
         weighted = [key for key in weighted if "shortcut" not in key]
@@ -86,7 +89,7 @@ def test_depths_named_in_a_refusal_are_cifar_resnets(name):
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet152"])
-def test_wide_names_that_are_6n_plus_2_keep_their_meaning(name):
+def test_imagenet_depths_of_6n_plus_2_are_no_cifar_resnets(name):
     assert int(name.removeprefix("resnet")) % 6 == 2
     assert find_model(name).family == "resnet"
     with torch.device("meta"):
@@ -131,7 +134,7 @@ def test_fewer_than_one_class_is_refused(num_classes):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *((name, {}) for name in NAMES),
+        *(pytest.param(name, {}, marks=pytest.mark.slow if name in DEEPEST else (), id=name) for name in NAMES),
         ("resnet18", {"stem": "imagenet", "norm_order": "conv-relu-bn"}),
         ("resnet20", {"shortcut": "projection"}),
     ],
@@ -140,7 +143,7 @@ def test_fewer_than_one_class_is_refused(num_classes):
 def test_gradients_reach_every_parameter(name, options):
     torch.manual_seed(0)
     model = create_model(name, **options)
-    # With one pixel left, the last norms take out again all that a bias behind a ReLU adds.
+    # With one pixel left, the last norms remove what a bias after a ReLU adds.
     side = 2 * model.stride if options else model.stride
     model(torch.randn(2, 3, side, side)).square().sum().backward()
     unreached = [
@@ -159,10 +162,8 @@ def test_logits_are_batch_by_classes(name, num_classes):
     assert logits.dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [*((name, {}) for name in ONE_OF_EACH_FAMILY), ("resnet18", {"stem": "imagenet"})]
-)
-def test_stride_is_the_pixels_to_one_of_the_last_feature_map(name, options):
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in SMALLEST), ("resnet18", {"stem": "imagenet"})])
+def test_the_stride_is_that_of_the_last_feature_map(name, options):
     sides, last_sides = [], []
     with torch.device("meta"):
         model = create_model(name, **options).eval()
@@ -175,7 +176,7 @@ def test_stride_is_the_pixels_to_one_of_the_last_feature_map(name, options):
     assert last_sides == [(1, 1), (2, 2), (96 // model.stride, 96 // model.stride)]
 
 
-def test_parameter_names_of_resnet18_are_the_cifar_repositories():
+def test_resnet18_has_the_parameter_names_of_pytorch_cifar():
     names = ["conv1.weight", "bn1.weight", "bn1.bias"]
     for layer, blocks in BLOCKS_18.items():
         for block in range(blocks):
@@ -245,7 +246,7 @@ def test_basic_block_equals_its_functional_form(training, option):
     torch.testing.assert_close(block(x), (y + skipped).clamp(min=0), rtol=1e-4, atol=1e-5)
 
 
-def test_bottleneck_equals_its_functional_form_with_the_stride_in_the_3x3():
+def test_bottleneck_equals_its_functional_form():
     torch.manual_seed(2)
     block = _randomize_norms(Bottleneck(6, 4, 2, projection_shortcut(6, 16, 2)))
     weights = {name: value.clone() for name, value in block.state_dict().items()}
@@ -305,7 +306,7 @@ def test_convolutions_start_at_he_scale_and_norms_as_the_identity():
 
 
 def _randomize_norms(block):
-    """Norms away from the identity, so that a forgotten or exchanged one shows."""
+    """Move the norms away from the identity, so that a missing or exchanged one is noticed."""
     for module in block.modules():
         if isinstance(module, nn.BatchNorm2d):
             for values in (module.weight, module.bias, module.running_mean):
@@ -315,7 +316,7 @@ def _randomize_norms(block):
 
 
 def _norm(x, weights, name, training):
-    """Batch normalization written out: eps 1e-5, the batch's biased variance or the running estimates."""
+    """Compute batch normalization: eps 1e-5, the batch's biased variance or the running estimates."""
     mean = x.mean((0, 2, 3)) if training else weights[f"{name}.running_mean"]
     var = x.var((0, 2, 3), unbiased=False) if training else weights[f"{name}.running_var"]
     x = (x - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()

@@ -1,97 +1,161 @@
-"""Optimizers: the right groups, torch's own steps, Muon on convolutions as matrices."""
+"""Optimizers: parameter groups, torch's updates, Muon on convolutions as matrices."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from resnet_train.models import create_model
-from resnet_train.optim.optimizers import OPTIMIZERS, build_optimizer, load_optimizer_state, orthogonalize, set_lr
+from resnet_train.optim.groups import load_optimizer_state, set_lr
+from resnet_train.optim.muon import orthogonalize
+from resnet_train.optim.optimizers import OPTIMIZERS
+from resnet_train.registry import call_with
 from tests.harness.trainers import assert_same_tensors
 
 SETTINGS = {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1, "no_decay_norm_bias": False}
 
 
-def with_gradients(model: nn.Module) -> nn.Module:
-    torch.manual_seed(3)
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
+def build(name: str, model: nn.Module, **changes: Any) -> Optimizer:
+    return call_with(OPTIMIZERS[name], SETTINGS | changes, model=model)
+
+
+def make_gradients(parameters: Sequence[nn.Parameter], seed: int = 3) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def make_model(seed: int = 0, layout: torch.memory_format = torch.contiguous_format) -> nn.Module:
+    torch.manual_seed(seed)
+    model = create_model("resnet8").to(memory_format=layout)
+    make_gradients(list(model.parameters()))
     return model
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
-def test_every_parameter_is_updated_and_none_twice(name):
-    torch.manual_seed(0)
-    model = with_gradients(create_model("resnet8").to(memory_format=torch.channels_last))
+def test_every_parameter_is_updated_once(name: str) -> None:
+    model = make_model(layout=torch.channels_last)
     before = copy.deepcopy(list(model.parameters()))
-    optimizer = build_optimizer(name, model, **SETTINGS)
+    optimizer = build(name, model)
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(map(id, held)) == sorted(map(id, model.parameters()))
     optimizer.step()
     assert all(not torch.equal(old, new) for old, new in zip(before, model.parameters()))
 
 
+@pytest.mark.parametrize("spare", [False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
-def test_norms_and_biases_can_be_left_out_of_the_decay(name):
-    model = create_model("resnet8")
+def test_norms_and_biases_can_be_spared_from_decay(name: str, spare: bool) -> None:
+    model = make_model()
     before = copy.deepcopy(dict(model.named_parameters()))
-    optimizer = build_optimizer(name, model, **{**SETTINGS, "no_decay_norm_bias": True})
+    nn.init.constant_(before["bn1.bias"], 1.0)
+    model.load_state_dict(before, strict=False)
+    optimizer = build(name, model, no_decay_norm_bias=spare, nesterov=False)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
-    assert changed == {n for n, p in model.named_parameters() if p.ndim > 1}
+    for key, parameter in model.named_parameters():
+        factor = 1 if spare and parameter.ndim <= 1 else 1 - SETTINGS["lr"] * SETTINGS["weight_decay"]
+        torch.testing.assert_close(parameter, factor * before[key], msg=key)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_passes_momentum_and_nesterov_to_torch(nesterov: bool) -> None:
+    model, twin = make_model(), make_model()
+    optimizer = build("sgd", model, nesterov=nesterov)
+    reference = torch.optim.SGD(twin.parameters(), lr=0.01, momentum=0.9, nesterov=nesterov, weight_decay=0.1)
+    for seed in range(3):
+        for net, its_optimizer in ((model, optimizer), (twin, reference)):
+            make_gradients(list(net.parameters()), seed)
+            its_optimizer.step()
+    for ours, theirs in zip(model.parameters(), twin.parameters()):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_adamw_is_that_of_torch() -> None:
+    model, twin = make_model(), make_model()
+    optimizer, reference = build("adamw", model), torch.optim.AdamW(twin.parameters(), lr=0.01, weight_decay=0.1)
+    for seed in range(3):
+        for net, its_optimizer in ((model, optimizer), (twin, reference)):
+            make_gradients(list(net.parameters()), seed)
+            its_optimizer.step()
+    for ours, theirs in zip(model.parameters(), twin.parameters()):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
-def test_a_restored_optimizer_goes_on_as_before(name):
-    torch.manual_seed(0)
-    model = with_gradients(create_model("resnet8"))
-    optimizer = build_optimizer(name, model, **SETTINGS)
+def test_set_lr_reaches_every_group(name: str) -> None:
+    optimizer = build(name, make_model(), no_decay_norm_bias=True)
+    assert len(optimizer.param_groups) > 1
+    set_lr(optimizer, 0.5)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.5}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_a_restored_optimizer_continues_as_before(name: str) -> None:
+    model = make_model()
+    optimizer = build(name, model)
     optimizer.step()
     twin = copy.deepcopy(model)
-    restored = build_optimizer(name, twin, **SETTINGS)
+    restored = build(name, twin)
     load_optimizer_state(restored, copy.deepcopy(optimizer.state_dict()))
-    for one, its_optimizer in ((model, optimizer), (twin, restored)):
+    for net, its_optimizer in ((model, optimizer), (twin, restored)):
         set_lr(its_optimizer, 0.02)
-        with_gradients(one)
+        make_gradients(list(net.parameters()), seed=4)
         its_optimizer.step()
     assert_same_tensors(model.state_dict(), twin.state_dict())
 
 
+# --- Muon ------------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_muon_treats_a_convolution_as_torchs_muon_treats_its_matrix(layout):
-    torch.manual_seed(0)
+def test_muon_is_torchs_muon_for_convolutions_and_adamw_for_the_rest(layout: torch.memory_format) -> None:
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(8, 2)).to(memory_format=layout)
-    weight, gradient = model[0].weight, torch.randn(8, 4, 3, 3)
-    matrix = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format).flatten(1))
+    twin = copy.deepcopy(model)
+    optimizer = build("muon", model)
+    matrix = nn.Parameter(twin[0].weight.detach().clone(memory_format=torch.contiguous_format).flatten(1))
+    rest = [parameter for parameter in twin.parameters() if parameter.ndim != 4]
+    references = [
+        torch.optim.Muon([matrix], lr=0.01, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=0.01, weight_decay=0.1),
+    ]
     start = matrix.detach().clone()
-    reference = torch.optim.Muon([matrix], lr=0.01, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    optimizer = build_optimizer("muon", model, **SETTINGS)
-    for _ in range(3):
-        weight.grad = gradient.clone().to(memory_format=layout)
-        matrix.grad = gradient.flatten(1)
-        optimizer.step()
-        reference.step()
+    for step in range(5):
+        lr = 0.01 / (step + 1)
+        make_gradients(list(model.parameters()), step)
+        make_gradients(list(twin.parameters()), step)
+        matrix.grad = twin[0].weight.grad.flatten(1)
+        for each in (optimizer, *references):
+            set_lr(each, lr)
+            each.step()
     # torch's Newton-Schulz iteration is in bfloat16 everywhere, this one in float32 on a CPU.
-    moved = (matrix - start).norm()
-    assert (weight.flatten(1) - matrix).norm() < 0.02 * moved
+    assert (model[0].weight.flatten(1) - matrix).norm() < 0.02 * (matrix - start).norm()
+    for ours, theirs in zip((p for p in model.parameters() if p.ndim != 4), rest):
+        torch.testing.assert_close(ours, theirs)
 
 
-def test_muons_matrices_have_singular_values_about_one():
+def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
     torch.manual_seed(0)
     for shape in ((3, 8, 40), (2, 40, 8), (1, 16, 16)):
-        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
+        matrices = torch.randn(shape)
+        result = orthogonalize(matrices)
+        values = torch.linalg.svdvals(result)
         assert 0.3 < values.min() < values.max() < 1.3, shape
+        left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+        core = left.mT @ result @ right.mT  # diagonal if the singular vectors are the same
+        torch.testing.assert_close(core, torch.diag_embed(torch.diagonal(core, dim1=1, dim2=2)), atol=1e-4, rtol=0)
 
 
-def test_muon_skips_an_update_where_found_inf_says_so_and_nowhere_else():
-    torch.manual_seed(0)
-    model = with_gradients(create_model("resnet8"))
-    optimizer = build_optimizer("muon", model, **SETTINGS)
+def test_muon_skips_an_update_if_found_inf_is_one() -> None:
+    model = make_model()
+    optimizer = build("muon", model)
     optimizer.step()
     weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
     for parameter in model.parameters():
@@ -100,26 +164,19 @@ def test_muon_skips_an_update_where_found_inf_says_so_and_nowhere_else():
     optimizer.step()
     assert_same_tensors(model.state_dict(), weights)
     assert_same_tensors(optimizer.state_dict(), state)
-    with_gradients(model)
+    make_gradients(list(model.parameters()), seed=5)
     optimizer.found_inf = torch.zeros(())
     optimizer.step()
     assert not torch.equal(model.conv1.weight, weights["conv1.weight"])
 
 
-def test_muon_gives_norms_biases_and_head_to_adamw():
-    torch.manual_seed(0)
-    model = with_gradients(create_model("resnet8"))
-    twin = copy.deepcopy(model)
-    for old, new in zip(model.parameters(), twin.parameters()):
-        new.grad = old.grad.clone()
-    rest = [p for p in twin.parameters() if p.ndim != 4]
-    build_optimizer("muon", model, **SETTINGS).step()
-    torch.optim.AdamW(rest, lr=0.01, weight_decay=0.1).step()
-    for ours, theirs in zip(model.parameters(), twin.parameters()):
-        if ours.ndim != 4:
-            torch.testing.assert_close(ours, theirs)
+def test_muon_refuses_the_momentum_of_another_network() -> None:
+    state = build("muon", make_model()).state_dict()
+    state["momentum"][0] = state["momentum"][0][:1, :1]
+    with pytest.raises(ValueError, match="a momentum has the shape"):
+        build("muon", make_model()).load_state_dict(state)
 
 
-def test_an_unknown_optimizer_gives_the_nearest_name():
+def test_an_unknown_optimizer_gives_the_nearest_name() -> None:
     with pytest.raises(ValueError, match="did you mean 'adamw'"):
-        build_optimizer("adam", nn.Linear(1, 1), **SETTINGS)
+        OPTIMIZERS["adam"]

@@ -61,9 +61,21 @@ def test_multi_step_equals_torch(total, milestones, gamma):
 
 
 @pytest.mark.parametrize(("total", "half", "three_quarters"), [(64_000, 32_000, 48_000), (100, 50, 75), (10, 5, 7)])
-def test_multi_step_falls_at_half_and_three_quarters_unless_told(total, half, three_quarters):
+def test_multi_step_decays_at_half_and_three_quarters(total, half, three_quarters):
     expected = [1.0] * half + [0.1] * (three_quarters - half) + [0.01] * (total - three_quarters)
     assert table_of("multi-step", total) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("total", "milestones", "period"), [(10, [3], 3), (97, [40, 50], 40), (97, None, 33), (9, None, 3)]
+)
+def test_step_equals_torch(total, milestones, period):
+    expected = table_of_torch(total, lambda optimizer: lr_scheduler.StepLR(optimizer, period, gamma=0.3))
+    assert table_of("step", total, milestones=milestones, gamma=0.3) == pytest.approx(expected, rel=1e-9)
+
+
+def test_constant_stays_at_the_peak():
+    assert table_of("constant", 10, milestones=[3]) == [1.0] * 10
 
 
 @pytest.mark.parametrize("total", TOTALS)
@@ -85,7 +97,7 @@ def test_one_cycle_equals_torch(total):
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(100, 10), (100, 50), (97, 2)])
-def test_one_cycle_rises_as_long_as_the_warm_up_and_equals_torch(total, warmup):
+def test_one_cycle_rises_during_the_warm_up_and_equals_torch(total, warmup):
     expected = table_of_torch(
         total,
         lambda optimizer: lr_scheduler.OneCycleLR(
@@ -99,7 +111,7 @@ def test_one_cycle_rises_as_long_as_the_warm_up_and_equals_torch(total, warmup):
     assert table[-1] == pytest.approx(1 / 25 / 1e4)
 
 
-@pytest.mark.parametrize("name", ["cosine", "multi-step"])
+@pytest.mark.parametrize("name", ["cosine", "multi-step", "step", "constant"])
 @pytest.mark.parametrize("warmup", [1, 5, 12])
 def test_warm_up_is_linear_and_ends_at_the_peak(name, warmup):
     table = table_of(name, 100, warmup=warmup)
@@ -108,15 +120,15 @@ def test_warm_up_is_linear_and_ends_at_the_peak(name, warmup):
     assert table[warmup:] == sorted(table[warmup:], reverse=True)
 
 
-def test_multi_step_milestones_count_from_the_start_of_the_run_not_of_the_fall():
+def test_milestones_count_from_the_start_of_the_run():
     table = table_of("multi-step", 20, warmup=4, milestones=[6, 10])
     assert table == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1] + [0.1] * 4 + [0.01] * 10)
 
 
 @pytest.mark.parametrize("warmup", [None, 0, 1, 2, 5, 30])
 @pytest.mark.parametrize("total", [1, 2, 30, 31])
-@pytest.mark.parametrize("name", ["cosine", "multi-step", "one-cycle"])
-def test_factors_lie_between_0_and_1_even_in_the_shortest_runs(name, total, warmup):
+@pytest.mark.parametrize("name", SCHEDULES.names())
+def test_factors_of_the_shortest_runs_lie_between_0_and_1(name, total, warmup):
     assert all(0 <= factor <= 1 + 1e-12 for factor in table_of(name, total, warmup=warmup))
 
 
@@ -146,7 +158,7 @@ def test_unknown_name_gives_the_nearest():
 def test_name_like_no_other_gives_all_names():
     with pytest.raises(ValueError, match="unknown schedule 'x'; known: ") as refusal:
         build_schedule("x", epochs=1, steps_per_epoch=1)
-    assert all(name in str(refusal.value) for name in ("cosine", "multi-step", "one-cycle"))
+    assert all(name in str(refusal.value) for name in SCHEDULES.names())
 
 
 @pytest.mark.parametrize(("name", "milestones"), [("step", [0.01]), ("multi-step", [0.01, 0.02])])

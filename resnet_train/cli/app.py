@@ -17,6 +17,7 @@ import typer
 
 from resnet_train import __version__
 from resnet_train.cli import exit_at_once
+from resnet_train.runtime.ranks import rank
 
 DONE, FAILED, BAD_INPUT, NOT_FINITE = 0, 1, 2, 3
 SIGNALLED = 128  # plus the number of the signal
@@ -133,7 +134,7 @@ def log_to_stderr() -> None:
     handler.setFormatter(_LineFormatter())
     logger = logging.getLogger("resnet_train")
     logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    logger.setLevel(logging.INFO if rank() == 0 else logging.ERROR)
 
 
 class _LineFormatter(logging.Formatter):

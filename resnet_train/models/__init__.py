@@ -1,6 +1,6 @@
-"""The networks: `create_model("resnet18", num_classes=10)`."""
+"""Networks: `create_model("resnet18", num_classes=10)`."""
 
-# Importing a family registers it; `list_models` has them in this order.
+# Importing a family registers it; `list_models` keeps this order.
 # isort: off
 from resnet_train.models import resnet, cifar_resnet, preact, wide, resnext, resnet9  # noqa: F401
 

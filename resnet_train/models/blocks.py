@@ -1,4 +1,4 @@
-"""The residual blocks and shortcuts all families are made of."""
+"""Residual blocks, shortcuts and initialization shared by the families."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from torch.nn import functional as F
 
 
 def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises ValueError if an option of a network has another value than these."""
+    """Raise a ValueError if an option of a network is none of the choices."""
     if value not in choices:
         raise ValueError(f"{name} (={value!r}) must be one of {', '.join(choices)}")
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    """3×3 convolution that keeps the size (divided by the stride); no bias, as a norm follows."""
+    """Build a 3×3 convolution that keeps the size (divided by the stride); no bias, as a norm follows."""
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
 
 
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    """1×1 convolution; no bias, as a norm follows."""
+    """Build a 1×1 convolution; no bias, as a norm follows."""
     return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
 
 
 class PadShortcut(nn.Module):
-    """The shortcut without parameters: take every stride-th pixel, fill the new channels with zeros.
+    """A shortcut without parameters: take every stride-th pixel and fill the new channels with zeros.
 
     He et al. 2016a, section 3.3, option A. The zeros are split evenly before and after the old channels.
     """
@@ -40,15 +40,15 @@ class PadShortcut(nn.Module):
 
 
 def projection_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """The shortcut that is learned: 1×1 convolution and norm (He et al. 2016a, section 3.3, option B)."""
+    """Build a learned shortcut: 1×1 convolution and norm (He et al. 2016a, section 3.3, option B)."""
     return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
 
 def widening_shortcut(kind: str, in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """The shortcut of a block: nothing where the shape stays, else "pad" or "projection".
+    """Build the shortcut of a block: the identity if the shape stays, else "pad" or "projection".
 
     Raises:
-        ValueError: another kind.
+        ValueError: `kind` is neither.
     """
     require_choice("shortcut", kind, ("pad", "projection"))
     if stride == 1 and in_channels == out_channels:
@@ -58,7 +58,7 @@ def widening_shortcut(kind: str, in_channels: int, out_channels: int, stride: in
 
 
 class DropPath(nn.Module):
-    """Drops a block's residual for some images of a batch and scales the others up, while training.
+    """Drop the residual of a block for random images of a batch and scale up the others, while training.
 
     Huang et al. 2016, "Deep Networks with Stochastic Depth" (arXiv:1603.09382), per image instead of per batch.
     """
@@ -75,12 +75,12 @@ class DropPath(nn.Module):
 
 
 def drop_path_or_identity(probability: float) -> nn.Module:
-    """Nothing at all if nothing is dropped."""
+    """Build a DropPath, or an identity for probability 0."""
     return DropPath(probability) if probability else nn.Identity()
 
 
 def norm_relu(x: Tensor, norm: nn.Module, norm_order: str) -> Tensor:
-    """The norm and the activation after a convolution, in the order of the paper or the other way round."""
+    """Apply a norm and a ReLU after a convolution, in this order or for "conv-relu-bn" in the other one."""
     return F.relu(norm(x)) if norm_order == "conv-bn-relu" else norm(F.relu(x))
 
 
@@ -89,9 +89,9 @@ class BasicBlock(nn.Module):
 
     Args:
         in_channels, width, stride: of the first convolution.
-        shortcut: what the input passes through beside them.
-        norm_order: "conv-bn-relu", or "conv-relu-bn": the norm with a ReLU behind it goes behind that ReLU.
-        drop_path: probability of leaving the residual out.
+        shortcut: what the input passes through in parallel.
+        norm_order: "conv-bn-relu", or "conv-relu-bn" to exchange each norm with the ReLU that follows it.
+        drop_path: probability of dropping the residual.
     """
 
     expansion = 1
@@ -116,7 +116,7 @@ class BasicBlock(nn.Module):
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
-        """The norm that ends the residual."""
+        """Return the norm that ends the residual."""
         return self.bn2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,8 +128,8 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1×1 down, 3×3 with the stride, 1×1 up (He et al. 2016a, figure 5 right): → [B, 4·width, H/stride, W/stride].
 
-    The stride sits in the 3×3, where no activation is thrown away unseen; the paper's text has it in the first 1×1.
-    Arguments as for `BasicBlock`.
+    The stride is in the 3×3, which sees every activation; the paper's text has it in the first 1×1.
+    The arguments are those of `BasicBlock`.
     """
 
     expansion = 4
@@ -156,7 +156,7 @@ class Bottleneck(nn.Module):
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
-        """The norm that ends the residual."""
+        """Return the norm that ends the residual."""
         return self.bn3
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,13 +167,13 @@ class Bottleneck(nn.Module):
 
 
 def stage_strides(num_blocks: int, stride: int) -> list[int]:
-    """The stride of each block of a stage: only the first one shrinks the image."""
+    """Return the stride of each block of a stage; only the first one downsamples."""
     return [stride] + [1] * (num_blocks - 1)
 
 
 @torch.no_grad()
 def init_weights(model: nn.Module) -> None:
-    """He initialization (He et al. 2015, fan-out) of every convolution; norms start as the identity."""
+    """Initialize convolutions as He et al. 2015 (fan-out), and norms as the identity."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -183,7 +183,7 @@ def init_weights(model: nn.Module) -> None:
 
 
 def set_bn_momentum(model: nn.Module, momentum: float) -> None:
-    """The weight of the newest batch in the running statistics of every batch norm."""
+    """Set the weight of the newest batch in the running statistics of all batch norms."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = momentum

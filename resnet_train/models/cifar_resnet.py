@@ -1,4 +1,4 @@
-"""The paper's own CIFAR networks: 6n+2 layers, three stages of 16, 32 and 64 channels.
+"""CIFAR ResNets as in the paper: 6n+2 layers, three stages of 16, 32 and 64 channels.
 
 He et al. 2016a, "Deep Residual Learning for Image Recognition" (arXiv:1512.03385), section 4.2, with its
 parameter-free shortcuts (option A).
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnet_train.models.blocks import BasicBlock, conv3x3, init_weights, stage_strides, widening_shortcut
-from resnet_train.models.registry import ModelEntry, find_model, option_names, register_model, register_pattern
+from resnet_train.models.registry import ModelEntry, find_model, optional_arguments, register_model, register_pattern
 
 FAMILY = "cifar_resnet"
 WIDTHS = (16, 32, 64)
@@ -23,9 +23,9 @@ class CifarResNet(nn.Module):
     """3×3 stem, three stages of n basic blocks, global average pooling, one linear layer: 6n+2 weighted layers.
 
     Args:
-        depth: 6n+2 for a whole n ≥ 1.
+        depth: number of weighted layers, 6n+2 for an integer n ≥ 1.
         num_classes: length C of the logits.
-        shortcut: how shortcuts widen: "pad" (option A, the paper's) or "projection" (option B).
+        shortcut: how shortcuts add channels: "pad" (option A, the paper's) or "projection" (option B).
 
     Shape: images float [B, 3, H, W] → logits float [B, C]; H and W at least `stride`.
     """
@@ -35,12 +35,12 @@ class CifarResNet(nn.Module):
     def __init__(self, depth: int, num_classes: int = 10, shortcut: str = "pad") -> None:
         super().__init__()
         if depth < 8 or depth % 6 != 2:
-            raise ValueError(f"depth (={depth}) must be 6n+2 for a whole n of at least 1")
+            raise ValueError(f"depth (={depth}) must be 6n+2 for an integer n of at least 1")
         self.conv1 = conv3x3(3, 16)
         self.bn1 = nn.BatchNorm2d(16)
         channels, stages = 16, []
         for width, stride in zip(WIDTHS, (1, 2, 2)):
-            blocks = []
+            blocks = []  # of one stage
             for block_stride in stage_strides((depth - 2) // 6, stride):
                 widening = widening_shortcut(shortcut, channels, width, block_stride)
                 blocks.append(BasicBlock(channels, width, block_stride, widening))
@@ -51,11 +51,11 @@ class CifarResNet(nn.Module):
         init_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(images)))
-        x = self.layer1(x)
-        x = self.layer2(x)
-        x = self.layer3(x)
-        x = x.mean(dim=(2, 3))
+        x = F.relu(self.bn1(self.conv1(images)))  # [B, 16, H, W]
+        x = self.layer1(x)  # [B, 16, H, W]
+        x = self.layer2(x)  # [B, 32, H/2, W/2]
+        x = self.layer3(x)  # [B, 64, H/4, W/4]
+        x = x.mean(dim=(2, 3))  # [B, 64]
         return self.linear(x)
 
 
@@ -91,7 +91,7 @@ def resnet1202(num_classes: int = 10, **options: Any) -> CifarResNet:
 
 @register_pattern(r"resnet[1-9]\d{0,3}")
 def any_depth(name: str) -> ModelEntry:
-    """Every other 6n+2 depth on request, as resnet8 or resnet14."""
+    """Return the entry of any other depth 6n+2, such as resnet8 or resnet14."""
     depth = int(name.removeprefix("resnet"))
     if depth < 8 or depth % 6 != 2:
         below = max(8, depth - (depth - 2) % 6)
@@ -100,4 +100,4 @@ def any_depth(name: str) -> ModelEntry:
             f"unknown architecture {name!r}: a CIFAR ResNet has 6n+2 layers (n blocks of 2 convolutions in each of "
             f"3 stages, a stem and a linear layer); the nearest: {' and '.join(fitting)}"
         )
-    return ModelEntry(name, FAMILY, partial(CifarResNet, depth), option_names(CifarResNet))
+    return ModelEntry(name, FAMILY, partial(CifarResNet, depth), optional_arguments(CifarResNet))

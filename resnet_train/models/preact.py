@@ -1,7 +1,7 @@
-"""Pre-activation networks: norm and ReLU before each convolution, and nothing after the addition.
+"""Pre-activation networks: norm and ReLU before each convolution, nothing after the addition.
 
 He et al. 2016b, "Identity Mappings in Deep Residual Networks" (arXiv:1603.05027). The last block is followed by a norm
-and a ReLU (see the appendix), which common copies forget. Zagoruyko & Komodakis 2016, "Wide Residual Networks"
+and a ReLU (see the appendix), which common copies omit. Zagoruyko & Komodakis 2016, "Wide Residual Networks"
 (arXiv:1605.07146), is the same network with wider stages.
 """
 
@@ -17,9 +17,9 @@ from resnet_train.models.registry import register_model
 
 
 class PreActBasicBlock(nn.Module):
-    """Two 3×3 convolutions, each behind its norm and ReLU: float [B, in, H, W] → [B, width, H/stride, W/stride].
+    """Two 3×3 convolutions, each after its norm and ReLU: float [B, in, H, W] → [B, width, H/stride, W/stride].
 
-    Where the shape changes, the shortcut starts behind the first ReLU (He et al. 2016b, figure 4e and appendix).
+    If the shape changes, the shortcut starts after the first ReLU (He et al. 2016b, figure 4e and appendix).
     """
 
     expansion = 1
@@ -41,7 +41,7 @@ class PreActBasicBlock(nn.Module):
 
 
 class PreActBottleneck(nn.Module):
-    """1×1 down, 3×3 with the stride, 1×1 up, each behind its norm and ReLU: → [B, 4·width, H/stride, W/stride]."""
+    """1×1 down, 3×3 with the stride, 1×1 up, each after its norm and ReLU: → [B, 4·width, H/stride, W/stride]."""
 
     expansion = 4
 
@@ -68,11 +68,11 @@ class PreActResNet(nn.Module):
     """3×3 stem without a norm, stages of pre-activation blocks, a last norm and ReLU, average pooling, linear.
 
     Args:
-        block: of all stages.
-        num_blocks, widths: of each stage; the first one keeps the size, each other one halves it.
+        block: residual block of all stages.
+        num_blocks, widths: of each stage. The first stage keeps the size, each other one halves it.
         stem_channels: of the stem.
         num_classes: length C of the logits.
-        pad: widen shortcuts with zeros instead of a 1×1 convolution.
+        pad: add channels to shortcuts as zeros instead of with a 1×1 convolution.
 
     Shape: images float [B, 3, H, W] → logits float [B, C]; H and W at least `stride`.
     """
@@ -91,7 +91,7 @@ class PreActResNet(nn.Module):
         self.conv1 = conv3x3(3, stem_channels)
         channels, stages = stem_channels, []
         for number, (depth, width) in enumerate(zip(num_blocks, widths)):
-            blocks = []
+            blocks = []  # of one stage
             for stride in stage_strides(depth, 1 if number == 0 else 2):
                 out = width * block.expansion
                 shortcut: nn.Module | None = None
@@ -111,59 +111,61 @@ class PreActResNet(nn.Module):
         x = self.conv1(images)
         for name in self.layers:
             x = self.get_submodule(name)(x)
-        x = F.relu(self.bn(x))
-        x = x.mean(dim=(2, 3))
+        x = F.relu(self.bn(x))  # [B, C, H/stride, W/stride]
+        x = x.mean(dim=(2, 3))  # [B, C]
         return self.linear(x)
 
 
 def _widening_shortcut(in_channels: int, out_channels: int, stride: int, pad: bool) -> nn.Module:
-    """Zeros or a 1×1 convolution; no norm, as the input comes from one."""
+    """Build a padding or a 1×1 convolution; no norm, as the input comes from one."""
     if pad:
         return PadShortcut(in_channels, out_channels, stride)
     return nn.Sequential(conv1x1(in_channels, out_channels, stride))
 
 
-WIDE, NARROW = (64, 128, 256, 512), (16, 32, 64)
+IMAGENET_WIDTHS, CIFAR_WIDTHS = (64, 128, 256, 512), (16, 32, 64)
 
 
 @register_model("preact_resnet")
 def preact_resnet18(num_classes: int = 10) -> PreActResNet:
-    return PreActResNet(PreActBasicBlock, (2, 2, 2, 2), WIDE, stem_channels=64, num_classes=num_classes)
+    return PreActResNet(PreActBasicBlock, (2, 2, 2, 2), IMAGENET_WIDTHS, stem_channels=64, num_classes=num_classes)
 
 
 @register_model("preact_resnet")
 def preact_resnet34(num_classes: int = 10) -> PreActResNet:
-    return PreActResNet(PreActBasicBlock, (3, 4, 6, 3), WIDE, stem_channels=64, num_classes=num_classes)
+    return PreActResNet(PreActBasicBlock, (3, 4, 6, 3), IMAGENET_WIDTHS, stem_channels=64, num_classes=num_classes)
 
 
 @register_model("preact_resnet")
 def preact_resnet50(num_classes: int = 10) -> PreActResNet:
-    return PreActResNet(PreActBottleneck, (3, 4, 6, 3), WIDE, stem_channels=64, num_classes=num_classes)
+    return PreActResNet(PreActBottleneck, (3, 4, 6, 3), IMAGENET_WIDTHS, stem_channels=64, num_classes=num_classes)
 
 
 @register_model("preact_resnet")
 def preact_resnet101(num_classes: int = 10) -> PreActResNet:
-    return PreActResNet(PreActBottleneck, (3, 4, 23, 3), WIDE, stem_channels=64, num_classes=num_classes)
+    return PreActResNet(PreActBottleneck, (3, 4, 23, 3), IMAGENET_WIDTHS, stem_channels=64, num_classes=num_classes)
 
 
 @register_model("preact_resnet")
 def preact_resnet152(num_classes: int = 10) -> PreActResNet:
-    return PreActResNet(PreActBottleneck, (3, 8, 36, 3), WIDE, stem_channels=64, num_classes=num_classes)
+    return PreActResNet(PreActBottleneck, (3, 8, 36, 3), IMAGENET_WIDTHS, stem_channels=64, num_classes=num_classes)
 
 
 @register_model("preact_cifar_resnet")
 def preact_resnet110(num_classes: int = 10) -> PreActResNet:
-    """6n+2 layers of basic blocks with parameter-free shortcuts, as the ResNet-110 of the first paper."""
-    return PreActResNet(PreActBasicBlock, (18, 18, 18), NARROW, stem_channels=16, num_classes=num_classes, pad=True)
+    """Build 6n+2 layers of basic blocks with parameter-free shortcuts, as the ResNet-110 of the first paper."""
+    return PreActResNet(
+        PreActBasicBlock, (18, 18, 18), CIFAR_WIDTHS, stem_channels=16, num_classes=num_classes, pad=True
+    )
 
 
 @register_model("preact_cifar_resnet")
 def preact_resnet164(num_classes: int = 10) -> PreActResNet:
-    """9n+2 layers of bottlenecks."""
-    return PreActResNet(PreActBottleneck, (18, 18, 18), NARROW, stem_channels=16, num_classes=num_classes)
+    """Build 9n+2 layers of bottlenecks."""
+    return PreActResNet(PreActBottleneck, (18, 18, 18), CIFAR_WIDTHS, stem_channels=16, num_classes=num_classes)
 
 
 @register_model("preact_cifar_resnet")
 def preact_resnet1001(num_classes: int = 10) -> PreActResNet:
-    """9n+2 layers of bottlenecks."""
-    return PreActResNet(PreActBottleneck, (111, 111, 111), NARROW, stem_channels=16, num_classes=num_classes)
+    """Build 9n+2 layers of bottlenecks."""
+    return PreActResNet(PreActBottleneck, (111, 111, 111), CIFAR_WIDTHS, stem_channels=16, num_classes=num_classes)

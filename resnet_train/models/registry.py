@@ -1,4 +1,4 @@
-"""From an architecture's name to its network."""
+"""Networks by the name of their architecture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Constructor = Callable[..., nn.Module]
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A name, the family it belongs to, the constructor behind it, and the options that one takes."""
+    """An architecture: its name, family, constructor, and the options that the constructor takes."""
 
     name: str
     family: str
@@ -31,26 +31,26 @@ _PATTERNS: list[tuple[re.Pattern[str], Callable[[str], ModelEntry]]] = []
 
 
 def register_model(family: str, options: type[nn.Module] | None = None) -> Callable[[Constructor], Constructor]:
-    """Decorator: files a constructor `(num_classes=10, **options) -> nn.Module` under its own name.
+    """Return a decorator that registers a constructor `(num_classes=10, **options) -> nn.Module` under its own name.
 
-    The network has an attribute `stride`: how many input pixels, across, one pixel of its last feature map stands for.
+    The network has an attribute `stride`: the factor by which its last feature map is smaller than the input.
 
     Args:
-        family: what it is listed under.
-        options: the class whose optional arguments are the constructor's options; None: it has none.
+        family: heading in lists.
+        options: class of the network, whose optional arguments are its options. None means no options.
     """
 
     def add(constructor: Constructor) -> Constructor:
         name = constructor.__name__
         _MODELS.register(name)(constructor)
-        _ENTRIES[name] = ModelEntry(name, family, constructor, option_names(options) if options else ())
+        _ENTRIES[name] = ModelEntry(name, family, constructor, optional_arguments(options) if options else ())
         return constructor
 
     return add
 
 
-def option_names(network: type[nn.Module]) -> tuple[str, ...]:
-    """The arguments of a network's class that have a default, but for num_classes."""
+def optional_arguments(network: type[nn.Module]) -> tuple[str, ...]:
+    """Return the arguments of a network's class that have a default, except num_classes."""
     parameters = inspect.signature(network).parameters.values()
     return tuple(p.name for p in parameters if p.default is not p.empty and p.name != "num_classes")
 
@@ -58,9 +58,9 @@ def option_names(network: type[nn.Module]) -> tuple[str, ...]:
 def register_pattern(
     pattern: str,
 ) -> Callable[[Callable[[str], ModelEntry]], Callable[[str], ModelEntry]]:
-    """Decorator: files a function that makes an entry from any name of this form that no constructor has.
+    """Return a decorator that registers a function for all names of a form that no constructor has.
 
-    The function returns the entry, or raises a ValueError that explains why there is no such network.
+    The function returns the entry of a name, or raises a ValueError that explains why there is no such network.
     """
 
     def add(make_entry: Callable[[str], ModelEntry]) -> Callable[[str], ModelEntry]:
@@ -71,10 +71,10 @@ def register_pattern(
 
 
 def find_model(name: str) -> ModelEntry:
-    """The entry of an architecture.
+    """Return the entry of an architecture.
 
     Raises:
-        ValueError: no architecture has this name; the message gives the nearest one.
+        ValueError: unknown name; the message suggests the nearest one.
     """
     if name in _ENTRIES:
         return _ENTRIES[name]
@@ -86,15 +86,15 @@ def find_model(name: str) -> ModelEntry:
 
 
 def create_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
-    """Builds a network with fresh weights from torch's current random state.
+    """Build a network with new weights from torch's random state.
 
     Args:
-        name: an architecture that `list_models` gives, or any `resnet<6n+2>`.
+        name: an architecture that `list_models` returns, or any `resnet<6n+2>`.
         num_classes: length C of the logits.
-        options: keyword arguments of that architecture's constructor.
+        options: optional arguments of the architecture's constructor.
 
     Returns:
-        A module from normalized images, float [B, 3, H, W], to logits, float [B, C]; its attribute `stride` is the
+        A module from normalized images, float [B, 3, H, W], to logits, float [B, C]. Its attribute `stride` is the
         smallest H and W.
 
     Raises:
@@ -111,5 +111,5 @@ def create_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
 
 
 def list_models() -> list[ModelEntry]:
-    """Every named architecture, family by family."""
+    """Return every named architecture, family by family."""
     return list(_ENTRIES.values())

@@ -1,8 +1,8 @@
-"""The wide family: ResNet-18 to 152 with ImageNet's widths and a stem for small images.
+"""The ImageNet family with a CIFAR stem: ResNet-18 to ResNet-152 for small images.
 
 He et al. 2016a, "Deep Residual Learning for Image Recognition" (arXiv:1512.03385), table 1, with the 7×7 stem and
-the pooling replaced by one 3×3 convolution, as the CIFAR repositories do it; parameter names are theirs
-(github.com/kuangliu/pytorch-cifar), so their checkpoints load unchanged.
+the pooling replaced by one 3×3 convolution, as in the common CIFAR repositories. The parameter names are those of
+github.com/kuangliu/pytorch-cifar, so its checkpoints load unchanged.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class ResNet(nn.Module):
     """Stem, four stages, global average pooling, one linear layer.
 
     Args:
-        block: the residual block of all stages.
-        num_blocks: blocks in each of the four stages.
+        block: residual block of all stages.
+        num_blocks: number of blocks in each stage.
         num_classes: length C of the logits.
         stem: "cifar", one 3×3 convolution, or "imagenet", 7×7 with stride 2 and 3×3 max pooling with stride 2.
-        norm_order: "conv-bn-relu", or "conv-relu-bn": each norm with a ReLU right behind it changes places with it.
-        zero_init_residual: the last norm of each block starts at 0, the block as the identity (Goyal et al. 2017,
+        norm_order: "conv-bn-relu", or "conv-relu-bn" to exchange each norm with the ReLU that follows it.
+        zero_init_residual: start the last norm of each block at 0 and so the block as the identity (Goyal et al. 2017,
             section 5.1).
-        drop_path: probability of skipping the last block; the first ones are skipped less (linear decay).
+        drop_path: probability of dropping the last block's residual; it grows linearly with depth.
 
     Shape: images float [B, 3, H, W] → logits float [B, C]; H and W at least `stride`.
     """
@@ -62,11 +62,12 @@ class ResNet(nn.Module):
         self.conv1 = conv3x3(3, 64) if is_cifar else nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.pool = nn.Identity() if is_cifar else nn.MaxPool2d(3, stride=2, padding=1)
-        # Stochastic depth: block l of L is skipped with l/L of the probability.
+
+        # Stochastic depth: the residual of block l of L is dropped with l/L of the probability.
         drops = [drop_path * (number + 1) / sum(num_blocks) for number in range(sum(num_blocks))]
         channels, stages = 64, []
         for width, depth, stride in zip(WIDTHS, num_blocks, (1, 2, 2, 2)):
-            blocks = []
+            blocks = []  # of one stage
             for block_stride in stage_strides(depth, stride):
                 out = width * block.expansion
                 shortcut = widening_shortcut("projection", channels, out, block_stride)
@@ -82,12 +83,12 @@ class ResNet(nn.Module):
                     nn.init.zeros_(module.last_norm.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.pool(norm_relu(self.conv1(images), self.bn1, self.norm_order))
-        x = self.layer1(x)
-        x = self.layer2(x)
-        x = self.layer3(x)
-        x = self.layer4(x)
-        x = x.mean(dim=(2, 3))
+        x = self.pool(norm_relu(self.conv1(images), self.bn1, self.norm_order))  # [B, 64, H, W] after the CIFAR stem
+        x = self.layer1(x)  # [B, C/8, H, W]
+        x = self.layer2(x)  # [B, C/4, H/2, W/2]
+        x = self.layer3(x)  # [B, C/2, H/4, W/4]
+        x = self.layer4(x)  # [B, C, H/8, W/8]
+        x = x.mean(dim=(2, 3))  # [B, C], C = 512 or, with bottlenecks, 2048
         return self.linear(x)
 
 

@@ -1,4 +1,4 @@
-"""ResNet-9, the network of the DAWNBench record of 2019: eight convolutions, two of the pairs residual.
+"""ResNet-9, the network of the DAWNBench record of 2019: eight convolutions, of which two pairs are residual.
 
 Page 2019, "How to Train Your ResNet" (myrtle.ai), part 8: 6.57 million parameters, 94 % on CIFAR-10 in 24 epochs.
 """
@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from resnet_train.models.blocks import conv3x3, init_weights
 from resnet_train.models.registry import register_model
 
-LOGIT_SCALE = 0.125  # Page 2019: without it the loss starts with saturated logits
+LOGIT_SCALE = 0.125  # keeps the first logits from saturating the loss (Page 2019)
 
 
 class ConvNormReLU(nn.Module):
-    """3×3 convolution, norm, ReLU, and 2×2 max pooling if asked for."""
+    """3×3 convolution, norm and ReLU, with `pool` followed by 2×2 max pooling."""
 
     def __init__(self, in_channels: int, out_channels: int, pool: bool = False) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Residual(nn.Module):
 
 
 class ResNet9(nn.Module):
-    """Shape: images float [B, 3, H, W] → logits float [B, C]; H and W at least 8."""
+    """Four stages and max pooling: images float [B, 3, H, W] → logits float [B, C]; H and W at least `stride`."""
 
     stride = 8
 
@@ -54,8 +54,8 @@ class ResNet9(nn.Module):
         init_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.layer3(self.layer2(self.layer1(self.stem(images))))
-        x = x.amax(dim=(2, 3))
+        x = self.layer3(self.layer2(self.layer1(self.stem(images))))  # [B, 512, H/8, W/8]
+        x = x.amax(dim=(2, 3))  # [B, 512]
         return self.linear(x) * LOGIT_SCALE
 
 

@@ -1,8 +1,8 @@
-"""ResNeXt: bottlenecks whose 3×3 convolution is cut into groups. `resnext29_<groups>x<width>d`.
+"""ResNeXt: bottlenecks with grouped 3×3 convolutions. `resnext29_<groups>x<width>d`.
 
 Xie et al. 2017, "Aggregated Residual Transformations for Deep Neural Networks" (arXiv:1611.05431), sized as in the
 common CIFAR repositories (github.com/kuangliu/pytorch-cifar): a 1×1 stem, and stages that end at twice the width of
-their 3×3 convolutions, where the paper's end at 256, 512 and 1024 whatever the groups.
+their 3×3 convolutions; those of the paper end at 256, 512 and 1024 channels.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class ResNeXt(nn.Module):
     """1×1 stem, three stages of three blocks, average pooling, linear: 29 layers.
 
     Args:
-        groups: of each 3×3 convolution ("cardinality").
-        group_width: channels of a group in the first stage; each further stage doubles it.
+        groups: number of groups of each 3×3 convolution ("cardinality").
+        group_width: channels of a group in the first stage, doubled in each further one.
         num_classes: length C of the logits.
 
     Shape: images float [B, 3, H, W] → logits float [B, C]; H and W at least `stride`.
@@ -66,9 +66,9 @@ class ResNeXt(nn.Module):
         init_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(images)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        x = x.mean(dim=(2, 3))
+        x = F.relu(self.bn1(self.conv1(images)))  # [B, 64, H, W]
+        x = self.layer3(self.layer2(self.layer1(x)))  # [B, C, H/4, W/4]
+        x = x.mean(dim=(2, 3))  # [B, C]
         return self.linear(x)
 
 

@@ -6,13 +6,13 @@ dropout.
 
 from __future__ import annotations
 
-from resnet_train.models.preact import NARROW, PreActBasicBlock, PreActResNet
+from resnet_train.models.preact import CIFAR_WIDTHS, PreActBasicBlock, PreActResNet
 from resnet_train.models.registry import register_model
 
 
 def _wide_resnet(depth: int, widening: int, num_classes: int) -> PreActResNet:
     num_blocks = (depth - 4) // 6
-    widths = [widening * width for width in NARROW]
+    widths = [widening * width for width in CIFAR_WIDTHS]
     return PreActResNet(PreActBasicBlock, [num_blocks] * 3, widths, stem_channels=16, num_classes=num_classes)
 
 

@@ -1,4 +1,4 @@
-"""Which device to train on, and what it can do."""
+"""The device to train on: choosing it, preparing it, its memory and clock."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from contextlib import suppress
 
 import torch
 
+from resnet_train.runtime.ranks import local_rank
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-UNKNOWN_MEMORY_BYTES = 4 << 30  # assumed where the system does not say (Windows)
+UNKNOWN_MEMORY_BYTES = 4 << 30  # assumed if the system does not report it (Windows)
 
 
 def select_device(name: str) -> torch.device:
-    """The device of this name; "auto" is the first of CUDA, Apple's GPU and the CPU that is there.
+    """Return the device of this name; "auto" is the first available of CUDA, Apple's GPU and the CPU.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: the device is not available here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -29,8 +31,8 @@ def select_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         if not torch.cuda.is_available():
             raise ValueError(f"device {name!r} asked for, but this torch ({torch.__version__}) sees no CUDA GPU")
-        if device.index is None and "LOCAL_RANK" in os.environ:  # torchrun: a GPU for each process of this machine
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if device.index is None and (index := local_rank()) is not None:  # one GPU per process under torchrun
+            device = torch.device("cuda", index)
         if device.index is not None and device.index >= count:
             raise ValueError(f"device {name!r} asked for, but there are {count} CUDA GPUs, counted from 0")
     elif device.type == "mps":
@@ -42,16 +44,17 @@ def select_device(name: str) -> torch.device:
 
 
 def prepare_machine(name: str, threads: int, deterministic: bool = False) -> torch.device:
-    """Chooses the device, sets the number of CPU threads (0: as torch has it) and how exact kernels must be.
+    """Select the device and set the number of CPU threads and the exactness of kernels.
 
     Args:
-        deterministic: only kernels that give the same bits each time; else the quickest ones, TF32 included.
+        threads: number of CPU threads; 0 is torch's choice.
+        deterministic: use only kernels that always give the same bits, else the fastest ones, including TF32.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: the device is not available here.
     """
     device = select_device(name)
-    if device.type == "cuda" and device.index is not None:  # `cuda` alone is the current one
+    if device.type == "cuda" and device.index is not None:  # without an index: the current one
         torch.cuda.set_device(device)
     keep_freed_memory(device.type == "cpu")
     if threads:
@@ -66,10 +69,10 @@ def prepare_machine(name: str, threads: int, deterministic: bool = False) -> tor
 
 
 def keep_freed_memory(keep: bool) -> None:
-    """Whether the C library keeps freed memory for the next step, or gives it back to the system and asks anew.
+    """Make glibc keep freed memory for the next step, or return it to the system as by default.
 
-    Activations are freed in every step: resnet20 at batch 128 faulted 22,000 pages in again each time, 20 % of its time
-    on two CPU cores. `keep=False` is what glibc comes to by itself. Nothing happens with other C libraries.
+    Activations are freed in every step: resnet20 at batch size 128 spent 20 % of its time on two CPU cores with 22,000
+    page faults per step. Other C libraries are left alone.
     """
     if sys.platform != "linux":
         return
@@ -85,14 +88,14 @@ def memory_format(channels_last: bool) -> torch.memory_format:
 
 
 def device_name(device: torch.device) -> str:
-    """The device as a person calls it: `NVIDIA H100 80GB HBM3` or `cpu (2 threads)`."""
+    """Return the name of the device for people: `NVIDIA H100 80GB HBM3` or `cpu (2 threads)`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """Memory that is free on the device now."""
+    """Return the free memory of the device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -107,7 +110,7 @@ def free_memory_bytes(device: torch.device) -> int:
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
-    """The most memory this process has held on the device so far; None where the system does not say."""
+    """Return the peak memory of this process on the device, or None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -119,7 +122,7 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until everything given to the device is done, so that a clock read after it is true."""
+    """Wait until the device has finished all work, so that the clock can be read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -127,5 +130,5 @@ def synchronize(device: torch.device) -> None:
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """The widest float the device adds in: sums over 50,000 losses lose 1e-3 in float32; Apple's GPU has no float64."""
+    """Return float64, or float32 on Apple's GPU, where a sum of 50,000 losses loses 1e-3."""
     return torch.float32 if device.type == "mps" else torch.float64

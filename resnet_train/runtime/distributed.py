@@ -1,11 +1,10 @@
-"""More than one process, as `torchrun` starts them: which one this is, and what they tell each other.
+"""Communication between the processes that `torchrun` starts, by torch.distributed.
 
-torch.distributed does the work. Started by anything but torchrun, a run is one process and all of this does nothing.
+Without torchrun a run is one process, and all of this does nothing.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,21 +17,23 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from resnet_train.runtime import ranks
+
 
 @dataclass(frozen=True)
 class Processes:
     """The processes that train one model together, each on its part of every batch (data parallel).
 
     Attributes:
-        rank: the number of this one, from 0; rank 0 is the one that writes and talks.
-        num_ranks: how many there are.
+        rank: of this process, from 0. Rank 0 writes files and messages.
+        num_ranks: number of processes.
     """
 
     rank: int = 0
     num_ranks: int = 1
 
     def share(self, value: Any = None) -> Any:
-        """What rank 0 gives, in every process."""
+        """Return the value of rank 0 in every process."""
         if self.num_ranks == 1:
             return value
         box = [value]
@@ -40,7 +41,7 @@ class Processes:
         return box[0]
 
     def agree(self, *values: int) -> tuple[int, ...]:
-        """The largest of each value over all processes: so all see a signal that one of them received."""
+        """Return the maximum of each value over all processes, so that all see a signal that one received."""
         if self.num_ranks == 1:
             return values
         largest = torch.tensor(values)
@@ -48,7 +49,7 @@ class Processes:
         return tuple(largest.tolist())
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, in each of them."""
+        """Return the sum over all processes."""
         if self.num_ranks == 1:
             return tensor
         total = tensor.clone()
@@ -56,7 +57,7 @@ class Processes:
         return total
 
     def all_true(self, flag: Tensor) -> Tensor:
-        """bool [], true where it is true in every process; stays on the device."""
+        """Return whether a flag, bool [], is true in every process; without a host-device synchronization."""
         if self.num_ranks == 1:
             return flag
         lowest = flag.to(torch.uint8)
@@ -74,7 +75,7 @@ class Processes:
         return torch.cat([part[:count] for part, count in zip(parts, num_rows)])
 
     def gather(self, values: list[float]) -> list[list[float]]:
-        """The values of every process, by rank, in each of them."""
+        """Return the values of every process, by rank."""
         if self.num_ranks == 1:
             return [values]
         rows: list[Any] = [None] * self.num_ranks
@@ -82,13 +83,13 @@ class Processes:
         return rows
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """Rank 0's running statistics of batch norm, in every process."""
+        """Copy the running statistics of rank 0 to every process."""
         if self.num_ranks > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
     def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model to train with: gradients are averaged over all processes while they are computed."""
+        """Return the model to train with: its gradients are averaged over all processes."""
         if self.num_ranks == 1:
             return model
         return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
@@ -99,25 +100,20 @@ ALONE = Processes()
 
 @contextmanager
 def join_processes() -> Iterator[Processes]:
-    """The processes that torchrun started, connected (NCCL between GPUs, gloo between CPUs); one alone without it."""
-    if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
+    """Connect the processes that torchrun started, with NCCL between GPUs and gloo between CPUs."""
+    if not dist.is_torchelastic_launched() or ranks.num_ranks() == 1:
         yield ALONE
         return
-    # Without a backend named, torch takes one for each kind of device that is here.
     store, rank, num_ranks = next(rendezvous("env://"))
-    dist.init_process_group(store=_of_this_start(store), rank=rank, world_size=num_ranks)
+
+    # When torchrun restarts the processes of one machine, it keeps its store (torch 2.15). Without a prefix the first
+    # processes to be back would find the addresses of those that died. Between machines every start has a new store.
+    if ranks.is_one_machine():
+        store = PrefixStore(f"start {ranks.num_restarts()}", store)
+
+    # Without a named backend, torch takes one for each kind of device.
+    dist.init_process_group(store=store, rank=rank, world_size=num_ranks)
     try:
         yield Processes(rank, num_ranks)
     finally:
         dist.destroy_process_group()
-
-
-def _of_this_start(store: Any) -> Any:
-    """The addresses of this start's processes only.
-
-    torchrun keeps its store when it restarts the processes of one machine (torch 2.15): the first ones to be back
-    found the addresses of those that had died, and gave up. Between machines every start has a store of its own.
-    """
-    if os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
-        return store
-    return PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)

@@ -1,4 +1,4 @@
-"""What a run was made with: versions and hardware, for environment.json and checkpoints."""
+"""Versions and hardware, for environment.json and checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "typer", "tensorboard", "pydantic",
 
 
 def describe_environment(device: torch.device) -> dict[str, object]:
-    """Versions, device and thread count as JSON values."""
+    """Return versions, device and number of threads as JSON values."""
     return {
         "resnet_train": __version__,
         "python": platform.python_version(),

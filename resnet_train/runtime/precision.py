@@ -1,4 +1,4 @@
-"""Mixed precision: which number format the network computes in."""
+"""Mixed precision: the number format that the network computes in."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
-    """The format to autocast to, or None for float32.
+    """Return the format to autocast to, or None for float32.
 
     Args:
-        amp: "off", "bf16", "fp16", or "auto": bf16 on a CUDA GPU that has it, fp16 on an older one, else off.
-            A CPU without bf16 units is ten times slower with it, so "auto" leaves CPUs alone.
+        amp: "off", "bf16", "fp16", or "auto": bf16 on CUDA GPUs that support it, fp16 on older ones, else off.
+            CPUs without bf16 units are ten times slower with it, so "auto" is off on CPUs.
     """
     if amp == "auto":
         if device.type != "cuda":

@@ -26,7 +26,7 @@ from resnet_train.evaluation.evaluate import Evaluation, evaluate
 from resnet_train.evaluation.metrics import METRICS, compute_scores
 from resnet_train.loggers.base import Logger
 from resnet_train.optim.ema import ExponentialMovingAverage
-from resnet_train.optim.optimizers import load_optimizer_state, set_lr
+from resnet_train.optim.groups import load_optimizer_state, set_lr
 from resnet_train.optim.schedules import Schedule
 from resnet_train.records import EpochRecord, EpochTiming
 from resnet_train.runtime.device import peak_memory_bytes

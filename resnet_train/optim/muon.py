@@ -1,0 +1,115 @@
+"""Muon: orthogonalized momentum for convolutions, AdamW for all other parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from resnet_train.optim.groups import can_fuse, decay_groups, load_optimizer_state, set_lr
+
+NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)  # Jordan's coefficients, as in torch.optim.Muon
+NUM_STEPS = 5
+
+
+class Muon(Optimizer):
+    """Orthogonalized momentum (Jordan et al. 2024) for convolutions, AdamW for the rest; a usual lr is 0.003.
+
+    A convolution weight [out, in, h, w] is treated as a matrix [out, in·h·w]. The updates equal those of
+    torch.optim.Muon, but all matrices of one shape are updated at once and without a host-device synchronization:
+    `found_inf` skips an update on the device, as in torch's fused optimizers. The updates are scaled to the size of
+    AdamW's (Liu et al. 2025, arXiv:2502.16982), so one lr fits both.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        no_decay_norm_bias: bool = False,
+    ) -> None:
+        weights = [parameter for parameter in model.parameters() if parameter.ndim == 4]
+        rest = decay_groups((p for p in model.parameters() if p.ndim != 4), weight_decay, no_decay_norm_bias)
+        super().__init__([{"params": weights}, *rest], {"lr": lr})
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.rest = torch.optim.AdamW([dict(group) for group in rest], lr=lr, fused=can_fuse(model))
+        self._step_supports_amp_scaling = can_fuse(model)  # torch's flag for optimizers that respect `found_inf`
+
+        # The momentum of all matrices of one shape is a single buffer.
+        self.shapes: dict[torch.Size, list[nn.Parameter]] = {}
+        for weight in weights:
+            self.shapes.setdefault(_as_matrix(weight.detach(), weight).shape, []).append(weight)
+        self.buffers = [weights[0].new_zeros(len(same), *shape) for shape, same in self.shapes.items()]
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update all parameters from their gradients, or none if `found_inf` is 1."""
+        lr = self.param_groups[0]["lr"]
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        for weights, buffer in zip(self.shapes.values(), self.buffers):
+            self._step_of_one_shape(weights, buffer, lr, found_inf)
+        set_lr(self.rest, lr)
+        self.rest.found_inf = found_inf  # type: ignore[attr-defined]
+        self.rest.step()
+
+    def _step_of_one_shape(
+        self, weights: list[nn.Parameter], buffer: Tensor, lr: float, found_inf: Tensor | None
+    ) -> None:
+        # Nesterov momentum: average the gradients, then look one step ahead.
+        gradients = torch.stack([_as_matrix(weight.grad, weight) for weight in weights if weight.grad is not None])
+        averaged = buffer.lerp(gradients, 1 - self.momentum)  # [n, rows, columns]
+        step_size = 0.2 * lr * max(buffer.shape[1:]) ** 0.5
+        updates = orthogonalize(gradients.lerp(averaged, self.momentum)).to(buffer.dtype) * -step_size
+        decay = torch.full((), 1 - lr * self.weight_decay, device=buffer.device)
+
+        # Gradients that are not finite leave momentum and weights as they are.
+        if found_inf is not None:
+            bad = found_inf > 0
+            averaged, decay = torch.where(bad, buffer, averaged), torch.where(bad, 1.0, decay)
+            updates = torch.where(bad, 0.0, updates)
+        buffer.copy_(averaged)
+        matrices = [_as_matrix(weight.detach(), weight) for weight in weights]
+        torch._foreach_mul_(matrices, decay)
+        torch._foreach_add_(matrices, list(updates.unbind()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the momentum and the state of AdamW."""
+        return {"momentum": [buffer.clone() for buffer in self.buffers], "rest": self.rest.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the momentum and the state of AdamW.
+
+        Raises:
+            ValueError: the momentum has other shapes than the weights.
+        """
+        for buffer, saved in zip(self.buffers, state_dict["momentum"], strict=True):
+            if buffer.shape != saved.shape:
+                raise ValueError(f"a momentum has the shape {tuple(saved.shape)} instead of {tuple(buffer.shape)}")
+            buffer.copy_(saved)
+        load_optimizer_state(self.rest, state_dict["rest"])
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Return matrices [n, rows, columns] with the same singular vectors and all singular values near 1.
+
+    Five steps of a Newton-Schulz iteration, in bfloat16 on a GPU, as torch does it, and in float32 on a CPU.
+    """
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    is_tall = x.shape[1] > x.shape[2]
+    x = x.mT if is_tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NUM_STEPS):
+        gram = x @ x.mT  # [n, rows, rows]
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if is_tall else x
+
+
+def _as_matrix(tensor: Tensor, weight: Tensor) -> Tensor:
+    """View [out, in, h, w] as [out, in·h·w] in the memory order of `weight`; Muon doesn't depend on column order."""
+    is_nhwc = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    return (tensor.permute(0, 2, 3, 1) if is_nhwc else tensor).flatten(1)

@@ -1,0 +1,126 @@
+"""Devices, precision and the variables of torchrun; CUDA is faked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from resnet_train.runtime import ranks
+from resnet_train.runtime.device import memory_format, peak_memory_bytes, prepare_machine, select_device, sum_dtype
+from resnet_train.runtime.precision import choose_precision
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+def test_auto_is_cuda_then_apples_gpu_then_the_cpu(monkeypatch: pytest.MonkeyPatch, no_gpu: None) -> None:
+    assert select_device("auto") == CPU
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert select_device("auto") == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert select_device("auto") == CUDA
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cuda", "sees no CUDA GPU"),
+        ("mps", "no Apple GPU"),
+        ("tpu", "unknown device 'tpu'"),
+        ("meta", "unknown device"),
+    ],
+)
+def test_a_device_that_is_not_here_is_refused(name: str, message: str, no_gpu: None) -> None:
+    with pytest.raises(ValueError, match=message):
+        select_device(name)
+
+
+def test_a_gpu_beyond_the_last_one_is_refused(two_gpus: None) -> None:
+    assert select_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="'cuda:2' asked for, but there are 2 CUDA GPUs"):
+        select_device("cuda:2")
+
+
+def test_under_torchrun_each_process_gets_its_own_gpu(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert select_device("cuda") == CUDA
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert select_device("cuda") == torch.device("cuda", 1)
+    assert select_device("cuda:0") == torch.device("cuda", 0)
+
+
+def test_deterministic_kernels_are_exact_ones() -> None:
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
+    try:
+        prepare_machine("cpu", threads=1, deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cudnn.benchmark
+        assert not torch.backends.cudnn.allow_tf32
+        prepare_machine("cpu", threads=1)
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = before
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    ("amp", "device", "has_bf16", "expected"),
+    [
+        ("auto", CPU, True, None),
+        ("auto", CUDA, True, torch.bfloat16),
+        ("auto", CUDA, False, torch.float16),
+        ("off", CUDA, True, None),
+        ("bf16", CPU, False, torch.bfloat16),
+        ("fp16", CUDA, True, torch.float16),
+    ],
+)
+def test_the_precision_fits_the_device(
+    amp: str, device: torch.device, has_bf16: bool, expected: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16 or including_emulation)
+    assert choose_precision(amp, device) == expected
+
+
+def test_sums_are_float64_where_the_device_has_it() -> None:
+    assert [sum_dtype(torch.device(name)) for name in ("cpu", "cuda", "mps")] == [
+        torch.float64,
+        torch.float64,
+        torch.float32,
+    ]
+
+
+def test_the_memory_format_is_channels_last_on_request() -> None:
+    assert memory_format(True) == torch.channels_last
+    assert memory_format(False) == torch.contiguous_format
+
+
+def test_the_peak_of_memory_is_in_bytes() -> None:
+    peak = peak_memory_bytes(CPU)
+    assert peak is None or 50e6 < peak < 500e9
+
+
+def test_ranks_are_those_of_torchrun_or_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+    for name in (*variables, "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert (ranks.rank(), ranks.local_rank(), ranks.num_ranks(), ranks.num_restarts()) == (0, None, 1, 0)
+    assert ranks.is_one_machine()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert (ranks.rank(), ranks.local_rank(), ranks.num_ranks(), ranks.num_restarts()) == (5, 1, 8, 2)
+    assert not ranks.is_one_machine()
