@@ -174,8 +174,10 @@ def test_the_images_of_a_run_are_counted_without_its_data(dataset: str) -> None:
 
 
 def test_large_images_are_fewer_but_fill_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "MAX_RANDOM_BYTES", 1)
-    assert len(random_data(tiny_config()).train) == 8
+    monkeypatch.setattr(measure, "MAX_RANDOM_BYTES", 10 * 3 * 8 * 8)
+    data = random_data(tiny_config())
+    assert (len(data.train), len(data.test or ())) == (10, 10)
+    assert len(random_data(tiny_config(batch_size=16)).train) == 16
 
 
 def test_a_batch_is_at_most_the_training_set() -> None:
@@ -255,18 +257,19 @@ def test_on_a_device_phases_are_the_times_of_its_operations() -> None:
         Event(span=(10, 55), device="CUDA", label="forward", annotation=True),
         Event(span=(97, 99), device="CUDA", launched_by=99),  # launched by an unknown operation
     ]
-    seconds = measure.add_up_phases([*reversed(device), runtime, *host, *MARKS])
+    seconds = measure.add_up_phases([*reversed(device), *host, runtime, *MARKS])
     nanoseconds = {phase: round(value * 1e9) for phase, value in seconds.items()}
     assert nanoseconds == {"data": 25, "forward": 30, "backward": 3, "optimizer": 32, "host": 9}
 
 
 @pytest.mark.parametrize("settings", [{"optimizer": "muon"}, {"accumulate": 2, "amp": "bf16", "ema_decay": 0.9}])
-def test_a_profile_of_a_training_holds_every_phase(settings: dict[str, Any]) -> None:
+def test_a_profile_of_a_training_holds_every_phase(settings: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
     trainer = tiny_bench_trainer(config := tiny_config(**settings))
     seconds = measure.phases(partial(measure.train, trainer, config), 2, CPU, warmup=1)
     assert tuple(seconds) == PHASES
     assert all(value > 0 for value in seconds.values())
     assert trainer.progress.step == 3
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.gpu
@@ -343,6 +346,11 @@ def test_a_dry_run_times_whole_steps_and_evaluations(
     assert result.total_seconds == pytest.approx(10 * steps_per_epoch + 3 * 4)
 
 
+def test_a_dry_run_checks_the_config() -> None:
+    with pytest.raises(ValueError, match=r"progressive_sizes .* must be at least 8, the stride of resnet18"):
+        dry_run(tiny_config(arch="resnet18", progressive_sizes="4:0.5"))
+
+
 def test_a_dry_run_that_is_not_finite_fails() -> None:
     from resnet_train.training.trainer import NotFinite
 
@@ -376,6 +384,11 @@ def test_compilation_is_tried_only_with_a_compiler(monkeypatch: pytest.MonkeyPat
     assert not bench.can_compile(CPU)
     assert not bench.can_compile(torch.device("cuda"))
     assert "--compile" not in [change.flag for change in changes_to_try(tiny_config(), CPU, try_compile=True)]
+    compiling = tiny_config(compile=True)
+    assert "--no-compile" in [change.flag for change in changes_to_try(compiling, CPU, try_compile=True)]
+    monkeypatch.setenv("CXX", "my-compiler")
+    monkeypatch.setattr("shutil.which", lambda name: name == "my-compiler")
+    assert bench.can_compile(CPU)
 
 
 def test_a_change_that_fails_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,7 +421,7 @@ def test_a_recipe_is_compared_within_each_round(monkeypatch: pytest.MonkeyPatch)
         return rates
 
     monkeypatch.setattr(measure, "interleave", interleave)
-    result = bench.bench(config, steps=1, rounds=2)
+    result = bench.bench(config, steps=1, rounds=2, try_compile=False)
     assert result.images_per_second == Spread(median=15, min=10, max=20)
     assert result.run.stages[-1].images_per_second == 15
     assert result.flops_per_second == Spread(median=15 * flops, min=10 * flops, max=20 * flops)

@@ -83,12 +83,12 @@ one change          times as fast  range over the rounds
 
 
 @pytest.fixture
-def configs(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
-    """Replace the measuring by `RESULT` and return the list of the configs that it is called with."""
-    seen: list[TrainConfig] = []
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainConfig, int | None, int, bool]]:
+    """Replace the measuring by `RESULT` and return the list of the arguments that it is called with."""
+    seen: list[tuple[TrainConfig, int | None, int, bool]] = []
 
-    def fake_bench(config: TrainConfig, *_: object) -> BenchResult:
-        seen.append(config)
+    def fake_bench(config: TrainConfig, steps: int | None, rounds: int, try_compile: bool) -> BenchResult:
+        seen.append((config, steps, rounds, try_compile))
         return RESULT
 
     monkeypatch.setattr(bench, "bench", fake_bench)
@@ -117,22 +117,29 @@ def test_the_numbers_as_json_hold_together(run_cli: RunCli, tmp_path: Path, monk
     assert not list(tmp_path.iterdir())
 
 
-def test_the_report_is_aligned_lines(run_cli: RunCli, tmp_path: Path, configs: list[TrainConfig]) -> None:
+def test_the_report_is_aligned_lines(run_cli: RunCli, tmp_path: Path, calls: list) -> None:
     assert run_cli("resnet-bench", *QUICK, cwd=tmp_path).stdout == REPORT
 
 
 def test_one_round_allows_no_advice(
-    run_cli: RunCli, tmp_path: Path, configs: list[TrainConfig], monkeypatch: pytest.MonkeyPatch
+    run_cli: RunCli, tmp_path: Path, calls: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "bench", lambda *_: replace(RESULT, rounds=1))
     outcome = run_cli("resnet-bench", *QUICK, cwd=tmp_path)
     assert outcome.stdout.splitlines()[-1] == "One round has no range, so there is no advice."
 
 
-def test_flags_override_a_recipe(run_cli: RunCli, tmp_path: Path, configs: list[TrainConfig]) -> None:
+def test_flags_override_a_recipe_and_defaults(run_cli: RunCli, tmp_path: Path, calls: list) -> None:
     (tmp_path / "mine.yaml").write_text("arch: resnet14\nbatch_size: 8\n")
     run_cli("resnet-bench", "--config", "mine.yaml", *QUICK[2:], cwd=tmp_path)
-    assert [(config.arch, config.batch_size) for config in configs] == [("resnet14", 16)]
+    run_cli("resnet-bench", cwd=tmp_path)
+    run_cli("resnet-bench", "--try-compile", cwd=tmp_path)
+    assert [(config.arch, config.batch_size) for config, *_ in calls] == [
+        ("resnet14", 16),
+        ("resnet18", 128),
+        ("resnet18", 128),
+    ]
+    assert [options for _, *options in calls] == [[1, 2, False], [None, 5, False], [None, 5, True]]
 
 
 @pytest.mark.parametrize(

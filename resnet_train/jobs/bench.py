@@ -209,7 +209,7 @@ def default_steps(loader: BatchLoader) -> int:
     return max(MIN_STEPS, min(chunk, len(loader)))
 
 
-def bench(config: TrainConfig, steps: int | None = None, rounds: int = 5, try_compile: bool = False) -> BenchResult:
+def bench(config: TrainConfig, steps: int | None, rounds: int, try_compile: bool) -> BenchResult:
     """Measure a recipe on this machine.
 
     Args:

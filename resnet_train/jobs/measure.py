@@ -172,7 +172,6 @@ def train(trainer: Trainer, config: TrainConfig) -> Training:
     """Train without end as an epoch of `resnet-train` does, with the threads and kernels of the config."""
     threads = torch.get_num_threads()
     prepare_machine(config.device, config.threads, config.deterministic)
-    trainer.model.train()
     batches = chain.from_iterable(map(trainer.train_loader.epoch, count()))
     try:
         while True:
@@ -278,10 +277,13 @@ class RunEstimate:
 def eval_rate(trainer: Trainer, num_batches: int) -> float:
     """Return the images per second of an evaluation of `num_batches` batches, after an untimed one."""
     loader = next(iter(trainer.eval_loaders.values()))
-    started = 0.0
-    for num in (1, num_batches):
-        started = time.perf_counter()
+
+    def run(num: int) -> None:
         evaluate(trainer.eval_model, islice(loader.epoch(0), num), trainer.num_classes, trainer.device)
+
+    run(1)
+    started = time.perf_counter()
+    run(num_batches)
     return min(loader.num_images, num_batches * loader.batch_size) / (time.perf_counter() - started)
 
 
