@@ -1,8 +1,9 @@
-"""Two processes under torchrun (gloo): the gradients, the result and the stops of one."""
+"""Two ranks (gloo) compute the gradients and the result of one process, and stop together, also under torchrun."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,20 +16,24 @@ import pytest
 import torch
 
 from resnet_train.runs.checkpoint import read_checkpoint
-from resnet_train.runtime.distributed import ALONE, Processes
+from resnet_train.runtime.distributed import ALONE, Processes, join_processes
 from tests.harness.cli import ON_DIGITS, PACKAGE_PARENT
+from tests.harness.processes import needs_fork, run_ranks
 from tests.harness.trainers import assert_same_tensors, tiny_trainer
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
-TRAIN = ["-m", "resnet_train.cli.train", *ON_DIGITS, "--train-size", "128", "--batch-size", "16", "--no-tensorboard"]
-TWO = ["--standalone", "--nproc-per-node", "2"]
+pytestmark = [
+    needs_fork,
+    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo"),
+]
+TRAIN = [*ON_DIGITS, "--train-size", "128", "--batch-size", "16", "--no-tensorboard"]
 
 
 @contextmanager
-def torchrun(*arguments: object, cwd: Path, nproc: list[str] = TWO) -> Iterator[subprocess.Popen[str]]:
-    """A running torchrun, in a process group of its own as a terminal's jobs are; ended when left."""
+def torchrun(*arguments: object, cwd: Path, max_restarts: int = 0) -> Iterator[subprocess.Popen[str]]:
+    """Run `resnet-train` under torchrun, in a process group like a terminal's job; kill it at the end."""
+    options = ["--standalone", "--nproc-per-node", "2", "--max-restarts", str(max_restarts)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *nproc, *map(str, arguments)],
+        [sys.executable, "-m", "torch.distributed.run", *options, "-m", "resnet_train.cli.train", *map(str, arguments)],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": PACKAGE_PARENT, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -44,15 +49,15 @@ def torchrun(*arguments: object, cwd: Path, nproc: list[str] = TWO) -> Iterator[
         process.communicate()
 
 
-def run(*arguments: object, cwd: Path, nproc: list[str] = TWO) -> tuple[int, str, str]:
-    """torchrun from start to end: exit code, stdout, stderr."""
-    with torchrun(*arguments, cwd=cwd, nproc=nproc) as process:
+def run(*arguments: object, cwd: Path) -> tuple[int, str, str]:
+    """Run torchrun to its end and return its exit code, stdout and stderr."""
+    with torchrun(*arguments, cwd=cwd) as process:
         stdout, stderr = process.communicate(timeout=200)
         return process.returncode, stdout, stderr
 
 
 def assert_same_run(left: Path, right: Path) -> None:
-    """The same metrics to the byte and the same state to the bit."""
+    """Assert that two runs have the same metrics to the byte and the same state to the bit."""
     assert (left / "metrics.csv").read_bytes() == (right / "metrics.csv").read_bytes()
     one, other = (read_checkpoint(folder / "checkpoints" / "last.pt") for folder in (left, right))
     for key in ("model", "optimizer", "averaged", "epoch", "step", "history"):
@@ -60,54 +65,50 @@ def assert_same_run(left: Path, right: Path) -> None:
 
 
 def gradients_of_a_step(processes: Processes, accumulate: int) -> tuple[list[torch.Tensor], dict[str, float]]:
-    """What one step of training computes, batch norm frozen: its statistics would be those of a part of the batch."""
+    """Return what one training step computes with frozen batch norms, whose statistics would be a rank's own."""
     trainer = tiny_trainer(accumulate=accumulate, processes=processes)
-    trainer.train_loader.rank, trainer.train_loader.num_ranks = processes.rank, processes.num_ranks
     trainer.model.eval()
     trainer.step_unless_bad = trainer.optimizer.zero_grad = lambda *_, **__: None
     trainer.train_step(next(trainer.train_loader.epoch(0)))
     return [parameter.grad for parameter in trainer.model.parameters()], trainer.read_sums()
 
 
-def test_two_processes_compute_the_gradients_of_one(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import sys, torch\n"
-        "from resnet_train.runtime.distributed import join_processes\n"
-        "from tests.test_distributed import gradients_of_a_step\n"
-        "with join_processes() as processes:\n"
-        "    results = [gradients_of_a_step(processes, accumulate) for accumulate in (1, 2)]\n"
-        "    if processes.rank == 0:\n"
-        "        torch.save((processes.num_ranks, results), sys.argv[1])\n"
-    )
-    code, _, stderr = run(program, tmp_path / "result.pt", cwd=Path(__file__).parents[1])
-    assert code == 0, stderr
-    num_ranks, results = torch.load(tmp_path / "result.pt", weights_only=True)  # noqa: TID251 - our own
-    assert num_ranks == 2
-    gradients, sums = gradients_of_a_step(ALONE, 1)
-    assert max(gradient.abs().max() for gradient in gradients) > 1e-3
-    for other_gradients, other_sums in results:
-        for one, other in zip(gradients, other_gradients, strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
-        assert other_sums == pytest.approx(sums, abs=1e-5)
+def save_gradients() -> None:
+    """Save what a rank's steps compute in the folder that the command line names."""
+    with join_processes() as processes:
+        results = [gradients_of_a_step(processes, accumulate) for accumulate in (1, 2)]
+        torch.save((processes.num_ranks, results), Path(sys.argv[1]) / f"{processes.rank}.pt")
 
 
-def test_two_processes_train_as_one_run_and_are_resumed(tmp_path):
-    code, stdout, stderr = run(*TRAIN, "--epochs", 1, "--ema-decay", 0.9, "--name", "two", cwd=tmp_path)
-    assert code == 0, stderr
-    assert len(stdout.splitlines()) == 3, stdout  # the first process speaks, the other is silent
-    assert stderr.count("epoch 1/1") == 1
+def test_two_ranks_compute_the_gradients_of_one_process(tmp_path):
+    for rank, ended in enumerate(run_ranks(tmp_path, cwd=tmp_path, function="tests.test_distributed:save_gradients")):
+        assert ended.code == 0, ended.output
+        num_ranks, results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)  # noqa: TID251 - our own
+        assert num_ranks == 2
+        gradients, sums = gradients_of_a_step(ALONE, 1)
+        assert max(gradient.abs().max() for gradient in gradients) > 1e-3
+        for other_gradients, other_sums in results:
+            for one, other in zip(gradients, other_gradients, strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+            assert other_sums == pytest.approx(sums, abs=1e-5)
+
+
+def test_two_ranks_train_one_run_and_resume_it(tmp_path):
+    first, second = run_ranks(*TRAIN, "--epochs", 1, "--ema-decay", 0.9, "--name", "two", cwd=tmp_path)
+    assert (first.code, second.code) == (0, 0), first.output + second.output
+    assert first.output.count("epoch 1/1") == 1
+    assert second.output == ""  # the first rank speaks for all
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["two"]
-    code, stdout, stderr = run(*TRAIN, "--resume", "runs/two", "--epochs", 2, cwd=tmp_path)
-    assert code == 0, stderr
-    assert "epoch 2, seed 0" in stdout
+    first, second = run_ranks(*TRAIN, "--resume", "runs/two", "--epochs", 2, cwd=tmp_path)
+    assert (first.code, second.code) == (0, 0), first.output + second.output
+    assert "epoch 2, seed 0" in first.output
     assert len(read_checkpoint(tmp_path / "runs" / "two" / "checkpoints" / "last.pt")["sums"]) == 2
 
 
-def test_a_batch_that_cannot_be_divided_is_refused_by_name(tmp_path):
-    code, _, stderr = run(*TRAIN, "--batch-size", 15, "--epochs", 1, cwd=tmp_path)
-    assert code == 1  # torchrun's own
-    assert "error: batch_size (=15) must be a multiple of the number of processes (=2)" in stderr
+def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
+    for ended in run_ranks(*TRAIN, "--batch-size", 15, "--epochs", 1, cwd=tmp_path):
+        assert ended.code == 2
+        assert ended.output.startswith("error: batch_size (=15) must be a multiple of the number of processes (=2)")
     assert not (tmp_path / "runs").exists()
 
 
@@ -124,15 +125,12 @@ def test_a_finished_run_is_recognized_by_all_processes(tmp_path):
 def test_a_signal_stops_all_processes_and_the_run_goes_on_exactly(tmp_path, number):
     settings = [*TRAIN, "--epochs", 30, "--ema-decay", 0.9, "--name"]
     assert run(*settings, "whole", cwd=tmp_path)[0] == 0
-    for delay in (0.0, 0.3, 0.7):
+    for epoch in (1, 8, 15):
         with torchrun(*settings, "stopped", "--resume", "auto", cwd=tmp_path) as process:
-            wait_for_step(tmp_path / "runs" / "stopped" / "train.log", process)
-            time.sleep(delay)
+            wait_for(f"epoch {epoch:>2}/30", tmp_path / "runs" / "stopped" / "train.log", process)
             process.send_signal(number)
-            start = time.monotonic()
             process.communicate(timeout=60)
             assert process.returncode != 0
-            assert time.monotonic() - start < 20  # torchrun itself takes seconds to leave
         step = read_checkpoint(tmp_path / "runs" / "stopped" / "checkpoints" / "last.pt")["step"]
         assert 0 < step < 240
     assert run(*settings, "stopped", "--resume", "auto", cwd=tmp_path)[0] == 0
@@ -143,10 +141,10 @@ def test_a_signal_stops_all_processes_and_the_run_goes_on_exactly(tmp_path, numb
 def test_torchrun_restarts_a_run_one_of_whose_processes_was_killed(tmp_path):
     settings = [*TRAIN, "--epochs", 30, "--resume", "auto", "--name"]
     assert run(*settings, "whole", cwd=tmp_path)[0] == 0
-    with torchrun("--max-restarts", 3, *settings, "killed", cwd=tmp_path) as process:
+    with torchrun(*settings, "killed", cwd=tmp_path, max_restarts=3) as process:
         for rank in (1, 0):
             log = tmp_path / "runs" / "killed" / "train.log"
-            wait_for_step(log, process, after=log.stat().st_size if log.exists() else 0)
+            wait_for(r"\nepoch " if rank else r"\nresuming .*\nepoch ", log, process)
             os.kill(worker(process.pid, rank), signal.SIGKILL)
         _, stderr = process.communicate(timeout=200)
         assert process.returncode == 0, stderr
@@ -154,19 +152,17 @@ def test_torchrun_restarts_a_run_one_of_whose_processes_was_killed(tmp_path):
     assert_same_run(tmp_path / "runs" / "whole", tmp_path / "runs" / "killed")
 
 
-def wait_for_step(log: Path, process: subprocess.Popen[str], after: int = 0) -> None:
-    """Until the run has finished an epoch since the log had this size."""
+def wait_for(pattern: str, log: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until the log of a running process contains a pattern."""
     deadline = time.monotonic() + 100
-    while time.monotonic() < deadline:
+    while not (log.exists() and re.search(pattern, log.read_text(), re.DOTALL)):
         assert process.poll() is None, process.communicate()
-        if log.exists() and "epoch" in log.read_text()[after:].replace(" epochs,", ""):
-            return
+        assert time.monotonic() < deadline, pattern
         time.sleep(0.02)
-    raise AssertionError("no epoch was finished")
 
 
 def worker(agent: int, rank: int) -> int:
-    """The process of this rank among torchrun's children."""
+    """Return the process id of this rank among torchrun's children."""
     children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
     for child in map(int, children):
         if f"\0RANK={rank}\0" in "\0" + Path(f"/proc/{child}/environ").read_text():

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from resnet_train.runtime.distributed import Processes, join_processes
+from tests.harness.processes import needs_fork, run_ranks
 from tests.harness.trainers import assert_same_tensors, tiny_trainer
-from tests.test_distributed import run
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+pytestmark = [
+    needs_fork,
+    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo"),
+]
 
 
 def observe(processes: Processes) -> dict[str, object]:
@@ -40,12 +43,18 @@ def observe(processes: Processes) -> dict[str, object]:
     return seen
 
 
+def save_observations() -> None:
+    """Save what this rank sees in the folder that the command line names."""
+    with join_processes() as processes:
+        torch.save(observe(processes), Path(sys.argv[1]) / f"{processes.rank}.pt")
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """Return what each of two ranks saw."""
     folder = tmp_path_factory.mktemp("ranks")
-    code, _, stderr = run("-m", "tests.test_ranks", folder, cwd=Path(__file__).parents[1])
-    assert code == 0, stderr
+    for ended in run_ranks(folder, cwd=folder, function="tests.test_ranks:save_observations"):
+        assert ended.code == 0, ended.output
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]  # noqa: TID251 - our own
 
 
@@ -68,8 +77,3 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_both(ranks, amp):
 
 def test_dropout_differs_between_ranks(ranks):
     assert ranks[0]["drawn"] != ranks[1]["drawn"]
-
-
-if __name__ == "__main__":
-    with join_processes() as group:
-        torch.save(observe(group), Path(sys.argv[1]) / f"{group.rank}.pt")

@@ -1,7 +1,7 @@
-"""Training runs in processes of their own that stop at an exact place: after a step, in an evaluation, inside a save.
+"""Training runs in other processes that stop at an exact place: after a step, in an evaluation, inside a save.
 
-Run as a script this file is such a process, or the parent of many: it imports torch once and forks a child for each
-run, which takes tenths of a second instead of seconds. The parent itself computes nothing before it forks.
+Run as a script, this file is such a process or the parent of many: it imports torch once and forks a child for each
+run, which takes tenths of a second instead of seconds. The parent computes nothing itself before it forks.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -65,48 +66,70 @@ class Child:
     log: Path
 
     def wait(self) -> Ended:
-        """Waits for its end."""
+        """Wait for its end."""
         code = _ask({"wait": self.pid})
         return Ended(code, self.log.read_text())
 
     def is_alive(self) -> bool:
-        """Whether it runs; one that was not waited for yet has a state, Z."""
+        """Return whether it runs; one that ended but was not waited for is in state Z."""
         return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
     def kill(self) -> None:
-        """Kills it; if it has ended by itself, nothing happens (it keeps its number until `wait`)."""
-        with suppress(ProcessLookupError):  # it was waited for
+        """Kill it; if it has ended, nothing happens (it keeps its process id until `wait`)."""
+        with suppress(ProcessLookupError):  # `wait` was called
             os.kill(self.pid, signal.SIGKILL)
 
 
 def start(
-    *arguments: object, cwd: Path, stop: Stop | None = None, start_at: float = 0.0, log_time: int | None = None
+    *arguments: object,
+    cwd: Path,
+    stop: Stop | None = None,
+    start_at: float = 0.0,
+    log_time: int | None = None,
+    function: str = "resnet_train.cli.train:main",
+    environment: dict[str, str] | None = None,
 ) -> Child:
-    """Starts `resnet-train` with these arguments in a forked process.
+    """Start `resnet-train` with these arguments in a forked process.
 
     Args:
         stop: where it stops itself.
-        start_at: it begins when `time.monotonic` says so.
-        log_time: event files are named after this second and the following ones, so that files of runs that follow
-            each other within one second stand in their order.
+        start_at: the value of `time.monotonic` at which it begins.
+        log_time: event files are named after this second and the following ones, so that the files of runs that follow
+            each other within one second sort in their order.
+        function: what to call instead, as "module:function"; it finds its arguments in `sys.argv`.
+        environment: additional environment variables.
     """
     log = cwd / f"output-{next(_numbers)}.txt"
     order = _order(arguments, cwd, stop) | {"log": str(log), "start_at": start_at, "log_time": log_time}
-    return Child(_ask(order), log)
+    return Child(_ask(order | {"function": function, "environment": environment or {}}), log)
 
 
 def run_forked(*arguments: object, cwd: Path, stop: Stop | None = None, log_time: int | None = None) -> Ended:
-    """Runs `resnet-train` in a forked process to its end."""
+    """Run `resnet-train` in a forked process to its end."""
     return start(*arguments, cwd=cwd, stop=stop, log_time=log_time).wait()
+
+
+def run_ranks(
+    *arguments: object, cwd: Path, num_ranks: int = 2, function: str = "resnet_train.cli.train:main"
+) -> list[Ended]:
+    """Run the ranks of one training to their ends, each with the environment that torchrun gives it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    of_all = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    of_all |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": "0"}
+    of_all |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(num_ranks))
+    ranks = [of_all | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
+    children = [start(*arguments, cwd=cwd, function=function, environment=environment) for environment in ranks]
+    return [child.wait() for child in children]
 
 
 def run_fresh(
     *arguments: object, cwd: Path, stop: Stop | None = None, watch: Path | None = None, **environment: str
 ) -> Ended:
-    """Runs `resnet-train` in a fresh Python to its end.
+    """Run `resnet-train` in a new Python process to its end.
 
     Args:
-        watch: after each epoch a line with the process's memory, open files and the sizes of its files goes here.
+        watch: the file to which each epoch adds a line with the process's memory, open files and the files' sizes.
     """
     order = _order(arguments, cwd, stop) | {"watch": str(watch) if watch else None}
     done = subprocess.run(
@@ -159,11 +182,11 @@ def _ask(order: dict[str, Any]) -> int:
     return int(server.stdout.readline())
 
 
-# --- What a finished run is, bit for bit -----------------------------------------------------------------------------
+# --- The result of a finished run, bit for bit -----------------------------------------------------------------------
 
 
 def bits_of(value: Any, where: str = "") -> dict[str, Any]:
-    """Nested tensors and primitives as one flat mapping to their exact bits."""
+    """Return nested tensors and primitives as one flat mapping to their exact bits."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -177,8 +200,7 @@ def bits_of(value: Any, where: str = "") -> dict[str, Any]:
 
 
 def result_of(folder: Path) -> dict[str, Any]:
-    """Everything of a finished run that must not depend on how often it was stopped: the state without its clock, the
-    final and the best model, and metrics.csv."""
+    """Return what must not depend on interruptions: the state without its clock, both models and metrics.csv."""
     from resnet_train.runs.checkpoint import read_checkpoint
 
     clock_and_place = ("epoch_seconds", "config", "environment")
@@ -193,7 +215,7 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 
 def assert_same_result(folder: Path, other: Path) -> None:
-    """Two finished runs agree in every bit."""
+    """Assert that two finished runs agree in every bit."""
     ours, theirs = result_of(folder), result_of(other)
     assert ours.keys() == theirs.keys()
     differing = [key for key in ours if ours[key] != theirs[key]]
@@ -204,10 +226,11 @@ def assert_same_result(folder: Path, other: Path) -> None:
 
 
 def _serve() -> None:
-    """Forks a child for each order that comes in, and waits for those it is asked to wait for."""
+    """Fork a child for each order on stdin, or wait for a child if that is the order."""
     for module in ("cli.train", "jobs.train", "loggers.tensorboard"):
         importlib.import_module(f"resnet_train.{module}")
     importlib.import_module("sklearn.datasets")
+    importlib.import_module("torch.nn.parallel.distributed")
     for line in sys.stdin:
         order = json.loads(line)
         if "wait" in order:
@@ -227,9 +250,11 @@ def _become_child(order: dict[str, Any]) -> None:
         for number, descriptor in enumerate((os.open(os.devnull, os.O_RDONLY), output, output)):
             os.dup2(descriptor, number)
         time.sleep(max(0.0, order["start_at"] - time.monotonic()))
+        os.environ.update(order["environment"])
         if order["log_time"] is not None:
             _name_event_files_after(order["log_time"])
         _run(order)
+        code = 0
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
     except BaseException:
@@ -245,20 +270,20 @@ def _become_child(order: dict[str, Any]) -> None:
 
 
 def _run(order: dict[str, Any]) -> None:
-    """The console script, as its entry point calls it."""
-    from resnet_train.cli.train import main
-
+    """Call the console script as its entry point does, or another function."""
+    module, _, name = order.get("function", "resnet_train.cli.train:main").partition(":")
+    function = getattr(importlib.import_module(module), name)
     os.chdir(order["cwd"])
     sys.argv = ["resnet-train", *order["arguments"]]
     if order["stop"]:
         _prepare(Stop(**order["stop"]))
     if order.get("watch"):
         _watch(Path(order["watch"]))
-    main()
+    function()
 
 
 def _wrap(owner: Any, name: str, *, before: Callable[..., None] | None = None, after: Any = None) -> None:
-    """Replaces a function by one that calls `before` and `after` with the same arguments, too."""
+    """Replace a function by one that also calls `before` and `after` with the same arguments."""
     original = getattr(owner, name)
 
     def wrapped(*arguments: Any, **named: Any) -> Any:
@@ -273,7 +298,7 @@ def _wrap(owner: Any, name: str, *, before: Callable[..., None] | None = None, a
 
 
 def _prepare(stop: Stop) -> None:
-    """Makes this process stop where it should."""
+    """Make this process stop where it should."""
     from resnet_train.loggers.console import Console
     from resnet_train.runs.checkpoint import Saver
     from resnet_train.training.trainer import Trainer
@@ -300,7 +325,7 @@ def _prepare(stop: Stop) -> None:
 
 
 def _kill_inside_a_save(stop: Stop) -> None:
-    """Counts the writes to checkpoints, or the pauses before and after each system call of a save, and dies in one."""
+    """Count the writes to checkpoints, or the moments before and after each system call of a save, and die in one."""
     import torch
 
     from resnet_train.runs import checkpoint
@@ -360,7 +385,7 @@ def _name_event_files_after(second: int) -> None:
 
 
 def _watch(path: Path) -> None:
-    """After each epoch: memory in bytes, open files, and how large the files of the run are."""
+    """Record memory in bytes, the number of open files and the sizes of the run's files after each epoch."""
     from resnet_train.loggers.console import Console
 
     page = os.sysconf("SC_PAGE_SIZE")
