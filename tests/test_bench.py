@@ -367,6 +367,10 @@ def test_each_change_is_the_other_choice_of_one_setting(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     flags = [change.flag for change in changes_to_try(tiny_config(), CPU)]
     assert flags == ["--no-channels-last", "--amp bf16", "--threads 8", "--batch-size 16"]
+    assert "--threads 8" not in [change.flag for change in changes_to_try(tiny_config(), torch.device("mps"))]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert "--threads 4" in [change.flag for change in changes_to_try(tiny_config(), CPU)]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     other = tiny_config(channels_last=False, amp="bf16", deterministic=True, accumulate=2, compile=True)
     assert [change.flag for change in changes_to_try(other, CPU, try_compile=True)] == [
         "--channels-last",
@@ -389,6 +393,11 @@ def test_compilation_is_tried_only_with_a_compiler(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("CXX", "my-compiler")
     monkeypatch.setattr("shutil.which", lambda name: name == "my-compiler")
     assert bench.can_compile(CPU)
+    monkeypatch.setattr("shutil.which", lambda name: name == "clang")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "triton" or None)
+    assert bench.can_compile(torch.device("cuda"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not bench.can_compile(torch.device("cuda"))
 
 
 def test_a_change_that_fails_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,6 +413,13 @@ def test_a_change_that_fails_is_left_out_with_its_reason(monkeypatch: pytest.Mon
         "--amp bf16": "CUDA out of memory.",
         "--batch-size 64": "batch_size (=64) must be at most the number of training images (=48)",
     }
+
+
+@pytest.mark.parametrize(("batches_at_once", "steps"), [(0, 20), (170, 170), (500, 390)])
+def test_the_steps_to_time_include_building_their_batches(batches_at_once: int, steps: int) -> None:
+    loader = tiny_bench_trainer(tiny_config(train_size=8 * 390)).train_loader
+    loader.chunk_bytes = batches_at_once * 8 * 4 * 3 * 8 * 8
+    assert bench.default_steps(loader) == steps
 
 
 def test_a_recipe_is_compared_within_each_round(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,7 @@ def test_the_numbers_as_json_hold_together(run_cli: RunCli, tmp_path: Path, monk
     outcome = run_cli("resnet-bench", *QUICK, "--epochs", 3, "--progressive-sizes", "4:0.5", "--json", cwd=tmp_path)
     assert outcome.code == 0, outcome
     result = json.loads(outcome.stdout)
+    assert (result["steps"], result["rounds"], result["precision"]) == (1, 2, "float32")
     rate, ratio = result["images_per_second"], result["changes"][0]["ratio"]
     assert 0 < rate["min"] <= rate["median"] <= rate["max"]
     assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
@@ -127,6 +128,14 @@ def test_one_round_allows_no_advice(
     monkeypatch.setattr(bench, "bench", lambda *_: replace(RESULT, rounds=1))
     outcome = run_cli("resnet-bench", *QUICK, cwd=tmp_path)
     assert outcome.stdout.splitlines()[-1] == "One round has no range, so there is no advice."
+
+
+def test_a_run_of_one_size_has_no_rates_by_size(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_size = replace(RESULT, run=replace(RESULT.run, stages=RESULT.run.stages[1:]))
+    monkeypatch.setattr(bench, "bench", lambda *_: one_size)
+    assert "images/s at" not in run_cli("resnet-bench", *QUICK, cwd=tmp_path).stdout
 
 
 def test_flags_override_a_recipe_and_defaults(run_cli: RunCli, tmp_path: Path, calls: list) -> None:
