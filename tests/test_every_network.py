@@ -18,10 +18,16 @@ SMALLEST = {**FAMILIES, "resnet": "resnet18", "cifar_resnet": "resnet20", "preac
 SMALLEST |= {"wide_resnet": "wide_resnet16_8", "resnext": "resnext29_2x64d"}
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in list_models()])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(entry.name, marks=() if entry.name in SMALLEST.values() else pytest.mark.slow)
+        for entry in list_models()
+    ],
+)
 def test_every_architecture_trains_one_step_and_evaluates(name):
     trainer = tiny_trainer(arch=name, lr=1e-4, batch_size=4, data=tiny_data(20))
-    set_bn_momentum(trainer.model, 1.0)  # after one step the running statistics of deep networks fit nothing yet
+    set_bn_momentum(trainer.model, 1.0)  # running statistics of deep networks need more than one step otherwise
     before = copy.deepcopy(trainer.model.linear.weight)
     trainer.model.train()
     trainer.train_step(next(trainer.train_loader.epoch(0)))

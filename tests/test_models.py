@@ -26,6 +26,7 @@ GOLDEN = json.loads((Path(__file__).parent / "data" / "golden_models.json").read
 NAMES = [row["name"] for row in GOLDEN]
 DEEPEST = ("resnet1202", "preact_resnet1001")
 SMALLEST = list({row["family"]: row["name"] for row in sorted(GOLDEN, key=lambda row: -row["macs"])}.values())
+QUICK = [*SMALLEST, "resnet50", "preact_resnet50"]
 BLOCKS_18 = {"layer1": 2, "layer2": 2, "layer3": 2, "layer4": 2}
 
 
@@ -134,7 +135,7 @@ def test_fewer_than_one_class_is_refused(num_classes):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *(pytest.param(name, {}, marks=pytest.mark.slow if name in DEEPEST else (), id=name) for name in NAMES),
+        *(pytest.param(name, {}, marks=() if name in QUICK else pytest.mark.slow, id=name) for name in NAMES),
         ("resnet18", {"stem": "imagenet", "norm_order": "conv-relu-bn"}),
         ("resnet20", {"shortcut": "projection"}),
     ],

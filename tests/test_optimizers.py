@@ -38,6 +38,21 @@ def make_model(seed: int = 0, layout: torch.memory_format = torch.contiguous_for
     return model
 
 
+def test_the_optimizers_of_the_recipes_are_registered() -> None:
+    assert {"sgd", "adamw", "muon"} <= set(OPTIMIZERS.names())
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_kernels_are_fused_also_after_a_state_without_them(name: str) -> None:
+    optimizer = build(name, make_model())
+    assert all(group["fused"] for group in optimizer.param_groups)
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        group["fused"] = None
+    load_optimizer_state(optimizer, state)
+    assert all(group["fused"] for group in optimizer.param_groups)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
 def test_every_parameter_is_updated_once(name: str) -> None:
     model = make_model(layout=torch.channels_last)
@@ -117,26 +132,30 @@ def test_a_restored_optimizer_continues_as_before(name: str) -> None:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_muon_is_torchs_muon_for_convolutions_and_adamw_for_the_rest(layout: torch.memory_format) -> None:
-    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(8, 2)).to(memory_format=layout)
+    wide, tall = nn.Conv2d(4, 8, 3), nn.Conv2d(8, 24, 1)
+    model = nn.Sequential(wide, tall, nn.Flatten(), nn.Linear(24, 2)).to(memory_format=layout)
     twin = copy.deepcopy(model)
     optimizer = build("muon", model)
-    matrix = nn.Parameter(twin[0].weight.detach().clone(memory_format=torch.contiguous_format).flatten(1))
+    weights = [twin[0].weight, twin[1].weight]
+    matrices = [nn.Parameter(w.detach().clone(memory_format=torch.contiguous_format).flatten(1)) for w in weights]
     rest = [parameter for parameter in twin.parameters() if parameter.ndim != 4]
     references = [
-        torch.optim.Muon([matrix], lr=0.01, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(matrices, lr=0.01, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=0.01, weight_decay=0.1),
     ]
-    start = matrix.detach().clone()
+    starts = [matrix.detach().clone() for matrix in matrices]
     for step in range(5):
         lr = 0.01 / (step + 1)
         make_gradients(list(model.parameters()), step)
         make_gradients(list(twin.parameters()), step)
-        matrix.grad = twin[0].weight.grad.flatten(1)
+        for weight, matrix in zip(weights, matrices):
+            matrix.grad = weight.grad.flatten(1)
         for each in (optimizer, *references):
             set_lr(each, lr)
             each.step()
     # torch's Newton-Schulz iteration is in bfloat16 everywhere, this one in float32 on a CPU.
-    assert (model[0].weight.flatten(1) - matrix).norm() < 0.02 * (matrix - start).norm()
+    for conv, matrix, start in zip((wide, tall), matrices, starts):
+        assert (conv.weight.flatten(1) - matrix).norm() < 0.02 * (matrix - start).norm()
     for ours, theirs in zip((p for p in model.parameters() if p.ndim != 4), rest):
         torch.testing.assert_close(ours, theirs)
 
@@ -144,7 +163,7 @@ def test_muon_is_torchs_muon_for_convolutions_and_adamw_for_the_rest(layout: tor
 def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
     torch.manual_seed(0)
     for shape in ((3, 8, 40), (2, 40, 8), (1, 16, 16)):
-        matrices = torch.randn(shape)
+        matrices = torch.randn(shape) * torch.logspace(0, 2, shape[0])[:, None, None]  # of different scales
         result = orthogonalize(matrices)
         values = torch.linalg.svdvals(result)
         assert 0.3 < values.min() < values.max() < 1.3, shape
@@ -156,6 +175,7 @@ def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
 def test_muon_skips_an_update_if_found_inf_is_one() -> None:
     model = make_model()
     optimizer = build("muon", model)
+    assert optimizer._step_supports_amp_scaling  # so that torch's GradScaler sets found_inf
     optimizer.step()
     weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
     for parameter in model.parameters():
@@ -175,6 +195,8 @@ def test_muon_refuses_the_momentum_of_another_network() -> None:
     state["momentum"][0] = state["momentum"][0][:1, :1]
     with pytest.raises(ValueError, match="a momentum has the shape"):
         build("muon", make_model()).load_state_dict(state)
+    with pytest.raises(ValueError, match="zip"):
+        build("muon", make_model()).load_state_dict({**state, "momentum": []})
 
 
 def test_an_unknown_optimizer_gives_the_nearest_name() -> None:

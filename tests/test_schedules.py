@@ -67,7 +67,7 @@ def test_multi_step_decays_at_half_and_three_quarters(total, half, three_quarter
 
 
 @pytest.mark.parametrize(
-    ("total", "milestones", "period"), [(10, [3], 3), (97, [40, 50], 40), (97, None, 33), (9, None, 3)]
+    ("total", "milestones", "period"), [(10, [3], 3), (97, [40, 50], 40), (97, None, 33), (9, None, 3), (3, None, 1)]
 )
 def test_step_equals_torch(total, milestones, period):
     expected = table_of_torch(total, lambda optimizer: lr_scheduler.StepLR(optimizer, period, gamma=0.3))

@@ -28,8 +28,8 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
 
 
 def can_fuse(model: nn.Module) -> bool:
-    """Return whether torch has fused optimizer kernels for the device of the parameters."""
-    return all(parameter.device.type in {"cuda", "cpu"} for parameter in model.parameters())
+    """Return whether torch has fused optimizer kernels for the device of the model."""
+    return next(model.parameters()).device.type in {"cuda", "cpu"}
 
 
 def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:

@@ -24,13 +24,7 @@ class Muon(Optimizer):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        *,
-        lr: float,
-        momentum: float = 0.95,
-        weight_decay: float = 0.0,
-        no_decay_norm_bias: bool = False,
+        self, model: nn.Module, *, lr: float, momentum: float, weight_decay: float, no_decay_norm_bias: bool
     ) -> None:
         weights = [parameter for parameter in model.parameters() if parameter.ndim == 4]
         rest = decay_groups((p for p in model.parameters() if p.ndim != 4), weight_decay, no_decay_norm_bias)

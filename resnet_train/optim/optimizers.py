@@ -21,13 +21,7 @@ OPTIMIZERS: Registry[Callable[..., Optimizer]] = Registry("optimizer")
 
 @OPTIMIZERS.register("sgd")
 def sgd(
-    model: nn.Module,
-    *,
-    lr: float,
-    momentum: float,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-    no_decay_norm_bias: bool = False,
+    model: nn.Module, *, lr: float, momentum: float, nesterov: bool, weight_decay: float, no_decay_norm_bias: bool
 ) -> Optimizer:
     """Stochastic gradient descent with momentum (Sutskever et al. 2013), one fused kernel for all parameters."""
     groups = decay_groups(model.parameters(), weight_decay, no_decay_norm_bias)
@@ -35,7 +29,7 @@ def sgd(
 
 
 @OPTIMIZERS.register("adamw")
-def adamw(model: nn.Module, *, lr: float, weight_decay: float = 0.0, no_decay_norm_bias: bool = False) -> Optimizer:
+def adamw(model: nn.Module, *, lr: float, weight_decay: float, no_decay_norm_bias: bool) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019); betas 0.9 and 0.999; a usual lr is 0.001."""
     groups = decay_groups(model.parameters(), weight_decay, no_decay_norm_bias)
     return torch.optim.AdamW(groups, lr=lr, fused=can_fuse(model))
