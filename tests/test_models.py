@@ -30,9 +30,9 @@ QUICK = [*SMALLEST, "resnet50", "preact_resnet50"]
 BLOCKS_18 = {"layer1": 2, "layer2": 2, "layer3": 2, "layer4": 2}
 
 
-def test_every_registered_model_is_in_the_table_and_vice_versa():
-    registered = [(entry.name, entry.family) for entry in list_models()]
-    assert sorted(registered) == sorted((row["name"], row["family"]) for row in GOLDEN)
+def test_every_network_of_the_table_is_registered():
+    registered = {(entry.name, entry.family) for entry in list_models()}
+    assert {(row["name"], row["family"]) for row in GOLDEN} <= registered
 
 
 @pytest.mark.parametrize(

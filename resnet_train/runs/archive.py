@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import pickletools
-import stat
 import struct
 import sys
 import zipfile
@@ -41,7 +40,7 @@ def read_tensor_file(path: Path) -> Any:
         ValueError: the file is missing, is not a regular file, is damaged, or holds anything but the types above.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would block
+        if path.exists() and not path.is_file():  # opening a FIFO would block
             raise ValueError("it is not a regular file")
         with path.open("rb") as file:
             with zipfile.ZipFile(file) as archive:
