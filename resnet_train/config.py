@@ -88,7 +88,7 @@ class TrainConfig(BaseModel):
     train_size: int | None = _option(None, DATA, ge=1)
     """Train on N images only, drawn class-balanced; all of them if not given."""
     val_size: int = _option(0, DATA, ge=0)
-    """Hold out N training images, class-balanced, and select best.pt on them."""
+    """Hold out N training images, in proportion to the classes, and select best.pt on them."""
 
     # --- Augmentation --------------------------------------------------------------------------------------------
     crop_padding: int = _option(4, AUGMENTATION, ge=0, le=256)

@@ -19,7 +19,6 @@ from sklearn.datasets import load_digits
 from resnet_train.data.dataset import (
     DATASETS,
     FACTS,
-    balanced_order,
     channel_statistics,
     load_dataset,
     split_indices,
@@ -90,7 +89,7 @@ def test_unknown_data_set_gives_the_nearest(tmp_path):
 @given(LABELS, st.data())
 @FEW
 def test_split_sizes_are_honoured_and_the_parts_are_disjoint(labels, data):
-    val_size = data.draw(st.integers(0, len(labels) - 1))
+    val_size = data.draw(st.integers(0, len(labels) - len(np.unique(labels))))
     train_size = data.draw(st.none() | st.integers(1, len(labels) - val_size))
     train, val = split_indices(labels, val_size, train_size)
     assert len(val) == val_size
@@ -107,7 +106,7 @@ def test_split_sizes_are_honoured_and_the_parts_are_disjoint(labels, data):
 def test_split_is_class_balanced_if_there_are_enough_images(num_classes, each, shuffler, data):
     labels = np.repeat(np.arange(num_classes), each)
     shuffler.shuffle(labels)
-    val_size = data.draw(st.integers(0, len(labels) - 1))
+    val_size = data.draw(st.integers(0, len(labels) - num_classes))
     train_size = data.draw(st.none() | st.integers(1, len(labels) - val_size))
     for part in split_indices(labels, val_size, train_size):
         counts = np.bincount(labels[part], minlength=num_classes)
@@ -116,18 +115,50 @@ def test_split_is_class_balanced_if_there_are_enough_images(num_classes, each, s
 
 @given(LABELS, st.data())
 @FEW
-def test_split_of_uneven_classes_is_as_balanced_as_possible(labels, data):
-    val_size = data.draw(st.integers(0, len(labels) - 1))
-    held = np.bincount(labels[split_indices(labels, val_size, None)[1]], minlength=5)
+def test_unequal_classes_are_held_out_in_proportion(labels, data):
     there = np.bincount(labels, minlength=5)
-    for label in range(5):
-        assert held[label] == there[label] or held[label] >= held.max() - 1
+    val_size = data.draw(st.integers(0, len(labels) - np.count_nonzero(there)))
+    train, val = split_indices(labels, val_size, None)
+    share, held = there * val_size / len(labels), np.bincount(labels[val], minlength=5)
+    capped = held == there - 1
+    assert (np.bincount(labels[train], minlength=5)[there > 0] >= 1).all()
+    assert (np.floor(share) <= held).all()
+    assert (held[~capped] <= np.ceil(share[~capped])).all() or capped[there > 0].any()
 
 
-@given(LABELS)
-@FEW
-def test_balanced_order_holds_every_image_once(labels):
-    assert sorted(balanced_order(labels).tolist()) == list(range(len(labels)))
+@pytest.mark.parametrize(
+    ("there", "val_size", "held"),
+    [
+        ([40, 5, 2], 15, [13, 1, 1]),
+        ([40, 5, 2], 44, [39, 4, 1]),
+        ([2, 1, 1], 1, [1, 0, 0]),
+        ([90, 1, 1, 1, 1, 1], 50, [50, 0, 0, 0, 0, 0]),
+        ([3, 3, 3], 4, [2, 1, 1]),
+        ([30, 0, 10], 8, [6, 0, 2]),
+    ],
+)
+def test_held_out_images_per_class_by_largest_remainder(there, val_size, held):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(there)), there))
+    train, val = split_indices(labels, val_size, None)
+    assert np.bincount(labels[val], minlength=len(there)).tolist() == held
+    subset = split_indices(labels, val_size, min(len(train), np.count_nonzero(there)))[0]
+    assert len(np.unique(labels[subset])) == min(len(train), np.count_nonzero(there))
+
+
+def test_split_that_leaves_a_class_untrained_is_refused():
+    labels = np.repeat([0, 1, 2], [40, 5, 2])
+    with pytest.raises(ValueError, match=r"val_size \(=45\) must be at most 44, so that every class keeps a training"):
+        split_indices(labels, 45, None)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "val_size", "train_size", "digest"),
+    [(10, 5000, None, "2b1babb76f2db91d"), (10, 137, 2003, "aba371abef756713"), (100, 1234, 77, "ed0da8966dcff770")],
+)
+def test_split_of_equal_classes_is_what_it_always_was(num_classes, val_size, train_size, digest):
+    labels = np.random.default_rng(0).permutation(np.arange(50_000) % num_classes)
+    train, val = split_indices(labels, val_size, train_size)
+    assert hashlib.sha256(train.tobytes() + val.tobytes()).hexdigest()[:16] == digest
 
 
 def test_split_does_not_depend_on_any_random_state():

@@ -79,31 +79,57 @@ def load_dataset(name: str, split: str, data_dir: Path | str, image_size: int = 
     return DATASETS[name](split, Path(data_dir), image_size)
 
 
-def balanced_order(labels: np.ndarray) -> np.ndarray:
-    """Return a permutation, int64 [N], whose every prefix is as class-balanced as possible."""
-    # The first images of all classes come first, then the second ones, and so on.
+def split_indices(labels: np.ndarray, val_size: int, train_size: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sorted indices of the training and of the validation images, equal for every seed.
+
+    Validation images are held out in proportion to the classes. Training images are drawn class-balanced.
+
+    Raises:
+        ValueError: There are fewer images than requested, or a class would keep no training image.
+    """
+    rest, val = hold_out(labels, val_size)
+    if train_size is not None and train_size > len(rest):
+        held_out = f" after val_size (={val_size})" if val_size else ""
+        raise ValueError(f"train_size (={train_size}) must be at most the {len(rest)} training images{held_out}")
+    return np.sort(rest[:train_size]), np.sort(val)
+
+
+def hold_out(labels: np.ndarray, size: int, option: str = "val_size") -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the other images, each prefix as class-balanced as possible, and of those held out.
+
+    Raises:
+        ValueError: A class would keep no image; the message names the option.
+    """
+    if size >= len(labels):
+        raise ValueError(f"{option} (={size}) must be less than the number of training images (={len(labels)})")
+    counts = np.bincount(labels)
+    largest = len(labels) - np.count_nonzero(counts)
+    if size > largest:
+        raise ValueError(f"{option} (={size}) must be at most {largest}, so that every class keeps a training image")
+
+    # Largest remainder: every class gives its share rounded down, then those that lack most of it give one more.
+    held = counts * size // len(labels)
+    while (missing := size - held.sum()) > 0:
+        lacking = np.where(held < counts - 1, counts * size - held * len(labels), -len(labels) * len(labels))
+        can_give = min(missing, np.count_nonzero(held < counts - 1))
+        held[np.argsort(-lacking, kind="stable")[:can_give]] += 1
+
+    # Each class gives its first images in a fixed random order.
+    order, rank_in_class = _fixed_order(labels)
+    is_held = rank_in_class[order] < held[labels[order]]
+    rest = order[~is_held]
+    rest = rest[np.lexsort((labels[rest], held[labels[rest]], rank_in_class[rest] - held[labels[rest]]))]
+    return rest, order[is_held]
+
+
+def _fixed_order(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a permutation that is equal for every run, and each image's place in it among those of its class."""
     shuffled = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
     rank_in_class = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         members = shuffled[labels[shuffled] == label]
         rank_in_class[members] = np.arange(len(members))
-    return shuffled[np.lexsort((labels[shuffled], rank_in_class[shuffled]))]
-
-
-def split_indices(labels: np.ndarray, val_size: int, train_size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted indices of the training and of the validation images; class-balanced, equal for every seed.
-
-    Raises:
-        ValueError: There are fewer images than requested.
-    """
-    if val_size >= len(labels):
-        raise ValueError(f"val_size (={val_size}) must be less than the number of training images (={len(labels)})")
-    order = balanced_order(labels)
-    val, train = order[:val_size], order[val_size:]
-    if train_size is not None and train_size > len(train):
-        held_out = f" after val_size (={val_size})" if val_size else ""
-        raise ValueError(f"train_size (={train_size}) must be at most the {len(train)} training images{held_out}")
-    return np.sort(train[:train_size]), np.sort(val)
+    return shuffled, rank_in_class
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
