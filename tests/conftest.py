@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,11 @@ import torch
 from tests.harness.cli import MODULES, SMALL, Outcome, RunCli, run_in_process, run_python
 
 torch.set_num_threads(1)
+
+# Under nohup or in the background of a script these signals are ignored, and child processes would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
