@@ -12,9 +12,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from resnet_train.models import create_model
-from resnet_train.optim.groups import load_optimizer_state, set_lr
+from resnet_train.optim.groups import set_lr
 from resnet_train.optim.muon import orthogonalize
 from resnet_train.optim.optimizers import OPTIMIZERS
+from resnet_train.optim.state import load_optimizer_state
 from resnet_train.registry import call_with
 from tests.harness.trainers import assert_same_tensors
 

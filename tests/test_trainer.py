@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from resnet_train.data.batch import Batch
 from resnet_train.loggers.base import Logger
 from resnet_train.models import create_model
-from resnet_train.optim.groups import load_optimizer_state
+from resnet_train.optim.state import load_optimizer_state
 from resnet_train.runtime.distributed import ALONE, Processes
 from resnet_train.training import signals
 from resnet_train.training.signals import Interrupted

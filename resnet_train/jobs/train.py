@@ -18,6 +18,7 @@ from resnet_train.loggers.log_file import LogFile
 from resnet_train.records import EpochRecord, RunInfo, RunResult
 from resnet_train.runs.checkpoint import Description, RunCheckpoint, Saver, count_bytes
 from resnet_train.runs.folder import RunFolder
+from resnet_train.runs.restore import restore_model
 from resnet_train.runs.resume import Start, find_start
 from resnet_train.runtime.device import device_name, prepare_machine
 from resnet_train.runtime.distributed import join_processes
@@ -195,6 +196,7 @@ def _finished_result(start: Start) -> RunResult:
     assert start.state is not None
     state, folder = start.state, start.folder
     if not folder.model.exists():
+        restore_model(state, folder.last)  # raises unless the weights are those of the network
         Saver(folder, state).save_final(state.weights, state.history[-1])
     log.info("%s is finished; nothing to do (a larger --epochs extends it)", folder.path)
     return _result(start.config, state.about.title, folder, state.history[-1], state.best_epoch, state.best_accuracy)

@@ -30,13 +30,3 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
 def can_fuse(model: nn.Module) -> bool:
     """Return whether torch has fused optimizer kernels for the device of the model."""
     return next(model.parameters()).device.type in {"cuda", "cpu"}
-
-
-def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Restore the state but keep the choice of fused kernels, which depends on this machine."""
-    kept: list[Group] = [
-        {key: group[key] for key in ("fused", "foreach") if key in group} for group in optimizer.param_groups
-    ]
-    optimizer.load_state_dict(state)
-    for group, values in zip(optimizer.param_groups, kept):
-        group |= values

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from resnet_train.optim.groups import can_fuse, decay_groups, load_optimizer_state, set_lr
+from resnet_train.optim.groups import can_fuse, decay_groups, set_lr
 
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)  # Jordan's coefficients, as in torch.optim.Muon
 NUM_STEPS = 5
@@ -75,16 +75,10 @@ class Muon(Optimizer):
         return {"momentum": [buffer.clone() for buffer in self.buffers], "rest": self.rest.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the momentum and the state of AdamW.
-
-        Raises:
-            ValueError: the momentum has other shapes than the weights.
-        """
+        """Restore the momentum and the state of AdamW; `load_optimizer_state` checks them first."""
         for buffer, saved in zip(self.buffers, state_dict["momentum"], strict=True):
-            if buffer.shape != saved.shape:
-                raise ValueError(f"a momentum has the shape {tuple(saved.shape)} instead of {tuple(buffer.shape)}")
             buffer.copy_(saved)
-        load_optimizer_state(self.rest, state_dict["rest"])
+        self.rest.load_state_dict(state_dict["rest"])
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import reprlib
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
@@ -163,7 +164,8 @@ def parse(contents: dict[str, Any], path: Path, kind: type[Kind]) -> Kind:
     except ValidationError as error:
         detail = error.errors()[0]
         where = ".".join(str(part) for part in detail["loc"])
-        raise ValueError(f"{path} is not a complete checkpoint: {where}: {detail['msg']}") from None
+        value = "" if detail["type"] == "missing" or not where else f" (={reprlib.repr(detail['input'])})"
+        raise ValueError(f"{path} is not a complete checkpoint: {where}{value}: {detail['msg']}") from None
 
 
 def _upgrade(contents: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Self
 
@@ -56,13 +57,13 @@ class TrainerState(BaseModel):
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
     averaged: AverageState | None
-    epoch: int = Field(ge=0)
-    step: int = Field(ge=0)
+    epoch: int = Field(ge=0, strict=True)
+    step: int = Field(ge=0, strict=True)
     sums: list[SumsRow] = Field(min_length=1)
-    epoch_seconds: float
+    epoch_seconds: float = Field(ge=0, allow_inf_nan=False, strict=True)
     history: list[EpochRecord]
-    best_epoch: int
-    best_accuracy: float
+    best_epoch: int = Field(ge=0, strict=True)
+    best_accuracy: float = Field(ge=-1, le=1, strict=True)
 
     @property
     def progress(self) -> Progress:
@@ -79,4 +80,21 @@ class TrainerState(BaseModel):
     def _check_history(self) -> Self:
         if [record.epoch for record in self.history] != list(range(1, self.epoch + 1)):
             raise ValueError(f"the history does not hold the {self.epoch} finished epochs")
+        for record in self.history:
+            if record.step != record.epoch * self.history[0].step or not 0 < record.step <= self.step:
+                raise ValueError(f"history.{record.epoch - 1}.step (={record.step}) does not fit step (={self.step})")
+            values = {"lr": record.lr, "grad_norm": record.grad_norm}
+            accuracies = {f"{split}.accuracy": row.get("accuracy", 0.0) for split, row in record.scores.items()}
+            for name, value in (values | accuracies).items():
+                if not 0 <= value < math.inf or (name in accuracies and value > 1 + 1e-6):
+                    raise ValueError(f"history.{record.epoch - 1}.{name} (={value}) is out of range")
+
+        # The best epoch is a function of the history.
+        best, split = Progress(), "val" if any("val" in record.scores for record in self.history) else "test"
+        for record in self.history:
+            best.add(record, split)
+        for name in ("best_epoch", "best_accuracy"):
+            value, expected = getattr(self, name), getattr(best, name)
+            if value != expected:
+                raise ValueError(f"{name} (={value}) must be {expected}, as in the history")
         return self

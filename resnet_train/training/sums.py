@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -46,6 +48,35 @@ class RunningSums:
         totals = processes.sum(self.values).tolist()
         totals[self.NUM_PARTIAL :] = [total / processes.num_ranks for total in totals[self.NUM_PARTIAL :]]
         return dict(zip(self.NAMES, totals))
+
+    @classmethod
+    def check(cls, rows: list[list[float]], num_steps: int, num_images: int, skips: bool) -> None:
+        """Raise unless the rows of all ranks can be the sums of an epoch after some steps.
+
+        Args:
+            rows: one per rank.
+            num_steps, num_images: how many of each the epoch has seen.
+            skips: a loss scaler skips steps whose gradients overflow.
+
+        Raises:
+            ValueError: a value is out of range.
+        """
+        for rank, row in enumerate(rows):
+            for name, value in zip(cls.NAMES, row, strict=True):
+                # The norm of gradients that overflowed in half precision may be anything.
+                if not math.isfinite(value) and not (skips and name == "last_grad_norm"):
+                    raise ValueError(f"sums.{rank}.{name} (={value}) must be finite")
+                if name != "bad_step" and value < 0:
+                    raise ValueError(f"sums.{rank}.{name} (={value}) must not be negative")
+                if value != (-1 if name == "bad_step" else 0) and (name == "bad_step" or not num_steps):
+                    raise ValueError(f"sums.{rank}.{name} (={value}) is not a sum of {num_steps} good steps")
+            if row[4] != int(row[4]) or row[4] > num_steps or (row[4] < num_steps and not skips):
+                raise ValueError(f"sums.{rank}.steps (={row[4]}) must be {num_steps}")
+        correct, images = (sum(row[column] for row in rows) for column in (1, 2))
+        if not math.isclose(images, num_images, rel_tol=1e-6):
+            raise ValueError(f"sums.images (={images}) must be {num_images}, those of {num_steps} steps")
+        if correct > images * (1 + 1e-6):
+            raise ValueError(f"sums.correct (={correct}) must be at most {images}")
 
     def load(self, rows: list[list[float]], processes: Processes) -> None:
         """Restore each rank's sums. If the world size changed, rank 0 takes the total."""

@@ -26,8 +26,9 @@ from resnet_train.evaluation.evaluate import Evaluation, evaluate
 from resnet_train.evaluation.metrics import METRICS, compute_scores
 from resnet_train.loggers.base import Logger
 from resnet_train.optim.ema import ExponentialMovingAverage
-from resnet_train.optim.groups import load_optimizer_state, set_lr
+from resnet_train.optim.groups import set_lr
 from resnet_train.optim.schedules import Schedule
+from resnet_train.optim.state import check_state, load_optimizer_state
 from resnet_train.records import EpochRecord, EpochTiming
 from resnet_train.runtime.device import peak_memory_bytes
 from resnet_train.runtime.distributed import ALONE, Processes
@@ -38,6 +39,8 @@ from resnet_train.training.sums import TRAIN_METRICS, RunningSums, count_correct
 log = logging.getLogger(__name__)
 
 REMEDY = "start a new run with a smaller --lr, --warmup-epochs 5 or --clip-grad 1 (--resume would repeat this one)"
+
+MAX_SCALE = torch.finfo(torch.float32).max  # of the loss, which the scaler multiplies on the device
 
 
 class NotFinite(Exception):
@@ -398,19 +401,56 @@ class Trainer:
         )
 
     def load_state(self, state: TrainerState) -> None:
-        """Restore a state.
+        """Restore a state, once every part of it is known to fit.
 
         Raises:
-            ValueError: the state belongs to another run: its step lies outside its epoch.
+            ValueError: a part belongs to another run, is incomplete or holds what training cannot reach.
         """
+        # How far the run is.
         steps = len(self.train_loader)
         if not state.epoch * steps <= state.step <= (state.epoch + 1) * steps:
-            raise ValueError(f"step {state.step} does not follow {state.epoch} epochs of {steps} steps")
+            raise ValueError(f"step (={state.step}) does not follow {state.epoch} epochs of {steps} steps")
+        if state.history and state.history[-1].step != state.epoch * steps:
+            raise ValueError(
+                f"history (=to step {state.history[-1].step}) has not {state.epoch} epochs of {steps} steps"
+            )
+        done, skips = state.step - state.epoch * steps, self.scaler.is_enabled()
+        self.sums.check(state.sums, done, done * self.train_loader.batch_size, skips)
+
+        # Each tensor, against the network and against what the optimizer itself makes.
+        counts = 0, state.step * self.accumulate
+        check_state(state.model, self.model.state_dict(), "model", counts)
+        self._check_averaged(state)
+        scaler = self._check_scaler(state)
+        load_optimizer_state(self.optimizer, state.optimizer, (0 if skips else state.step, state.step))
+
         self.model.load_state_dict(state.model)
-        load_optimizer_state(self.optimizer, state.optimizer)
-        self.scaler.load_state_dict(state.scaler)
+        self.scaler.load_state_dict(scaler)
         if self.averaged is not None and state.averaged is not None:
             self.averaged.load_state(state.averaged)
         self.progress = state.progress
         self.epoch_seconds = state.epoch_seconds
         self.sums.load(state.sums, self.processes)
+
+    def _check_averaged(self, state: TrainerState) -> None:
+        """Raise unless the averaged weights, if there are any, are of this network and have seen every step."""
+        if (self.averaged is None) != (state.averaged is None):
+            raise ValueError(f"averaged must be {'absent' if self.averaged is None else 'present'}, as ema_decay says")
+        if self.averaged is None or state.averaged is None:
+            return
+        counts = 0, state.step * self.accumulate
+        check_state(state.averaged.model, self.averaged.model.state_dict(), "averaged.model", counts)
+        if state.averaged.num_updates != state.step:
+            raise ValueError(f"averaged.num_updates (={state.averaged.num_updates}) must be {state.step}, as step is")
+
+    def _check_scaler(self, state: TrainerState) -> dict[str, Any]:
+        """Return the state of the loss scaler; only its scale and its counter may differ from a new one's."""
+        own = self.scaler.state_dict()
+        scale, growth = state.scaler.get("scale"), state.scaler.get("_growth_tracker")
+        if own and (type(scale) is not float or not 0 < scale <= MAX_SCALE):
+            raise ValueError(f"scaler.scale (={scale!r}) must be a positive finite number")
+        if own and (type(growth) is not int or not 0 <= growth < own["growth_interval"]):
+            raise ValueError(f"scaler._growth_tracker (={growth!r}) must be from 0 to {own['growth_interval'] - 1}")
+        expected = own | ({"scale": scale, "_growth_tracker": growth} if own else {})
+        check_state(state.scaler, expected, "scaler")
+        return expected
