@@ -42,6 +42,8 @@ class EpochRecord:
         scores: metrics by split; accuracies are 0–1.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # of records that are read from a file
+
     epoch: int
     step: int
     lr: float

@@ -6,15 +6,17 @@ import copy
 from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 
 class AverageState(BaseModel):
     """The averaged weights and the number of updates they have seen."""
 
+    model_config = ConfigDict(extra="forbid")
+
     model: dict[str, Any]
-    num_updates: int = Field(ge=0)
+    num_updates: int = Field(ge=0, strict=True)
 
 
 class ExponentialMovingAverage:

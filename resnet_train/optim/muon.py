@@ -79,6 +79,7 @@ class Muon(Optimizer):
         for buffer, saved in zip(self.buffers, state_dict["momentum"], strict=True):
             buffer.copy_(saved)
         self.rest.load_state_dict(state_dict["rest"])
+        set_lr(self.rest, self.param_groups[0]["lr"])
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

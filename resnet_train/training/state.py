@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, StrictFloat, model_validator
 
 from resnet_train.optim.ema import AverageState
 from resnet_train.records import EpochRecord
-from resnet_train.training.sums import RunningSums
+from resnet_train.training.sums import ROUNDING, TRAIN_METRICS, RunningSums
 
-SumsRow = Annotated[list[float], Field(min_length=len(RunningSums.NAMES), max_length=len(RunningSums.NAMES))]
+MAX_SECONDS = 1e9  # of an epoch; 30 years
+SumsRow = Annotated[list[StrictFloat], Field(min_length=len(RunningSums.NAMES), max_length=len(RunningSums.NAMES))]
 
 
 @dataclass(kw_only=True)
@@ -60,7 +61,7 @@ class TrainerState(BaseModel):
     epoch: int = Field(ge=0, strict=True)
     step: int = Field(ge=0, strict=True)
     sums: list[SumsRow] = Field(min_length=1)
-    epoch_seconds: float = Field(ge=0, allow_inf_nan=False, strict=True)
+    epoch_seconds: float = Field(ge=0, le=MAX_SECONDS, strict=True)
     history: list[EpochRecord]
     best_epoch: int = Field(ge=0, strict=True)
     best_accuracy: float = Field(ge=-1, le=1, strict=True)
@@ -78,16 +79,21 @@ class TrainerState(BaseModel):
 
     @model_validator(mode="after")
     def _check_history(self) -> Self:
-        if [record.epoch for record in self.history] != list(range(1, self.epoch + 1)):
+        epochs = [record.epoch for record in self.history]
+        if self.epoch != len(epochs) or epochs != list(range(1, len(epochs) + 1)):
             raise ValueError(f"the history does not hold the {self.epoch} finished epochs")
-        for record in self.history:
+        for number, record in enumerate(self.history):
             if record.step != record.epoch * self.history[0].step or not 0 < record.step <= self.step:
-                raise ValueError(f"history.{record.epoch - 1}.step (={record.step}) does not fit step (={self.step})")
-            values = {"lr": record.lr, "grad_norm": record.grad_norm}
-            accuracies = {f"{split}.accuracy": row.get("accuracy", 0.0) for split, row in record.scores.items()}
+                raise ValueError(f"history.{number}.step (={record.step}) does not fit step (={self.step})")
+            if missing := set(TRAIN_METRICS) - record.scores.get("train", {}).keys():
+                raise ValueError(f"history.{number}.scores.train has no {min(missing)}")
+
+            # Only the loss of an evaluation may be infinite or NaN: that of training ends the run.
+            values = {"lr": record.lr, "grad_norm": record.grad_norm, "train loss": record.scores["train"]["loss"]}
+            accuracies = {f"{split} accuracy": row.get("accuracy", 0.0) for split, row in record.scores.items()}
             for name, value in (values | accuracies).items():
-                if not 0 <= value < math.inf or (name in accuracies and value > 1 + 1e-6):
-                    raise ValueError(f"history.{record.epoch - 1}.{name} (={value}) is out of range")
+                if not 0 <= value < math.inf or (name in accuracies and value > 1 + ROUNDING):
+                    raise ValueError(f"history.{number}: {name} (={value}) is out of range")
 
         # The best epoch is a function of the history.
         best, split = Progress(), "val" if any("val" in record.scores for record in self.history) else "test"

@@ -12,6 +12,7 @@ from resnet_train.runtime.device import sum_dtype
 from resnet_train.runtime.distributed import Processes
 
 TRAIN_METRICS = ("loss", "accuracy")
+ROUNDING = 1e-6  # relative error of sums in float32
 
 
 class RunningSums:
@@ -61,21 +62,25 @@ class RunningSums:
         Raises:
             ValueError: a value is out of range.
         """
+        # Each value has its range; before the first step all are those of new sums.
         for rank, row in enumerate(rows):
-            for name, value in zip(cls.NAMES, row, strict=True):
-                # The norm of gradients that overflowed in half precision may be anything.
-                if not math.isfinite(value) and not (skips and name == "last_grad_norm"):
-                    raise ValueError(f"sums.{rank}.{name} (={value}) must be finite")
-                if name != "bad_step" and value < 0:
-                    raise ValueError(f"sums.{rank}.{name} (={value}) must not be negative")
-                if value != (-1 if name == "bad_step" else 0) and (name == "bad_step" or not num_steps):
-                    raise ValueError(f"sums.{rank}.{name} (={value}) is not a sum of {num_steps} good steps")
-            if row[4] != int(row[4]) or row[4] > num_steps or (row[4] < num_steps and not skips):
-                raise ValueError(f"sums.{rank}.steps (={row[4]}) must be {num_steps}")
+            named = dict(zip(cls.NAMES, row, strict=True))
+            if named.pop("bad_step") != -1:
+                raise ValueError(f"sums.{rank}.bad_step (={row[-1]}) must be -1: a run with a bad step is not saved")
+            for name, value in named.items():
+                # The norm of gradients that overflowed in half precision is infinite or NaN.
+                may_overflow = skips and name == "last_grad_norm" and num_steps > 0
+                if not (0 <= value < math.inf or may_overflow) or (value and not num_steps):
+                    raise ValueError(f"sums.{rank}.{name} (={value}) is not a sum of {num_steps} finite steps")
+            steps = named["steps"]
+            if not steps.is_integer() or not (0 if skips else num_steps) <= steps <= num_steps:
+                raise ValueError(f"sums.{rank}.steps (={steps}) must be {num_steps}")
+
+        # Over all ranks, the images are those of the steps.
         correct, images = (sum(row[column] for row in rows) for column in (1, 2))
-        if not math.isclose(images, num_images, rel_tol=1e-6):
+        if not math.isclose(images, num_images, rel_tol=ROUNDING):
             raise ValueError(f"sums.images (={images}) must be {num_images}, those of {num_steps} steps")
-        if correct > images * (1 + 1e-6):
+        if correct > images * (1 + ROUNDING):
             raise ValueError(f"sums.correct (={correct}) must be at most {images}")
 
     def load(self, rows: list[list[float]], processes: Processes) -> None:

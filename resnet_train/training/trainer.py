@@ -422,6 +422,7 @@ class Trainer:
         check_state(state.model, self.model.state_dict(), "model", counts)
         self._check_averaged(state)
         scaler = self._check_scaler(state)
+        set_lr(self.optimizer, self.lr_at(max(0, state.step - 1)))  # a save before the next step writes it
         load_optimizer_state(self.optimizer, state.optimizer, (0 if skips else state.step, state.step))
 
         self.model.load_state_dict(state.model)
