@@ -60,6 +60,7 @@ def describe_network(config: TrainConfig, data: RunData) -> About:
         dataset=config.dataset,
         title=data.train.title,
         fingerprint=data.train.fingerprint,
+        test_fingerprint=data.test.fingerprint if data.test else "",
     )
 
 

@@ -27,15 +27,18 @@ NETWORK, NETWORK_OPTIONS, DATA, AUGMENTATION, OPTIMIZATION, RUN, MACHINE = (
 )
 
 
-def _option(default: Any, panel: str, *, short: str = "", on_resume: bool = False, **limits: Any) -> Any:
+OnResume = Literal["fixed", "may be raised", "free"]
+
+
+def _option(default: Any, panel: str, *, short: str = "", on_resume: OnResume = "fixed", **limits: Any) -> Any:
     """Return a field with the metadata that the command line needs.
 
     Args:
         default: the default value.
         panel: title of the help panel.
         short: short flag, such as "-a".
-        on_resume: whether a resumed run may change it. Such settings do not affect the weights, except `epochs`,
-            which may be raised.
+        on_resume: whether a resumed run may change it: "free" settings leave the result alone, the others are part of
+            what makes two runs the same experiment.
         limits: validation arguments of `pydantic.Field`.
     """
     extra: dict[str, Any] = {"panel": panel, "short": short, "on_resume": on_resume}
@@ -81,7 +84,7 @@ class TrainConfig(BaseModel):
     # --- Data ----------------------------------------------------------------------------------------------------
     dataset: str = _option("cifar10", DATA)
     """Data set: cifar10, cifar100, digits (bundled, no download) or folder (your own images)."""
-    data_dir: Path = _option(Path("data"), DATA, on_resume=True)
+    data_dir: Path = _option(Path("data"), DATA, on_resume="free")
     """Directory of the data, and target of downloads; for folder, the one with train/ and test/."""
     image_size: int = _option(32, DATA, ge=8, le=1024)
     """Height and width of the images in pixels; always 32 for CIFAR."""
@@ -112,7 +115,7 @@ class TrainConfig(BaseModel):
     """Train on smaller images first: 16:0.4,24:0.7 is 16 pixels until 40 % of the run, 24 until 70 %."""
 
     # --- Optimization --------------------------------------------------------------------------------------------
-    epochs: int = _option(200, OPTIMIZATION, on_resume=True, ge=1, le=1_000_000)
+    epochs: int = _option(200, OPTIMIZATION, on_resume="may be raised", ge=1, le=1_000_000)
     """Number of passes over the training images."""
     batch_size: int = _option(128, OPTIMIZATION, short="-b", ge=1)
     """Images per optimizer step."""
@@ -148,29 +151,29 @@ class TrainConfig(BaseModel):
     # --- Run -----------------------------------------------------------------------------------------------------
     seed: int = _option(0, RUN, ge=0, lt=2**63)
     """Seed of the initial weights and of every random choice in training."""
-    name: str | None = _option(None, RUN, on_resume=True, min_length=1, max_length=200)
-    """Name of the run's folder in the output directory; if not given, <arch>-<dataset>-seed<N>."""
-    output_dir: Path = _option(Path("runs"), RUN, on_resume=True)
+    name: str | None = _option(None, RUN, on_resume="free", min_length=1, max_length=200)
+    """Name of the run's folder in the output directory; if not given, it says what differs from the defaults."""
+    output_dir: Path = _option(Path("runs"), RUN, on_resume="free")
     """Directory of the run folders."""
-    eval_every: int = _option(1, RUN, on_resume=True, ge=1)
+    eval_every: int = _option(1, RUN, on_resume="free", ge=1)
     """Evaluate every N epochs, and after the last."""
-    save_every: int = _option(1, RUN, on_resume=True, ge=1)
+    save_every: int = _option(1, RUN, on_resume="free", ge=1)
     """Save last.pt every N epochs, and after the last."""
-    save_every_minutes: float = _option(10.0, RUN, on_resume=True, ge=0)
+    save_every_minutes: float = _option(10.0, RUN, on_resume="free", ge=0)
     """Also save last.pt within an epoch once the last save is N minutes old; 0 disables it."""
-    log_every: int = _option(20, RUN, on_resume=True, ge=1)
+    log_every: int = _option(20, RUN, on_resume="free", ge=1)
     """Log the loss every N optimizer steps, and check that it is finite."""
-    tensorboard: bool = _option(True, RUN, on_resume=True)
+    tensorboard: bool = _option(True, RUN, on_resume="free")
     """Write TensorBoard event files to the run folder."""
 
     # --- Machine -------------------------------------------------------------------------------------------------
-    device: str = _option("auto", MACHINE, on_resume=True)
+    device: str = _option("auto", MACHINE, on_resume="free")
     """Device: auto, cpu, cuda, cuda:1 or mps."""
-    threads: int = _option(0, MACHINE, on_resume=True, ge=0, le=4096)
+    threads: int = _option(0, MACHINE, on_resume="free", ge=0, le=4096)
     """Number of CPU threads; 0 is torch's default."""
     amp: Literal["auto", "off", "bf16", "fp16"] = _option("auto", MACHINE)
     """Mixed precision; auto is bf16 or fp16 on a CUDA GPU, and off elsewhere."""
-    compile: bool = _option(False, MACHINE, on_resume=True)
+    compile: bool = _option(False, MACHINE, on_resume="free")
     """Compile the network with torch.compile; pays off in long runs."""
     deterministic: bool = _option(False, MACHINE)
     """Use deterministic kernels only; slower on a GPU, always the case on a CPU."""
@@ -322,6 +325,15 @@ def _one_line(detail: Any) -> str:
     return f"{location[0]} (={reprlib.repr(value)}) {message}"
 
 
+def changed_settings(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that affect the result and differ, with both values, in the order of `--help`."""
+    return {
+        name: (getattr(before, name), getattr(after, name))
+        for name in option_names()
+        if option_metadata(name)["on_resume"] != "free" and getattr(before, name) != getattr(after, name)
+    }
+
+
 def merge_on_resume(saved: dict[str, Any], given: dict[str, Any]) -> TrainConfig:
     """Return the config of a resumed run: the saved one, updated with the given settings.
 
@@ -329,11 +341,12 @@ def merge_on_resume(saved: dict[str, Any], given: dict[str, Any]) -> TrainConfig
         ValueError: a given setting would change the result. The message has both values.
     """
     before, merged = make_config(saved, "the checkpoint"), make_config({**saved, **given})
-    for name in given:
-        old, new = getattr(before, name), getattr(merged, name)
-        if old != new and not option_metadata(name)["on_resume"]:
+    for name, (old, new) in changed_settings(before, merged).items():
+        if option_metadata(name)["on_resume"] == "fixed":
             raise ValueError(
                 f"{name} (={new}) cannot change when a run is resumed (it was {old}); "
                 f"leave it out, or start a new run with another --name"
             )
+        if new < old:
+            raise ValueError(f"{name} (={new}) must not be less than the run was started with (={old})")
     return merged

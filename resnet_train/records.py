@@ -25,6 +25,7 @@ class About(BaseModel):
     dataset: str
     title: str  # of the data set
     fingerprint: str  # of the training images
+    test_fingerprint: str | None = None  # of the test images, "" without any; None in files of older versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,16 @@ class RunInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """The outcome of a finished run: its final epoch, and the best one with the split that chose it."""
+    """The outcome of a finished run.
+
+    Attributes:
+        name, folder: of the run.
+        title: of the data set.
+        arch, seed, epochs: as in the config.
+        final: the record of the last epoch.
+        best_split, best_epoch, best_accuracy: the epoch with the highest accuracy on the split that chooses.
+        best_test_accuracy: test accuracy of the epoch chosen on the validation split; None without such a split.
+    """
 
     name: str
     title: str
@@ -115,3 +125,4 @@ class RunResult:
     best_split: str
     best_epoch: int
     best_accuracy: float
+    best_test_accuracy: float | None

@@ -117,6 +117,28 @@ def test_the_best_model_is_the_best_on_validation(folder: Path, run_cli: RunCli,
     assert numbers["top1"] == pytest.approx(float(best["val_accuracy"]), abs=1e-6)
 
 
+def test_a_run_reports_the_model_chosen_on_validation_beside_the_final_one(
+    folder: Path, run_cli: RunCli, tmp_path: Path
+) -> None:
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    best = max(rows, key=lambda row: float(row["val_accuracy"]))
+    numbers = evaluate(run_cli, folder, cwd=tmp_path)
+    assert numbers["top1"] == pytest.approx(float(rows[-1]["test_accuracy"]), abs=1e-6)
+    assert (numbers["best_epoch"], numbers["best_top1"]) == (
+        int(best["epoch"]),
+        pytest.approx(float(best["test_accuracy"]), abs=1e-6),
+    )
+    chosen = evaluate(run_cli, folder, "--best", cwd=tmp_path)
+    assert (chosen["top1"], chosen["best_top1"]) == (numbers["best_top1"], None)
+    assert (chosen["chosen_on"], Path(chosen["checkpoint"]).name) == ("val", "best.pt")
+    text = run_cli("resnet-eval", folder, "--device", "cpu", cwd=tmp_path).stdout
+    line = f"best epoch  {best['epoch']}, top-1 {numbers['best_top1']:.2%} (selected on the validation images)"
+    assert line in text.splitlines()
+    error = run_cli("resnet-eval", folder / "checkpoints" / "model.pt", "--best", cwd=tmp_path).error
+    assert "is not the folder of a run with checkpoints/best.pt, which --val-size makes" in error
+
+
 def test_validation_and_training_images_are_those_of_the_run(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
     assert evaluate(run_cli, folder, "--split", "val", cwd=tmp_path)["n"] == 60
     assert evaluate(run_cli, folder, "--split", "train", cwd=tmp_path)["n"] == 64

@@ -31,6 +31,7 @@ from resnet_train.training.trainer import NotFinite, Trainer
 from tests.harness.cli import ON_DIGITS, SMALL, Outcome, RunCli
 
 QUICK = [*SMALL, "--no-tensorboard"]
+DEFAULT_NAME = "resnet8-digits-image-size8-train-size64-epochs2-batch-size32"
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 
 
@@ -261,7 +262,7 @@ def test_files_of_a_run_with_validation(trained: tuple[Path, Outcome]) -> None:
 
 def test_best_model_selected_on_test_is_named_so(three_runs: tuple[Path, list[Outcome]]) -> None:
     runs, outcomes = three_runs
-    files = files_below(runs / "resnet8-digits-seed1")
+    files = files_below(runs / f"{DEFAULT_NAME}-seed1")
     assert "checkpoints/best-on-test.pt" in files
     assert "checkpoints/best.pt" not in files
     assert not [file for file in files if "tfevents" in file]
@@ -277,7 +278,9 @@ def test_last_line_is_the_final_test_accuracy(trained: tuple[Path, Outcome]) -> 
         f"final test accuracy {accuracy:.2%}, loss {loss:.4f}: resnet8 on digits, not CIFAR-10, epoch 2, seed 0"
     )
     assert outcome.stdout.startswith("run         runs/run\nbest epoch  ")
-    assert "(selected on the validation images)" in outcome.stdout
+    best = max(rows_of(folder / "metrics.csv"), key=lambda row: float(row["val_accuracy"]))
+    chosen = f"(selected on the validation images), its test accuracy {float(best['test_accuracy']):.2%}"
+    assert outcome.stdout.splitlines()[1].endswith(chosen)
 
 
 def test_csv_files_have_one_row_per_epoch(trained: tuple[Path, Outcome]) -> None:
@@ -333,19 +336,19 @@ def test_json_is_the_whole_result(three_runs: tuple[Path, list[Outcome]]) -> Non
         "arch": "resnet8",
         "seed": 0,
         "epochs": 2,
-        "folder": "runs/resnet8-digits-seed0-2",
+        "folder": f"runs/{DEFAULT_NAME}-seed0-2",
         "best_split": "test",
     }
-    last = rows_of(runs / "resnet8-digits-seed0-2" / "metrics.csv")[-1]
+    last = rows_of(runs / f"{DEFAULT_NAME}-seed0-2" / "metrics.csv")[-1]
     assert result["final"]["scores"]["test"]["accuracy"] == float(last["test_accuracy"])
 
 
 def test_same_seed_gives_the_same_metrics_and_a_numbered_name(three_runs: tuple[Path, list[Outcome]]) -> None:
     folders = sorted(three_runs[0].iterdir())
     assert [path.name for path in folders] == [
-        "resnet8-digits-seed0",
-        "resnet8-digits-seed0-2",
-        "resnet8-digits-seed1",
+        f"{DEFAULT_NAME}-seed0",
+        f"{DEFAULT_NAME}-seed0-2",
+        f"{DEFAULT_NAME}-seed1",
     ]
     first, second, other = ((path / "metrics.csv").read_bytes() for path in folders)
     assert first == second
@@ -405,12 +408,12 @@ def one_epoch(one_epoch_run: Path, tmp_path: Path) -> Path:
 def test_resume_auto_starts_a_run_if_there_is_none(run_cli: RunCli, tmp_path: Path) -> None:
     outcome = run_cli("resnet-train", *QUICK, "--resume", "auto", cwd=tmp_path)
     assert outcome.code == 0
-    assert outcome.stderr.startswith("new run runs/resnet8-digits-seed0: ")
+    assert outcome.stderr.startswith(f"new run runs/{DEFAULT_NAME}-seed0: ")
 
 
-def test_resume_auto_continues_the_run_of_that_name(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_resume_continues_a_run_with_more_epochs(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
     before = (one_epoch / "metrics.csv").read_text()
-    outcome = run_cli("resnet-train", *QUICK, "--name", "same", "--resume", "auto", cwd=tmp_path)
+    outcome = run_cli("resnet-train", "--resume", "runs/same", "--epochs", 2, cwd=tmp_path)
     assert outcome.code == 0, outcome
     warning, first, *epochs = outcome.stderr.splitlines()
     assert warning == "warning: epochs was 1 and is now 2: the lr schedule is stretched over all of them"
@@ -469,7 +472,7 @@ def test_changed_setting_is_an_error_with_both_values(one_epoch: Path, run_cli: 
 
 
 def test_fewer_epochs_are_an_error_on_resume(three_runs: tuple[Path, list[Outcome]], run_cli: RunCli) -> None:
-    folder = three_runs[0] / "resnet8-digits-seed0"
+    folder = three_runs[0] / f"{DEFAULT_NAME}-seed0"
     error = run_cli("resnet-train", "--resume", folder, "--epochs", 1, cwd=folder).error
     assert error == "error: epochs (=1) must not be less than the run was started with (=2)"
 

@@ -302,8 +302,8 @@ def another_value(name: str) -> Any:
     raise AssertionError(f"found no other value of {name}")
 
 
-CHANGEABLE = [name for name in option_names() if option_metadata(name)["on_resume"]]
-FIXED = [name for name in option_names() if name not in CHANGEABLE]
+CHANGEABLE = [name for name in option_names() if option_metadata(name)["on_resume"] == "free"]
+FIXED = [name for name in option_names() if option_metadata(name)["on_resume"] == "fixed"]
 
 
 def test_settings_that_affect_the_result_are_fixed_on_resume() -> None:
@@ -314,7 +314,7 @@ def test_settings_that_affect_the_result_are_fixed_on_resume() -> None:
         "shortcut", "zero_init_residual", "drop_path",
     } <= set(FIXED)  # fmt: skip
     assert {
-        "data_dir", "epochs", "name", "output_dir", "eval_every", "save_every", "log_every", "tensorboard", "device",
+        "data_dir", "name", "output_dir", "eval_every", "save_every", "log_every", "tensorboard", "device",
         "threads", "compile",
     } <= set(CHANGEABLE)  # fmt: skip
 
@@ -333,6 +333,13 @@ def test_change_of_a_fixed_setting_names_both_values(name: str) -> None:
     before, after = getattr(TrainConfig(), name), getattr(make_config({name: another_value(name)}), name)
     assert f"{name} (={after}) " in str(error.value)
     assert f"(it was {before});" in str(error.value)
+
+
+def test_epochs_may_be_raised_but_not_lowered_on_resume() -> None:
+    saved = to_plain(TrainConfig())
+    assert merge_on_resume(saved, {"epochs": 201}) == make_config({"epochs": 201})
+    with pytest.raises(ValueError, match=r"^epochs \(=199\) must not be less than the run was started with \(=200\)$"):
+        merge_on_resume(saved, {"epochs": 199})
 
 
 def test_same_value_in_another_form_is_no_change() -> None:

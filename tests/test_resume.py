@@ -6,7 +6,9 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,9 +72,9 @@ def cut_after(epochs: int, *arguments: object, run_cli: RunCli, cwd: Path) -> Ou
 def test_a_given_name_means_exactly_that_run(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
     shutil.copytree(exp, exp.with_name("exp-2"))
     before = files_below(exp.with_name("exp-2"))
-    outcome = run_cli("resnet-train", *QUICK, "--name", "exp", "--resume", "auto", cwd=tmp_path)
+    outcome = run_cli("resnet-train", *QUICK, "--epochs", 1, "--name", "exp", "--resume", "auto", cwd=tmp_path)
     assert outcome.code == 0, outcome
-    assert epochs_of(exp) == ["1", "2"]
+    assert "runs/exp is finished; nothing to do" in outcome.stderr
     assert files_below(exp.with_name("exp-2")) == before
 
 
@@ -84,13 +86,20 @@ def test_a_given_name_starts_its_run_although_a_numbered_one_exists(exp: Path, r
     assert epochs_of(exp.with_name("exp-2")) == ["1"]
 
 
-def test_without_a_name_the_newest_numbered_run_goes_on(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
-    for number in ("", "-2", "-10"):
-        shutil.copytree(exp, exp.with_name(f"resnet8-digits-seed0{number}"))
-    outcome = run_cli("resnet-train", *QUICK, "--resume", "auto", cwd=tmp_path)
-    assert outcome.code == 0, outcome
-    assert "resuming runs/resnet8-digits-seed0-10: " in outcome.stderr
-    assert [epochs_of(exp.with_name(f"resnet8-digits-seed0{n}")) for n in ("", "-2")] == [["1"], ["1"]]
+def test_without_a_name_the_newest_unfinished_run_goes_on(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    shutil.rmtree(exp)
+    cut_after(1, *QUICK, run_cli=run_cli, cwd=tmp_path)
+    (first,) = (tmp_path / "runs").iterdir()
+    for number in ("-2", "-10"):
+        shutil.copytree(first, first.with_name(first.name + number))
+    last = first.with_name(f"{first.name}-10")
+    for _ in range(2):
+        outcome = run_cli("resnet-train", *QUICK, "--resume", "auto", cwd=tmp_path)
+        assert outcome.code == 0, outcome
+        assert f"resuming runs/{last.name}: " in outcome.stderr
+        assert epochs_of(last) == ["1", "2"]
+        last = first.with_name(f"{first.name}-2")
+    assert epochs_of(first) == ["1"]
 
 
 @pytest.mark.parametrize("content", ["nothing", "checkpoints", "config"])
@@ -101,7 +110,7 @@ def test_a_run_that_was_never_saved_to_is_started_over(content: str, run_cli: Ru
         (folder / "checkpoints").mkdir()
     elif content == "config":
         (folder / "config.yaml").write_text("lr: 99\n")
-        (folder / "metrics.csv").write_text("epoch\n1\n")
+        (folder / "metrics.csv").write_text("epoch\n")
     outcome = run_cli("resnet-train", *QUICK, "--name", "exp", "--resume", "auto", cwd=tmp_path)
     assert outcome.code == 0, outcome
     assert outcome.stderr.startswith("runs/exp has no checkpoint yet; starting from step 0\nnew run runs/exp: ")
@@ -140,6 +149,159 @@ def test_a_moved_run_goes_on_where_it_is(exp: Path, run_cli: RunCli, tmp_path: P
     assert epochs_of(moved) == ["1", "2"]
     config = make_config(read_yaml(moved / "config.yaml"))
     assert (config.name, config.output_dir) == ("other", Path("elsewhere"))
+
+
+# --- Resume continues this experiment or none ------------------------------------------------------------------------
+
+
+def accuracy_of(folder: Path) -> str:
+    return (folder / "metrics.csv").read_text().splitlines()[-1]
+
+
+def test_auto_never_takes_a_run_with_other_settings_for_this_one(run_cli: RunCli, tmp_path: Path) -> None:
+    baseline = [*QUICK, "--epochs", 1]
+    assert run_cli("resnet-train", *baseline, cwd=tmp_path).code == 0
+    assert run_cli("resnet-train", *baseline, "--cutout", 4, cwd=tmp_path).code == 0
+    plain, cutout = sorted((tmp_path / "runs").iterdir(), key=lambda path: "cutout" in path.name)
+    before = files_below(cutout)
+    for line, folder in ((baseline, plain), ([*baseline, "--cutout", 4], cutout)):
+        again = run_cli("resnet-train", *line, "--resume", "auto", cwd=tmp_path)
+        assert again.code == 0, again
+        assert again.stderr == f"runs/{folder.name} is finished; nothing to do (a larger --epochs extends it)\n"
+        assert f"run         runs/{folder.name}\n" in again.stdout
+
+    # Even under the same name: only the state says what was trained.
+    shutil.rmtree(plain)
+    cutout.rename(plain)
+    outcome = run_cli("resnet-train", *baseline, "--resume", "auto", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert outcome.stderr.startswith(f"new run runs/{plain.name}-2: ")
+    assert {name: data for name, data in files_below(plain).items() if name != ".lock"} == {
+        name: data for name, data in before.items() if name != ".lock"
+    }
+
+
+@pytest.mark.parametrize("change", [["--seed", 1], ["--epochs", 3], ["--no-channels-last"]])
+def test_auto_refuses_a_chosen_name_of_another_experiment(
+    change: list[object], exp: Path, run_cli: RunCli, tmp_path: Path
+) -> None:
+    before = files_below(exp)
+    line = [*QUICK, "--epochs", 1, *change, "--name", "exp", "--resume", "auto"]
+    error = run_cli("resnet-train", *line, cwd=tmp_path).error
+    assert error.startswith("error: runs/exp is a run with other settings (")
+    assert str(change[0]).removeprefix("--no-").strip("-").replace("-", "_") in error
+    assert files_below(exp) == before
+
+
+def test_settings_that_leave_the_result_alone_do_not_count_for_auto(run_cli: RunCli, tmp_path: Path) -> None:
+    cut_after(1, *QUICK, "--save-every", 1, run_cli=run_cli, cwd=tmp_path)
+    free = ["--threads", 1, "--eval-every", 2, "--log-every", 3, "--save-every", 2, "--data-dir", "elsewhere"]
+    outcome = run_cli("resnet-train", *QUICK, *free, "--resume", "auto", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert "resuming runs/" in outcome.stderr
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_auto_finds_this_experiment_under_another_name(run_cli: RunCli, tmp_path: Path) -> None:
+    cut_after(1, *QUICK, "--name", "other", run_cli=run_cli, cwd=tmp_path)
+    outcome = run_cli("resnet-train", *QUICK, "--resume", "auto", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert outcome.stderr.startswith("resuming runs/other: ")
+
+
+@pytest.mark.parametrize("name", [[], ["--name", "exp"]], ids=["default name", "chosen name"])
+def test_a_finished_run_whose_states_were_deleted_is_left_alone(
+    name: list[str], exp: Path, run_cli: RunCli, tmp_path: Path
+) -> None:
+    for file in ("last.pt", "previous.pt"):
+        (exp / "checkpoints" / file).unlink(missing_ok=True)
+    before = files_below(exp)
+    outcome = run_cli("resnet-train", *QUICK, "--epochs", 1, *name, "--resume", "auto", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert outcome.stderr == "runs/exp is finished; nothing to do\n"
+    assert files_below(exp) == before
+    assert [path.name for path in exp.parent.iterdir()] == ["exp"]
+
+
+@pytest.mark.parametrize("left", ["metrics", "notes", "link", "a folder", "damaged model"])
+def test_auto_writes_into_no_folder_but_those_of_killed_starts(left: str, run_cli: RunCli, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "exp"
+    (folder / "checkpoints").mkdir(parents=True)
+    if left == "metrics":
+        (folder / "metrics.csv").write_text("epoch\n1\n")
+    elif left == "notes":
+        (folder / "checkpoints" / "notes.txt").write_text("mine")
+    elif left == "link":
+        (folder / "train.log").symlink_to(tmp_path / "elsewhere")
+    elif left == "a folder":
+        (folder / "config.yaml").mkdir()
+    else:
+        (folder / "checkpoints" / "model.pt").write_text("damaged")
+    before = sorted(tmp_path.rglob("*"))
+    line = [*QUICK, "--epochs", 1, "--name", "exp", "--resume", "auto"]
+    error = run_cli("resnet-train", *line, cwd=tmp_path).error
+    assert error == "error: run runs/exp already exists; choose another --name"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_state_given_by_its_path_is_the_one_resumed(run_cli: RunCli, tmp_path: Path) -> None:
+    assert run_cli("resnet-train", *QUICK, "--name", "exp", cwd=tmp_path).code == 0
+    expected = accuracy_of(tmp_path / "runs" / "exp")
+    outcome = run_cli("resnet-train", "--resume", "runs/exp/checkpoints/previous.pt", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert [line[:10] for line in outcome.stderr.splitlines()] == ["resuming /", "epoch 2/2 "]
+    assert accuracy_of(tmp_path / "runs" / "exp") == expected
+
+
+def incomplete(contents: dict[str, Any]) -> None:
+    del contents["optimizer"]
+
+
+def refused(contents: dict[str, Any]) -> None:
+    contents["model"].popitem()
+
+
+@pytest.mark.parametrize("change", [incomplete, refused])
+def test_an_unusable_last_state_falls_back_to_the_previous_one(
+    change: Callable[[dict[str, Any]], None], run_cli: RunCli, tmp_path: Path
+) -> None:
+    assert run_cli("resnet-train", *QUICK, "--name", "exp", cwd=tmp_path).code == 0
+    folder = RunFolder(tmp_path / "runs" / "exp")
+    expected = accuracy_of(folder.path)
+    for path in (folder.last, folder.previous):
+        contents = read_checkpoint(path)
+        contents["config"]["epochs"] = 3  # unfinished
+        if path == folder.last:
+            change(contents)
+        write_checkpoint(path, contents)
+    outcome = run_cli("resnet-train", "--resume", "runs/exp", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert re.match(r"warning: runs/exp/checkpoints/last\.pt .*; falling back to .*previous\.pt\n", outcome.stderr)
+    assert epochs_of(folder.path) == ["1", "2", "3"]
+    assert (folder.path / "metrics.csv").read_text().splitlines()[-2].split(",")[:2] == expected.split(",")[:2]
+    assert (folder.checkpoints / "damaged.pt").exists()
+
+
+def test_a_resume_that_fails_early_changes_no_checkpoint(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    last = exp / "checkpoints" / "last.pt"
+    contents = read_checkpoint(last)
+    contents["model"].popitem()
+    write_checkpoint(last, contents)
+    before = files_below(exp)
+    outcome = run_cli("resnet-train", "--resume", "runs/exp", "--epochs", 2, cwd=tmp_path)
+    assert outcome.code == 2, outcome
+    assert "runs/exp/checkpoints/last.pt does not hold a state of this run" in outcome.stderr
+    assert files_below(exp) == before
+
+
+def test_another_number_of_processes_is_a_warning(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    last = exp / "checkpoints" / "last.pt"
+    contents = read_checkpoint(last)
+    contents["sums"] *= 2
+    write_checkpoint(last, contents)
+    outcome = run_cli("resnet-train", "--resume", "runs/exp", "--epochs", 2, cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert "warning: the number of processes was 2 and is now 1: the result will differ" in outcome.stderr
 
 
 # --- Flags beside --resume -------------------------------------------------------------------------------------------
@@ -196,16 +358,14 @@ def test_more_epochs_stretch_the_schedule_with_a_warning(exp: Path, run_cli: Run
     assert rates[1] == pytest.approx(0.1 * (1 + np.cos(np.pi * 3 / 6)) / 2)
 
 
-@pytest.mark.parametrize("target", ["runs/long", "auto"])
-def test_fewer_epochs_are_refused_even_if_they_are_not_done_yet(target: str, run_cli: RunCli, tmp_path: Path) -> None:
+def test_fewer_epochs_are_refused_even_if_they_are_not_done_yet(run_cli: RunCli, tmp_path: Path) -> None:
     cut_after(1, *QUICK, "--epochs", 3, "--name", "long", run_cli=run_cli, cwd=tmp_path)
-    name = ["--name", "long"] if target == "auto" else []
-    error = run_cli("resnet-train", *QUICK, *name, "--resume", target, "--epochs", 2, cwd=tmp_path).error
+    error = run_cli("resnet-train", "--resume", "runs/long", "--epochs", 2, cwd=tmp_path).error
     assert error == "error: epochs (=2) must not be less than the run was started with (=3)"
 
 
 def test_an_extended_run_has_no_model_until_it_ends(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
-    extend = [*QUICK, "--name", "exp", "--resume", "auto", "--epochs", 3]
+    extend = ["--resume", "runs/exp", "--epochs", 3]
     model, last = exp / "checkpoints" / "model.pt", exp / "checkpoints" / "last.pt"
     cut_after(1, *extend, run_cli=run_cli, cwd=tmp_path)  # nothing was saved, so the model is still that of last.pt
     assert read_checkpoint(model)["metrics"]["epoch"] == read_checkpoint(last)["epoch"] == 1
@@ -327,6 +487,51 @@ def test_a_finished_run_needs_no_images(exp: Path, run_cli: RunCli, tmp_path: Pa
     write_checkpoint(last, contents)
     outcome = run_cli("resnet-train", "--resume", "runs/exp", cwd=tmp_path)
     assert outcome.code == 0, outcome
+
+
+def test_a_run_finds_its_images_from_another_folder(run_cli: RunCli, tmp_path: Path) -> None:
+    home, away = tmp_path / "home", tmp_path / "away"
+    write_pictures(home / "pictures", 0)
+    away.mkdir()
+    on_folder = ["--dataset", "folder", "--arch", "resnet8", "--image-size", 8, "--device", "cpu", "--no-tensorboard"]
+    start = [*on_folder, "--batch-size", 4, "--data-dir", "pictures", "--name", "exp", "--epochs"]
+    assert run_cli("resnet-train", *start, 1, cwd=home).code == 0
+    run = home / "runs" / "exp"
+    expected = run_cli("resnet-eval", run, "--device", "cpu", "--json", cwd=home)
+    found = run_cli("resnet-eval", run, "--device", "cpu", "--json", cwd=away)
+    assert json.loads(found.stdout)["top1"] == json.loads(expected.stdout)["top1"]
+    outcome = run_cli("resnet-train", "--resume", run, "--epochs", 2, cwd=away)
+    assert outcome.code == 0, outcome
+
+    (home / "pictures").rename(home / "moved")
+    for line in (["resnet-eval", run, "--device", "cpu"], ["resnet-train", "--resume", run, "--epochs", 3]):
+        error = run_cli(*line, cwd=away).error
+        assert error == f"error: the images are not in {home / 'pictures'}; say where they are with --data-dir"
+        assert run_cli(*line, "--data-dir", home / "moved", cwd=away).code == 0
+
+
+def test_changed_test_images_are_noticed_on_resume(run_cli: RunCli, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures", 0)
+    on_folder = ["--dataset", "folder", "--arch", "resnet8", "--image-size", 8, "--device", "cpu", "--no-tensorboard"]
+    start = [*on_folder, "--batch-size", 4, "--data-dir", "pictures", "--epochs", 1]
+    assert run_cli("resnet-train", *start, cwd=tmp_path).code == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    (tmp_path / "pictures" / "test" / "cat" / "0.png").unlink()
+    outcome = run_cli("resnet-train", "--resume", run, "--epochs", 2, cwd=tmp_path)
+    message = f"pictures does not hold the test images that {run} was started with"
+    assert (outcome.code, outcome.stderr.splitlines()[-1].endswith(message)) == (2, True), outcome
+
+    # The same settings on other images are another experiment.
+    outcome = run_cli("resnet-train", *start, "--resume", "auto", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert f"new run runs/{run.name}-2: " in outcome.stderr
+
+    # Files of older versions do not know their test images.
+    last = run / "checkpoints" / "last.pt"
+    contents = read_checkpoint(last)
+    del contents["about"]["test_fingerprint"], contents["data_path"]
+    write_checkpoint(last, contents)
+    assert run_cli("resnet-train", "--resume", run, "--epochs", 2, cwd=tmp_path).code == 0
 
 
 # --- Times -----------------------------------------------------------------------------------------------------------

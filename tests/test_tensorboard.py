@@ -176,9 +176,11 @@ def train(run_cli: RunCli, tmp_path: Path) -> Callable[..., Outcome]:
     return run
 
 
-def test_a_run_with_more_epochs_goes_on_with_each_curve(train: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_a_run_with_more_epochs_goes_on_with_each_curve(
+    train: Callable[..., Outcome], run_cli: RunCli, tmp_path: Path
+) -> None:
     train("--epochs", 2)
-    train("--epochs", 3, "--resume", "auto")
+    assert run_cli("resnet-train", "--resume", "runs/x", "--epochs", 3, cwd=tmp_path).code == 0
     scalars = scalars_of(read_events(tmp_path / "runs" / "x"))
     assert list(scalars["step/loss"]) == [1, 2, 3, 4, 5, 6]
     assert list(scalars["loss/test"]) == [2, 4, 6]
@@ -189,6 +191,7 @@ def test_a_run_that_was_never_saved_starts_its_curves_anew(train: Callable[..., 
     folder = tmp_path / "runs" / "x"
     for path in (folder / "checkpoints").iterdir():
         path.unlink()
+    (folder / ".unsaved").touch()
     train("--epochs", 2, "--resume", "auto")
     events = read_events(folder)
     scalars = scalars_of(events)

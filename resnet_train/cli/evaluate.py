@@ -23,6 +23,9 @@ def evaluate(
         str | None,
         typer.Option(metavar="test|val|train", help="Split; if not given, test, or val if there is no test."),
     ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Of a run folder, evaluate the model chosen on the validation split.")
+    ] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per batch.")] = 500,
     device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Number of CPU threads; 0 is torch's default.")] = 0,
@@ -40,6 +43,7 @@ def evaluate(
         dataset=dataset,
         data_dir=data_dir,
         split=split,
+        best=best,
         batch_size=batch_size,
         device=device,
         threads=threads,
@@ -59,6 +63,7 @@ def _describe(result: Any) -> str:
         if result.top5 is not None
         else "top-5       not defined for fewer than 6 classes",
         f"loss        {result.loss:.4f}",
+        *([] if result.best_top1 is None else [_describe_best(result)]),
         f"speed       {result.images_per_second:,.0f} images/s on {result.device}",
         "",
         f"{'class':<{width}}  accuracy  precision  images",
@@ -70,6 +75,10 @@ def _describe(result: Any) -> str:
     if result.chosen_on == result.split:
         lines.append(f"\nThis epoch was selected on the {result.split} images: do not report this accuracy.")
     return "\n".join(lines)
+
+
+def _describe_best(result: Any) -> str:
+    return f"best epoch  {result.best_epoch}, top-1 {result.best_top1:.2%} (selected on the validation images)"
 
 
 def _trained(epochs: int, steps: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,7 +30,7 @@ def train(
         str | None,
         typer.Option(
             metavar="auto|PATH",
-            help="Resume the newest run of this name, or start it (auto); or resume the run at PATH.",
+            help="Resume the newest run with these settings, or start it (auto); or resume the run at PATH.",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Run a few steps and estimate time and memory.")] = False,
@@ -54,6 +55,7 @@ def train(
     log_to_stderr()
     from resnet_train.build import check_config  # torch takes 2 s to import
     from resnet_train.jobs import bench, train
+    from resnet_train.runs.naming import default_name
 
     hand_back_interrupts()
     if not by_path:
@@ -64,7 +66,8 @@ def train(
         estimate = bench.dry_run(resolved)
         typer.echo(to_json(estimate) if as_json else _describe_estimate(estimate))
     else:
-        result = train.train(resolved, given, resume)
+        recipe = (Path(config).stem, make_config(gather_settings(config, {}))) if config is not None else None
+        result = train.train(resolved, given, resume, default_name(resolved, recipe))
         if result is not None:  # rank 0 has the result
             typer.echo(to_json(result) if as_json else _describe_result(result))
 
@@ -91,11 +94,12 @@ def _describe_result(result: Any) -> str:
     final = result.final
     split = "test" if "test" in final.scores else "val"
     accuracy, loss = final.scores[split]["accuracy"], final.scores[split]["loss"]
+    chosen = "" if result.best_test_accuracy is None else f", its test accuracy {result.best_test_accuracy:.2%}"
     return "\n".join(
         [
             f"run         {result.folder}",
             f"best epoch  {result.best_epoch}, {result.best_split} accuracy {result.best_accuracy:.2%}"
-            f" (selected on the {'validation' if result.best_split == 'val' else 'test'} images)",
+            f" (selected on the {'validation' if result.best_split == 'val' else 'test'} images){chosen}",
             f"final {split} accuracy {accuracy:.2%}, loss {loss:.4f}: {result.arch} on {result.title}, "
             f"epoch {final.epoch}, seed {result.seed}",
         ]

@@ -17,8 +17,8 @@ from resnet_train.evaluation.evaluate import Evaluation, evaluate
 from resnet_train.evaluation.metrics import compute_scores, confidence_interval, top5
 from resnet_train.records import About
 from resnet_train.runs.checkpoint import read_model
-from resnet_train.runs.folder import find_checkpoint
-from resnet_train.runs.restore import restore_model
+from resnet_train.runs.folder import RunFolder, find_best, find_checkpoint
+from resnet_train.runs.restore import find_data_dir, restore_model
 from resnet_train.runtime.device import device_name, memory_format, prepare_machine
 
 
@@ -54,6 +54,8 @@ class EvaluationResult:
         scores: every registered metric by name.
         per_class: one result for each class.
         images_per_second, device: the speed of this evaluation.
+        best_epoch, best_top1: of the run's model that was chosen on the validation split, on the same test images; None
+            if the checkpoint is not a run's folder or has no such model.
     """
 
     checkpoint: str
@@ -72,6 +74,8 @@ class EvaluationResult:
     per_class: tuple[ClassResult, ...]
     images_per_second: float
     device: str
+    best_epoch: int | None = None
+    best_top1: float | None = None
 
 
 def evaluate_checkpoint(
@@ -80,24 +84,34 @@ def evaluate_checkpoint(
     dataset: str | None = None,
     data_dir: Path | str | None = None,
     split: str | None = None,
+    best: bool = False,
     batch_size: int = EVAL_BATCH_SIZE,
     device: str = "auto",
     threads: int = 0,
 ) -> EvaluationResult:
     """Evaluate the model of a checkpoint; what is not given is taken from the checkpoint.
 
+    Args:
+        path: a checkpoint, or the folder of a run, which means its final model.
+        dataset, data_dir, split: the images.
+        best: evaluate the model that the run chose on its validation split.
+        batch_size, device, threads: how to evaluate.
+
     Raises:
         ValueError: no usable checkpoint, an unknown data set or split, or data with other classes.
     """
     # Read the checkpoint.
-    path = find_checkpoint(Path(path))
+    given = Path(path)
+    path = find_best(given) if best else find_checkpoint(given)
     checkpoint = read_model(path)
     model = restore_model(checkpoint, path)
     about, config = checkpoint.about, make_config(checkpoint.config, str(path))
 
     # Load the images.
     torch_device = prepare_machine(device, threads)
-    data_dir = data_dir or (config.data_dir if dataset in (None, config.dataset) else TrainConfig().data_dir)
+    if data_dir is None:
+        is_same = dataset in (None, config.dataset)
+        data_dir = find_data_dir(config, checkpoint.data_path) if is_same else TrainConfig().data_dir
     split, images, indices = _load_split(dataset or config.dataset, split, Path(data_dir), config)
     if split != "test" and images.fingerprint != about.fingerprint:
         raise ValueError(f"split {split}: {data_dir} does not hold the images this model was trained on")
@@ -106,10 +120,21 @@ def evaluate_checkpoint(
     # Evaluate.
     normalize = Normalize(tuple(about.mean), tuple(about.std), config.channels_last)
     loader = eval_loader(images.images, images.labels, normalize, torch_device, indices, batch_size)
-    model = model.to(torch_device).to(memory_format=memory_format(config.channels_last))
+    order = memory_format(config.channels_last)
+    model = model.to(torch_device).to(memory_format=order)
     start = time.perf_counter()
     evaluation = evaluate(model, loader.epoch(0), len(images.classes), torch_device)
     seconds = time.perf_counter() - start
+
+    # A run that chose a model on its validation split has two numbers to report.
+    best_epoch = best_top1 = None
+    if given.is_dir() and not best and split == "test" and RunFolder(given).best("val").is_file():
+        best_path = find_best(given)
+        chosen = read_model(best_path)
+        model = restore_model(chosen, best_path).to(torch_device).to(memory_format=order)
+        best_epoch = chosen.epoch
+        best_top1 = compute_scores(evaluate(model, loader.epoch(0), len(images.classes), torch_device))["accuracy"]
+
     scores = compute_scores(evaluation)
     return EvaluationResult(
         checkpoint=str(path),
@@ -128,6 +153,8 @@ def evaluate_checkpoint(
         per_class=class_results(evaluation, images.classes),
         images_per_second=evaluation.n / seconds,
         device=device_name(torch_device),
+        best_epoch=best_epoch,
+        best_top1=best_top1,
     )
 
 

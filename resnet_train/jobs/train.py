@@ -16,7 +16,7 @@ from resnet_train.loggers.console import Console
 from resnet_train.loggers.csv import MetricsCsv
 from resnet_train.loggers.log_file import LogFile
 from resnet_train.records import EpochRecord, RunInfo, RunResult
-from resnet_train.runs.checkpoint import Description, RunCheckpoint, Saver, count_bytes
+from resnet_train.runs.checkpoint import Description, RunCheckpoint, Saver, count_bytes, read_model
 from resnet_train.runs.folder import RunFolder
 from resnet_train.runs.restore import restore_model
 from resnet_train.runs.resume import Start, find_start
@@ -31,14 +31,17 @@ NUM_CHECKPOINTS = 3  # last.pt, previous.pt, and the one being written
 MAX_BUFFERS = 2  # copies of the weights that an optimizer keeps: one for momentum, two for Adam
 
 
-def train(config: TrainConfig, given: dict[str, Any] | None = None, resume: str | None = None) -> RunResult | None:
+def train(
+    config: TrainConfig, given: dict[str, Any] | None = None, resume: str | None = None, name: str | None = None
+) -> RunResult | None:
     """Train a run; under torchrun, in all of its processes.
 
     Args:
         config: all settings.
-        given: those that the user chose; only these are compared with a run that is resumed.
-        resume: None for a new run, "auto" for the newest run of this name, or the path of a run, whose config then
-            replaces `config`. A finished run is not trained again.
+        given: those that the user chose; a run that is resumed by its path keeps its settings except these.
+        resume: None for a new run, "auto" for the newest run with the same settings or a new one, or the path of a run,
+            whose config then replaces `config`. A finished run is not trained again.
+        name: of a new run if the config has none; if not given, it is made from the settings.
 
     Returns:
         The result; None on every rank but 0, which alone reads and writes the run's folder.
@@ -49,7 +52,7 @@ def train(config: TrainConfig, given: dict[str, Any] | None = None, resume: str 
     """
     with join_processes() as processes, ExitStack() as stack:
         # Rank 0 decides which run it is and holds the lock; config and state are all that the others need.
-        start = find_start(config, given or {}, resume) if processes.rank == 0 else None
+        start = find_start(config, given or {}, resume, _fingerprints, name) if processes.rank == 0 else None
         if start and start.folder:
             stack.callback(start.folder.unlock)
         if start and start.is_finished:
@@ -66,7 +69,14 @@ def train(config: TrainConfig, given: dict[str, Any] | None = None, resume: str 
         data = load_data(config)
         trainer = build_trainer(config, data, device, processes)
         if state is not None:
-            _restore(trainer, state, data, config)
+            _check_images(state, data, config)
+            try:
+                _restore(trainer, state, config)
+            except ValueError as error:
+                # Every rank gets here, because all were given the same state; rank 0 has the one before.
+                state = processes.share(start.fall_back(error) if start else None)
+                _check_images(state, data, config)
+                _restore(trainer, state, config)
         if start is None:
             trainer.fit()
             return None
@@ -77,19 +87,39 @@ def train(config: TrainConfig, given: dict[str, Any] | None = None, resume: str 
         return _fit(config, data, trainer, folder, state)
 
 
-def _restore(trainer: Trainer, state: RunCheckpoint, data: RunData, config: TrainConfig) -> None:
+def _fingerprints(config: TrainConfig) -> tuple[str, str]:
+    """Return the fingerprints of the training and of the test images."""
+    data = load_data(config)
+    return data.train.fingerprint, data.test.fingerprint if data.test else ""
+
+
+def _check_images(state: RunCheckpoint, data: RunData, config: TrainConfig) -> None:
+    """Check that the images are those of the run.
+
+    Raises:
+        ValueError: the training or the test images differ.
+    """
+    about, now = state.about, describe_network(config, data)
+    for split, before, fingerprint in (
+        ("training", about.fingerprint, now.fingerprint),
+        ("test", about.test_fingerprint, now.test_fingerprint),
+    ):
+        if before not in (None, fingerprint):
+            folder = config.output_dir / str(config.name)
+            raise ValueError(f"{config.data_dir} does not hold the {split} images that {folder} was started with")
+
+
+def _restore(trainer: Trainer, state: RunCheckpoint, config: TrainConfig) -> None:
     """Load the state into the trainer.
 
     Raises:
-        ValueError: the data are not those of the run, or the state does not fit it.
+        ValueError: the state does not fit the run.
     """
-    folder = RunFolder(config.output_dir / str(config.name))
-    if data.train.fingerprint != state.about.fingerprint:
-        raise ValueError(f"{config.data_dir} does not hold the training images that {folder.path} was started with")
     try:
         trainer.load_state(state)
     except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
+        folder = RunFolder(config.output_dir / str(config.name))
         raise ValueError(f"{folder.last} does not hold a state of this run: {reason}") from None
 
 
@@ -99,7 +129,8 @@ def _fit(
     """Train in a locked folder, from wherever the trainer stands."""
     settings, environment = to_plain(config), describe_environment(trainer.device)
     folder.write_description(settings, environment)
-    saver = Saver(folder, Description(about=describe_network(config, data), config=settings, environment=environment))
+    about, data_path = describe_network(config, data), str(config.data_dir.absolute())
+    saver = Saver(folder, Description(about=about, config=settings, environment=environment, data_path=data_path))
     loggers = _build_loggers(config, folder)
     trainer.attach(loggers, saver, f"the state is saved; continue with: resnet-train --resume {folder.path}")
     with LogFile(folder.path / "train.log"), ExitStack() as closing:
@@ -112,8 +143,7 @@ def _fit(
                 logger.log_images("augmented training images", _first_batch(trainer, data), step=0)
         final = trainer.fit()
         saver.save_final(trainer.eval_model.state_dict(), final)
-    progress = trainer.progress
-    return _result(config, data.train.title, folder, final, progress.best_epoch, progress.best_accuracy)
+    return _result(config, data.train.title, folder, final, trainer.progress.history[trainer.progress.best_epoch - 1])
 
 
 def _build_loggers(config: TrainConfig, folder: RunFolder) -> list[Logger]:
@@ -146,6 +176,12 @@ def _announce(
     """Log what is trained, and warn about a machine that differs and a disk that is nearly full."""
     if state is not None:
         _warn_about_changes(state.environment, describe_environment(trainer.device))
+        if (before := len(state.sums)) != (now := trainer.processes.num_ranks):  # one row of sums for each
+            log.warning(
+                "the number of processes was %d and is now %d: the result will differ, as batch norm sees other parts",
+                before,
+                now,
+            )
     params = sum(parameter.numel() for parameter in trainer.parameters)
     images = f"{len(data.train_indices):,} training images"
     if len(data.val_indices):
@@ -193,18 +229,30 @@ def _first_batch(trainer: Trainer, data: RunData) -> torch.Tensor:
 def _finished_result(start: Start) -> RunResult:
     """Return the result of a finished run; write its final model if the run was killed just before that."""
     assert start.folder is not None
-    assert start.state is not None
-    state, folder = start.state, start.folder
-    if not folder.model.exists():
-        restore_model(state, folder.last)  # raises unless the weights are those of the network
-        Saver(folder, state).save_final(state.weights, state.history[-1])
-    log.info("%s is finished; nothing to do (a larger --epochs extends it)", folder.path)
-    return _result(start.config, state.about.title, folder, state.history[-1], state.best_epoch, state.best_accuracy)
+    folder, state, model = start.folder, start.state, start.model
+    if model is None:
+        log.info("%s is finished; nothing to do (a larger --epochs extends it)", folder.path)
+        assert state is not None
+        final = state.history[-1]
+        best = next((record for record in state.history if record.epoch == state.best_epoch), final)
+        if not folder.model.exists():
+            restore_model(state, folder.last)  # raises unless the weights are those of the network
+            Saver(folder, state).save_final(state.weights, final)
+        return _result(start.config, state.about.title, folder, final, best)
+
+    # Somebody deleted the states to save room; the models have their records.
+    log.info("%s is finished; nothing to do", folder.path)
+    assert model.metrics is not None
+    best = model.metrics
+    for path in (folder.best("test"), folder.best("val")):
+        if path.is_file():
+            best = read_model(path).metrics or best
+    return _result(start.config, model.about.title, folder, model.metrics, best)
 
 
-def _result(
-    config: TrainConfig, title: str, folder: RunFolder, final: EpochRecord, best_epoch: int, best_accuracy: float
-) -> RunResult:
+def _result(config: TrainConfig, title: str, folder: RunFolder, final: EpochRecord, best: EpochRecord) -> RunResult:
+    """Return the result of a run; the record of the best epoch has its test accuracy."""
+    split = "val" if "val" in final.scores else "test"
     return RunResult(
         name=folder.name,
         title=title,
@@ -213,7 +261,8 @@ def _result(
         epochs=config.epochs,
         folder=str(folder.path),
         final=final,
-        best_split="val" if "val" in final.scores else "test",
-        best_epoch=best_epoch,
-        best_accuracy=best_accuracy,
+        best_split=split,
+        best_epoch=best.epoch,
+        best_accuracy=best.scores[split]["accuracy"],
+        best_test_accuracy=best.scores.get("test", {}).get("accuracy") if split == "val" else None,
     )

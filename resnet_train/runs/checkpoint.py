@@ -34,13 +34,21 @@ RECORD_BYTES = 512  # per tensor: its description, the headers of its record, it
 
 
 class Description(BaseModel):
-    """What makes every checkpoint explain itself."""
+    """What makes every checkpoint explain itself.
+
+    Attributes:
+        about: the network and its data.
+        config: all settings as plain values.
+        environment: versions and hardware.
+        data_path: the absolute path of `data_dir`, which may be relative; None in files of older versions.
+    """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     about: About
     config: dict[str, Any]
     environment: dict[str, Any]
+    data_path: str | None = None
 
 
 class ModelCheckpoint(Description):
@@ -97,6 +105,8 @@ class Saver:
         """Write last.pt and keep the one before as previous.pt. A final model of an earlier end becomes outdated."""
         self.folder.model.unlink(missing_ok=True)
         write_checkpoint(self.folder.last, {**self.description, **dump(state)}, self.folder.previous)
+        if self.folder.unsaved.exists():
+            self.folder.unsaved.unlink()
 
     def save_best(self, weights: dict[str, Tensor], split: str, record: EpochRecord) -> None:
         """Write best.pt, or best-on-test.pt if the model was chosen on the test split."""

@@ -16,6 +16,8 @@ from resnet_train.recipes import to_yaml
 
 PEEK_SECONDS = 0.1  # a process that only looks whether the folder is in use holds the lock for less than this
 HOLDER_SECONDS = 0.5  # a process that creates the folder locks it and writes its identity within this time
+CSV_FILES = {"metrics.csv", "timing.csv"}
+OTHER_FILES = {".lock", ".holder.json", ".unsaved", "config.yaml", "environment.json", "train.log"}
 
 
 class RunFolder:
@@ -27,6 +29,7 @@ class RunFolder:
         self.last = self.checkpoints / "last.pt"
         self.previous = self.checkpoints / "previous.pt"
         self.model = self.checkpoints / "model.pt"
+        self.unsaved = path / ".unsaved"  # exists from the start of a run until its first save
         self._lock, self._holder = FileLock(path / ".lock"), path / ".holder.json"
 
     @property
@@ -64,6 +67,7 @@ class RunFolder:
                 raise ValueError(f"cannot create the run folder {path}: {error.strerror}") from None
         folder = RunFolder(path)
         folder.lock()
+        folder.unsaved.touch()
         return folder
 
     def lock(self) -> None:
@@ -122,6 +126,25 @@ class RunFolder:
         """Return whether there is anything to resume from, readable or not."""
         return self.last.exists() or self.previous.exists()
 
+    def is_killed_start(self) -> bool:
+        """Return whether the folder holds only what a run leaves that was killed before its first save.
+
+        A folder with epochs in metrics.csv or with a model is one only if `.unsaved` shows that no state was saved yet:
+        otherwise somebody deleted the states of a run to save room.
+        """
+        unsaved = self.unsaved.is_file()
+        for path in self.path.iterdir():
+            if path.is_symlink() or not (path.is_dir() if path == self.checkpoints else path.is_file()):
+                return False
+            is_own = path.name in OTHER_FILES or path.name.startswith("events.out.tfevents.")
+            if path.name in CSV_FILES:
+                is_own = unsaved or len(path.read_bytes().splitlines()) <= 1
+            if not is_own and path != self.checkpoints:
+                return False
+        files = list(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else []
+        best = {self.best(split).name for split in ("val", "test")} if unsaved else set()
+        return all(path.name in best or path.match(".*.tmp") for path in files)
+
 
 def find_checkpoint(path: Path) -> Path:
     """Return the file itself, or for a run's folder the final model, or the newest state if the run is unfinished.
@@ -138,12 +161,28 @@ def find_checkpoint(path: Path) -> Path:
     return found[0]
 
 
+def find_best(path: Path) -> Path:
+    """Return the model of a run's folder that was chosen on its validation split.
+
+    Raises:
+        ValueError: there is none.
+    """
+    best = RunFolder(path).best("val")
+    if not best.is_file():
+        raise ValueError(f"{path} is not the folder of a run with checkpoints/best.pt, which --val-size makes")
+    return best
+
+
 def existing_run_message(path: Path) -> str:
     """Return the error message for a named run that already exists."""
     if writer := RunFolder(path).find_writer():
         return f"{path} is being written by {writer}"
-    how = f"--resume {path}" if RunFolder(path).has_checkpoint() else "--resume auto, which starts it again"
-    return f"run {path} already exists; choose another --name, or continue it with {how}"
+    message, run = f"run {path} already exists; choose another --name", RunFolder(path)
+    if run.has_checkpoint():
+        return f"{message}, or continue it with --resume {path}"
+    if path.is_dir() and run.is_killed_start():
+        return f"{message}, or continue it with --resume auto, which starts it again"
+    return message
 
 
 def find_runs(output_dir: Path, name: str, *, given: bool) -> list[RunFolder]:

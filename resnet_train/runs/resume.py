@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from resnet_train.config import TrainConfig, make_config, merge_on_resume
-from resnet_train.runs.checkpoint import RunCheckpoint, parse, read_checkpoint
+from resnet_train.config import TrainConfig, changed_settings, make_config, merge_on_resume
+from resnet_train.data.dataset import FACTS
+from resnet_train.recipes import read_yaml
+from resnet_train.runs.checkpoint import ModelCheckpoint, RunCheckpoint, parse, read_checkpoint
 from resnet_train.runs.folder import RunFolder, existing_run_message, find_runs
+from resnet_train.runs.naming import default_name
+from resnet_train.runs.restore import find_data_dir
 
 log = logging.getLogger(__name__)
+
+# The fingerprints of the training and of the test images that a config names.
+Fingerprints = Callable[[TrainConfig], tuple[str, str]]
+
+
+class OtherRun(ValueError):
+    """A run folder holds another experiment."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,8 @@ class Start:
         state: the state to resume from; None for a run that starts from step 0.
         name: of the folder to create.
         exact: refuse a name that is taken instead of appending a number.
+        file: the file that the user chose to resume from; None if it is the newest usable one.
+        model: the final model of a finished run whose states were deleted.
     """
 
     config: TrainConfig
@@ -31,11 +47,13 @@ class Start:
     state: RunCheckpoint | None
     name: str
     exact: bool
+    file: Path | None = None
+    model: ModelCheckpoint | None = None
 
     @property
     def is_finished(self) -> bool:
         """Return whether all epochs are done."""
-        return self.state is not None and self.state.epoch == self.config.epochs
+        return self.model is not None or (self.state is not None and self.state.epoch == self.config.epochs)
 
     def open_folder(self) -> RunFolder:
         """Return the run's folder, locked; create it if the run is new.
@@ -45,98 +63,280 @@ class Start:
         """
         return self.folder or RunFolder.create(self.config.output_dir, self.name, given=self.exact)
 
+    def fall_back(self, error: ValueError) -> RunCheckpoint:
+        """Return the state of previous.pt, after that of last.pt was refused with this error; set last.pt aside.
 
-def find_start(config: TrainConfig, given: dict[str, Any], resume: str | None) -> Start:
+        Raises:
+            ValueError: the same error, if there is no other state to resume from.
+        """
+        if self.folder is None or self.file is not None or not self.folder.last.exists():
+            raise error
+        try:
+            state = _parse_state(self.folder.previous)
+        except ValueError:
+            raise error from None
+        _set_last_aside(self.folder, [str(error)])
+        return state
+
+
+def find_start(
+    config: TrainConfig,
+    given: dict[str, Any],
+    resume: str | None,
+    fingerprints: Fingerprints,
+    name: str | None = None,
+) -> Start:
     """Decide which run to train, lock its folder and read its state.
 
     Args:
         config: all settings.
-        given: those that the user chose; only these are compared with a run that is resumed.
-        resume: None for a new run, "auto" for the newest run of this name, or the path of a run, whose config then
-            replaces `config`.
+        given: those that the user chose; a run that is resumed by its path keeps its settings except these.
+        resume: None for a new run, "auto" for the newest run of the same experiment or a new one, or the path of a run,
+            whose config then replaces `config`.
+        fingerprints: read the images of a config.
+        name: of a new run if the config has none.
 
     Raises:
         ValueError: there is no such run, it is in use, or a setting would change its result.
     """
-    name = config.name or default_name(config)
-    exact = config.name is not None or resume == "auto"
-    folder = _find_folder(config, resume)
-    if folder is None:
-        if config.name and (config.output_dir / config.name).exists():
-            raise ValueError(existing_run_message(config.output_dir / config.name))
-        return Start(config, None, None, name, exact)
-
-    folder.lock()  # before the state is read, because another process may be about to write a newer one
-    try:
-        if not folder.has_checkpoint():
-            log.info("%s has no checkpoint yet; starting from step 0", folder.path)
-            return Start(config, folder, None, name, exact)
-        state = _read_state(folder)
-        place = {"output_dir": str(folder.path.parent), "name": folder.name}
-        merged = merge_on_resume(state.config, {**given, **place})
-        _check_epochs(merged, make_config(state.config).epochs)
-        return Start(merged, folder, state, folder.name, exact)
-    except BaseException:
-        folder.unlock()
-        raise
-
-
-def default_name(config: TrainConfig) -> str:
-    """Return the name of a run for which the user chose none."""
-    return f"{config.arch}-{config.dataset}-seed{config.seed}"
-
-
-def _find_folder(config: TrainConfig, resume: str | None) -> RunFolder | None:
-    """Return the folder of the run to resume, None for a new run."""
-    if resume is None:
-        return None
+    name = config.name or name or default_name(config)
     if resume == "auto":
-        runs = find_runs(config.output_dir, config.name or default_name(config), given=config.name is not None)
-        return runs[0] if runs else None
-    path = Path(resume)
-    if not path.is_dir():
-        path = _run_of_checkpoint(path)
+        return _find_match(config, given, fingerprints, name)
+    if resume is not None:
+        return _start_at(Path(resume), given)
+    if config.name and (config.output_dir / name).exists():
+        raise ValueError(existing_run_message(config.output_dir / name))
+    return Start(config, None, None, name, exact=config.name is not None)
+
+
+# --- The run at a path -----------------------------------------------------------------------------------------------
+
+
+def _start_at(path: Path, given: dict[str, Any]) -> Start:
+    """Resume the run in a folder, or from one of its two states."""
+    file = None if path.is_dir() else path
+    if file is not None:
+        path = _run_of_checkpoint(file)
     folder = RunFolder(path if path.name not in {"", ".."} else path.resolve())
     if not folder.has_checkpoint():
         raise ValueError(
             f"{folder.path} has no checkpoint to resume from; start it with its settings and --resume auto"
         )
-    return folder
+    folder.lock()  # before the state is read, because another process may be about to write a newer one
+    try:
+        return _resumed(folder, _parse_state(file) if file else _read_state(folder), given, file)
+    except BaseException:
+        folder.unlock()
+        raise
 
 
 def _run_of_checkpoint(path: Path) -> Path:
     """Return the folder of the run that a checkpoint file belongs to."""
     if "optimizer" not in read_checkpoint(path):
         raise ValueError(f"{path} holds a model but not the state of a run; resume from the run's folder")
-    if path.resolve().parent.name != "checkpoints" or path.name not in {"last.pt", "previous.pt"}:
+    file = path.resolve()
+    if file.parent.name != "checkpoints" or file.name not in {"last.pt", "previous.pt"}:
         raise ValueError(f"{path} is not inside a run folder; resume from <run>/checkpoints/last.pt or <run>")
-    return path.resolve().parent.parent
+    return file.parent.parent
+
+
+def _resumed(folder: RunFolder, state: RunCheckpoint, given: dict[str, Any], file: Path | None = None) -> Start:
+    """Return the start of a run that continues from a state."""
+    place = {"output_dir": str(folder.path.parent), "name": folder.name}
+    config, before = merge_on_resume(state.config, {**given, **place}), make_config(state.config).epochs
+    start = Start(config, folder, state, folder.name, exact=True, file=file)
+    if not start.is_finished and "data_dir" not in given:  # a finished run needs no data
+        found = find_data_dir(config, state.data_path)
+        start = replace(start, config=config.model_copy(update={"data_dir": found}))
+    if config.epochs > before:
+        log.warning("epochs was %d and is now %d: the lr schedule is stretched over all of them", before, config.epochs)
+    return start
 
 
 def _read_state(folder: RunFolder) -> RunCheckpoint:
-    """Return the newest readable state of a run; set an unreadable last.pt aside.
+    """Return the newest usable state of a run; set an unusable last.pt aside.
 
     Raises:
-        ValueError: no state is readable, or the readable one is incomplete.
+        ValueError: no state is usable.
     """
     problems: list[str] = []
     for path in (folder.last, folder.previous):
         try:
-            contents = read_checkpoint(path)
+            state = _parse_state(path)
         except ValueError as error:
             problems.append(str(error))
             continue
-        for problem in problems:
-            log.warning("%s; falling back to %s", problem, path)
-            if folder.last.exists():  # the next save would make it the previous one
-                folder.last.replace(folder.checkpoints / "damaged.pt")
-        return parse(contents, path, RunCheckpoint)
+        if problems:
+            _set_last_aside(folder, problems)
+        return state
+    if folder.last.exists() and not folder.previous.exists():
+        raise ValueError(problems[0])
     raise ValueError(f"{folder.path} has no checkpoint to resume from: {'; '.join(problems)}")
 
 
-def _check_epochs(config: TrainConfig, before: int) -> None:
-    """Check that training is extended, not shortened: the schedule of a run depends on its number of epochs."""
-    if config.epochs < before:
-        raise ValueError(f"epochs (={config.epochs}) must not be less than the run was started with (={before})")
-    if config.epochs > before:
-        log.warning("epochs was %d and is now %d: the lr schedule is stretched over all of them", before, config.epochs)
+def _parse_state(path: Path) -> RunCheckpoint:
+    """Return the state in a file.
+
+    Raises:
+        ValueError: the file is missing or damaged, or a part of it is missing or has the wrong type.
+    """
+    return parse(read_checkpoint(path), path, RunCheckpoint)
+
+
+def _set_last_aside(folder: RunFolder, problems: list[str]) -> None:
+    """Rename an unusable last.pt, which the next save would make the previous one."""
+    for problem in problems:
+        log.warning("%s; falling back to %s", problem, folder.previous)
+    if folder.last.exists():
+        folder.last.replace(folder.checkpoints / "damaged.pt")
+
+
+# --- The newest run of the same experiment ---------------------------------------------------------------------------
+
+
+def _find_match(config: TrainConfig, given: dict[str, Any], fingerprints: Fingerprints, name: str) -> Start:
+    """Return the newest unfinished run whose whole config is this one, else a finished one, else a new run.
+
+    Raises:
+        ValueError: that run is in use or has no readable state, or the chosen name belongs to another run.
+    """
+    finished: Start | None = None
+    for folder, has_name in _candidates(config, name):
+        try:
+            start = _match(config, given, fingerprints, folder, has_name)
+        except OtherRun:
+            if config.name:
+                raise
+            continue
+        if not start.is_finished:
+            return start
+        folder.unlock()
+        finished = finished or start
+
+    if finished is not None:
+        if finished.folder is not None and finished.state is not None:  # without a state there is nothing to write
+            finished.folder.lock()
+        return finished
+    numbered = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    free = next(candidate for candidate in numbered if not (config.output_dir / candidate).exists())
+    return Start(config, None, None, name if config.name else free, exact=True)
+
+
+def _candidates(config: TrainConfig, name: str) -> Iterator[tuple[RunFolder, bool]]:
+    """Yield the folders to look at, newest first, and whether they have the name of this run.
+
+    Without a chosen name these are the runs of its default name, followed by all others in the output directory.
+    """
+    named = find_runs(config.output_dir, name, given=config.name is not None)
+    yield from ((folder, True) for folder in named)
+    if config.name is None and config.output_dir.is_dir():
+        known = {folder.path for folder in named}
+        others = [RunFolder(path) for path in config.output_dir.iterdir() if path not in known]
+        dated = []
+        for folder in others:
+            with suppress(OSError):
+                files = [file for file in (folder.last, folder.previous, folder.model) if file.is_file()]
+                dated += [(max(file.stat().st_mtime_ns for file in files), folder)] if files else []
+        yield from ((folder, False) for _, folder in sorted(dated, key=lambda pair: pair[0], reverse=True))
+
+
+def _match(
+    config: TrainConfig, given: dict[str, Any], fingerprints: Fingerprints, folder: RunFolder, has_name: bool
+) -> Start:
+    """Return the start from a folder that holds this experiment.
+
+    Raises:
+        OtherRun: it holds another one, or files that this program did not make.
+        ValueError: the run is in use or has no readable state.
+    """
+    # Reading a state takes long: config.yaml tells most of the other runs apart.
+    if not has_name:
+        _check_described(folder, config, must_exist=True)
+    if not folder.has_checkpoint():
+        return _match_without_state(config, folder, has_name)
+    try:
+        folder.lock()
+    except ValueError:  # in use
+        _check_described(folder, config)
+        raise
+    except OSError as error:
+        if has_name:
+            raise
+        raise OtherRun(str(error)) from None  # it belongs to another user
+
+    # Only the state says what was trained.
+    try:
+        state = _read_state(folder)
+        _check_same(folder, make_config(state.config), config)
+        if config.dataset not in FACTS:
+            _check_images(folder, state, config, fingerprints)
+        return _resumed(folder, state, given)
+    except BaseException as error:
+        folder.unlock()
+        if has_name or not isinstance(error, ValueError | OSError):
+            raise
+        raise OtherRun(str(error)) from None
+
+
+def _match_without_state(config: TrainConfig, folder: RunFolder, has_name: bool) -> Start:
+    """Return the start from a folder without a state: a finished run, or one that was killed before its first save."""
+    other = OtherRun(existing_run_message(folder.path))
+    if folder.model.is_file():
+        try:
+            model = parse(read_checkpoint(folder.model), folder.model, ModelCheckpoint)
+            before = make_config(model.config, str(folder.model))
+        except ValueError:
+            raise other from None
+        _check_same(folder, before, config)
+        if model.epoch != config.epochs:
+            raise other
+        return Start(config, folder, None, folder.name, exact=True, model=model)
+
+    if not has_name or not folder.is_killed_start():
+        raise other
+    try:
+        folder.lock()
+    except ValueError:  # in use
+        _check_described(folder, config)
+        raise
+    if not folder.is_killed_start():  # another process wrote here in the meantime
+        folder.unlock()
+        raise other
+    folder.unsaved.touch()
+    log.info("%s has no checkpoint yet; starting from step 0", folder.path)
+    return Start(config, folder, None, folder.name, exact=True)
+
+
+def _check_described(folder: RunFolder, config: TrainConfig, *, must_exist: bool = False) -> None:
+    """Raise OtherRun if config.yaml has other settings."""
+    try:
+        described = make_config(read_yaml(folder.path / "config.yaml"))
+    except ValueError as error:
+        if must_exist:
+            raise OtherRun(str(error)) from None
+    else:
+        _check_same(folder, described, config)
+
+
+def _check_same(folder: RunFolder, before: TrainConfig, config: TrainConfig) -> None:
+    """Raise OtherRun if a setting that affects the result differs."""
+    changes = changed_settings(before, config)
+    if not changes:
+        return
+    listed = ", ".join(f"{name} was {old} and is now {new}" for name, (old, new) in changes.items())
+    remedy = "choose another --name"
+    if set(changes) == {"epochs"} and config.epochs > before.epochs:
+        remedy += f", or extend it with --resume {folder.path} --epochs {config.epochs}"
+    raise OtherRun(f"{folder.path} is a run with other settings ({listed}); {remedy}")
+
+
+def _check_images(folder: RunFolder, state: RunCheckpoint, config: TrainConfig, fingerprints: Fingerprints) -> None:
+    """Raise OtherRun if the run was trained or evaluated on other images."""
+    about = state.about
+    if config.data_dir.is_dir():
+        train, test = fingerprints(config)
+        same = train == about.fingerprint and about.test_fingerprint in (None, test)
+    else:  # a finished run needs no images, but the folder must have been the same
+        same = state.data_path in (None, str(config.data_dir.absolute()))
+    if not same:
+        raise OtherRun(f"{folder.path} is a run on other images than those in {config.data_dir}; choose another --name")

@@ -1,0 +1,67 @@
+"""Default names of runs: the network, the data set, what differs from the defaults, and the seed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+from resnet_train.config import TrainConfig, changed_settings
+from resnet_train.data.dataset import FACTS
+
+MAX_BYTES = 80
+HASH_DIGITS = 8
+WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}
+
+
+def default_name(config: TrainConfig, recipe: tuple[str, TrainConfig] | None = None) -> str:
+    """Return the name of a run for which the user chose none, such as `resnet18-cifar10-cutout16-seed0`.
+
+    Args:
+        config: all settings.
+        recipe: the name of the YAML file that the settings come from, and its settings. It stands for them, so that
+            only what flags changed is added: `resnet20-fast-cifar10-lr0.2-seed0`.
+
+    Returns:
+        A folder name of at most 80 bytes that is valid on every system. If the settings need more, a hash of all of
+        them replaces the last ones.
+    """
+    name, base = recipe or (config.arch, TrainConfig())
+    changes = changed_settings(base, config)
+
+    # The parts that every name has are not repeated: the recipe resnet18-cifar100 contains its data set.
+    head = [name] if config.dataset in name.split("-") else [name, config.dataset]
+    if config.dataset not in FACTS and config.data_dir != TrainConfig().data_dir:
+        head.append(config.data_dir.name)  # the images are what is in this folder
+    written = {"dataset", "seed"} if recipe else {"arch", "dataset", "seed"}
+    tokens = [_token(setting, value) for setting, (_, value) in changes.items() if setting not in written]
+
+    # Replace the last settings by a hash if there are too many of them.
+    whole, tail = _clean("-".join([*head, *tokens])), f"-seed{config.seed}"
+    room = MAX_BYTES - len(tail)
+    if len(whole.encode()) > room:
+        digest = hashlib.sha256("-".join([*head, *tokens]).encode(errors="replace")).hexdigest()[:HASH_DIGITS]
+        room -= HASH_DIGITS + 1
+        while tokens and len(_clean("-".join([*head, *tokens])).encode()) > room:
+            tokens.pop()
+        start = _clean("-".join([*head, *tokens])).encode()[:room].decode(errors="ignore")
+        whole = f"{start.rstrip('-')}-{digest}"
+    return whole + tail
+
+
+def _token(name: str, value: Any) -> str:
+    """Return a setting as part of a name: `cutout16`, `optimizer-adamw`, `nesterov`, `no-channels-last`."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return flag if value else f"no-{flag}"
+    if value is None:
+        return f"no-{flag}"
+    if isinstance(value, tuple):  # milestones, or pairs of size and share
+        value = "+".join("x".join(map(str, part)) if isinstance(part, tuple) else f"{part:g}" for part in value)
+    return f"{flag}-{value}" if isinstance(value, str) and not value[:1].isdigit() else f"{flag}{value}"
+
+
+def _clean(name: str) -> str:
+    """Return the name without characters and words that have a meaning on some system."""
+    name = re.sub(r"[^\w.+-]+", "_", name).lstrip(".-")
+    return f"run-{name}" if name.split(".")[0].upper() in WINDOWS_DEVICES else name
