@@ -615,4 +615,5 @@ def test_a_checkpoint_describes_its_network():
         "dataset": "digits",
         "title": "tiny",
         "fingerprint": "tiny",
+        "test_fingerprint": "tiny",
     }
