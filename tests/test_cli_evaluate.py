@@ -314,7 +314,7 @@ def test_more_than_one_step_are_steps(stopped: Path, run_cli: RunCli, tmp_path: 
 
 def test_a_state_before_its_first_epoch_has_steps_only(stopped: Path, run_cli: RunCli, tmp_path: Path) -> None:
     contents = read_checkpoint(stopped / "checkpoints" / "last.pt")
-    contents.update(history=[], epoch=0, step=1)
+    contents.update(history=[], epoch=0, step=1, best_epoch=0, best_accuracy=-1.0)
     write_checkpoint(tmp_path / "some.pt", contents)
     text = run_cli("resnet-eval", "some.pt", "--device", "cpu", cwd=tmp_path).stdout
     assert "network     resnet8, 0 epochs and 1 step" in text.splitlines()
