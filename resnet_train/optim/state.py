@@ -37,7 +37,7 @@ def check_state(saved: Any, expected: Any, where: str, counts: tuple[int, float]
         # The hyper-parameters of a group are not loaded; only the number of its parameters matters.
         keys = {"params"} if "params" in expected else expected.keys()
         if not isinstance(saved, dict):
-            raise ValueError(f"{where} (={reprlib.repr(saved)}) must be a dictionary")
+            raise ValueError(f"{where} (={reprlib.repr(saved)[:80]}) must be a dictionary")
         if missing := keys - saved.keys():
             raise ValueError(f"{where} has no {min(missing, key=str)!r}")
         if "params" not in expected and (unknown := saved.keys() - keys):
@@ -46,16 +46,16 @@ def check_state(saved: Any, expected: Any, where: str, counts: tuple[int, float]
             check_state(saved[key], expected[key], f"{where}.{key}", counts)
     elif isinstance(expected, list):
         if not isinstance(saved, list) or len(saved) != len(expected):
-            raise ValueError(f"{where} (={reprlib.repr(saved)}) must be a list of {len(expected)}")
+            raise ValueError(f"{where} (={reprlib.repr(saved)[:80]}) must be a list of {len(expected)}")
         for number, (part, expected_part) in enumerate(zip(saved, expected)):
             check_state(part, expected_part, f"{where}.{number}", counts)
     elif type(saved) is not type(expected) or saved != expected:
-        raise ValueError(f"{where} (={reprlib.repr(saved)}) must be {expected!r}")
+        raise ValueError(f"{where} (={reprlib.repr(saved)[:80]}) must be {expected!r}")
 
 
 def _check_tensor(saved: Any, expected: Tensor, where: str, counts: tuple[int, float]) -> None:
     if not isinstance(saved, Tensor):
-        raise ValueError(f"{where} (={reprlib.repr(saved)}) must be {_describe(expected)}")
+        raise ValueError(f"{where} (={reprlib.repr(saved)[:80]}) must be {_describe(expected)}")
     if _describe(saved) != _describe(expected):
         raise ValueError(f"{where} is {_describe(saved)} and must be {_describe(expected)}")
     if saved.numel() == 0:

@@ -174,7 +174,7 @@ def parse(contents: dict[str, Any], path: Path, kind: type[Kind]) -> Kind:
     except ValidationError as error:
         detail = error.errors()[0]
         where = ".".join(str(part) for part in detail["loc"])
-        value = "" if detail["type"] == "missing" or not where else f" (={reprlib.repr(detail['input'])})"
+        value = "" if detail["type"] == "missing" or not where else f" (={reprlib.repr(detail['input'])[:80]})"
         raise ValueError(f"{path} is not a complete checkpoint: {where}{value}: {detail['msg']}") from None
 
 
