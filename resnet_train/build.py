@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from resnet_train.config import TrainConfig
-from resnet_train.data.augment import Normalize, build_transforms
+from resnet_train.config import TrainConfig, option_metadata
+from resnet_train.data.augment import AUGMENTATIONS, OFF, Normalize, build_transforms
 from resnet_train.data.dataset import DATASETS, ImageDataset, load_dataset, split_indices
 from resnet_train.data.loader import BatchLoader, eval_loader, fits_on
 from resnet_train.data.mix import Mix
@@ -21,7 +21,7 @@ from resnet_train.models import create_model, list_models
 from resnet_train.models.blocks import set_bn_momentum
 from resnet_train.optim.ema import ExponentialMovingAverage
 from resnet_train.optim.optimizers import OPTIMIZERS
-from resnet_train.optim.schedules import SCHEDULES, build_schedule
+from resnet_train.optim.schedules import SCHEDULES
 from resnet_train.records import About
 from resnet_train.registry import accepts, call_with
 from resnet_train.runtime.device import memory_format
@@ -64,17 +64,22 @@ def describe_network(config: TrainConfig, data: RunData) -> About:
     )
 
 
-def check_config(config: TrainConfig) -> None:
+def check_config(config: TrainConfig, *, resumed: bool = False) -> None:
     """Check everything that can be wrong without looking at data.
 
+    Args:
+        config: all settings.
+        resumed: accept settings without effect, which earlier versions did not refuse.
+
     Raises:
-        ValueError: an unknown architecture, data set, optimizer or schedule, or images too small for the network.
+        ValueError: an unknown architecture, data set, optimizer or schedule, a setting without effect, or images too
+            small for the network.
     """
     choices = ((DATASETS, config.dataset), (OPTIMIZERS, config.optimizer), (SCHEDULES, config.schedule))
     for registry, name in choices:
         registry[name]  # raises if the name is unknown
-    if config.nesterov and not accepts(OPTIMIZERS[config.optimizer], "nesterov"):
-        raise ValueError(f"nesterov (=true) is not a setting of {config.optimizer}")
+    if not resumed:
+        _check_effects(config)
     with torch.device("meta"):  # no memory and no arithmetic, only to see whether the network can be built
         model = create_model(config.arch, **arch_options(config))
         stride: Any = model.stride
@@ -87,6 +92,59 @@ def check_config(config: TrainConfig) -> None:
             f"batch_size (={config.batch_size}) must be more than accumulate (={config.accumulate}) for images of "
             f"{stride} pixels: the last norms would see a single value"
         )
+
+
+def _check_effects(config: TrainConfig) -> None:
+    """Check that each setting that differs from its default is used by a component of the run.
+
+    A component uses the settings that its signature names. Those in the help panel of the setting that selects the
+    component belong to components of this kind; the others, as the image size, have an effect in any case.
+
+    Raises:
+        ValueError: a setting has no effect; the message names the components that use it.
+    """
+    changed = [name for name, field in TrainConfig.model_fields.items() if getattr(config, name) != field.default]
+
+    # One of several components is selected by its name.
+    for registry, selector in ((OPTIMIZERS, "optimizer"), (SCHEDULES, "schedule")):
+        chosen = getattr(config, selector)
+        for name in _of_same_panel(changed, selector):
+            users = [user for user in registry.names() if accepts(registry[user], name)]
+            if users and chosen not in users and not accepts(Trainer, name):
+                raise _without_effect(config, name, f"{selector} {chosen}", ", ".join(users))
+
+    # Each augmentation is switched on by its setting.
+    for name in changed:
+        switches = [s for s in AUGMENTATIONS.names() if name in _of_same_panel([name], s)]
+        users = [switch for switch in switches if accepts(AUGMENTATIONS[switch], name)]
+        if users and all(getattr(config, switch) in OFF for switch in users) and name not in users:
+            shown = " or ".join(f"--{user.replace('_', '-')}" for user in users)
+            raise _without_effect(config, name, f"{users[0]} {getattr(config, users[0])}", shown)
+
+    # Values whose components are chosen, but which change nothing.
+    if config.schedule == "step" and len(config.milestones or ()) > 1:
+        raise ValueError(
+            f"milestones (={_shown(config.milestones)}) must be a single period with schedule step; "
+            f"schedule multi-step uses several"
+        )
+    if config.no_decay_norm_bias and not config.weight_decay:
+        raise _without_effect(config, "no_decay_norm_bias", "weight_decay 0", "--weight-decay greater than 0")
+
+
+def _of_same_panel(names: list[str], selector: str) -> list[str]:
+    panel = option_metadata(selector)["panel"]
+    return [name for name in names if option_metadata(name)["panel"] == panel]
+
+
+def _without_effect(config: TrainConfig, name: str, where: str, users: str) -> ValueError:
+    value = _shown(getattr(config, name))
+    return ValueError(f"{name} (={value}) has no effect with {where}; it is used by {users}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(f"{part:g}" for part in value) if isinstance(value, tuple) else str(value)
 
 
 def load_data(config: TrainConfig) -> RunData:
@@ -147,7 +205,7 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
         settings,
         model=model,
         optimizer=call_with(OPTIMIZERS[config.optimizer], settings, model=model),
-        schedule=call_with(build_schedule, settings, name=config.schedule, steps_per_epoch=steps_per_epoch),
+        schedule=call_with(SCHEDULES[config.schedule], settings, steps_per_epoch=steps_per_epoch),
         train_loader=train_loader,
         eval_loaders=eval_loaders,
         num_classes=num_classes,

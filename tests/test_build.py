@@ -517,7 +517,7 @@ REFUSED = {
     "unknown architecture": ({"arch": "resnet19"}, r"^unknown architecture 'resnet19'"),
     "nesterov without momentum": (
         {"optimizer": "adamw", "nesterov": True},
-        r"^nesterov \(=true\) is not a setting of ",
+        r"^nesterov \(=true\) has no effect with optimizer adamw",
     ),
     "small images": ({"image_size": 31}, r"^image_size \(=31\) must be at least 32, the stride of resnet18"),
     "small images at first": (

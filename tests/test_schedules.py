@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from resnet_train.optim.schedules import SCHEDULES, Timeline, build_schedule
+from resnet_train.optim.schedules import SCHEDULES
+from resnet_train.registry import call_with
 
 TOTALS = [2, 3, 10, 97, 1000]
 
@@ -25,8 +26,12 @@ def table_of_torch(total, make_scheduler):
     return table
 
 
-def table_of(name, total, **lengths):
-    schedule = SCHEDULES[name](Timeline(total, **lengths))
+def build_schedule(name, **settings):
+    return call_with(SCHEDULES[name], settings)
+
+
+def table_of(name, total, *, warmup=None, **settings):
+    schedule = build_schedule(name, epochs=total, steps_per_epoch=1, warmup_epochs=warmup, **settings)
     return [schedule(step) for step in range(total)]
 
 
@@ -48,7 +53,7 @@ def test_cosine_equals_torch(total):
 
 
 def test_cosine_reaches_zero_one_step_after_the_last():
-    schedule = SCHEDULES["cosine"](Timeline(100, warmup=10))
+    schedule = build_schedule("cosine", epochs=100, steps_per_epoch=1, warmup_epochs=10)
     assert schedule(99) > 0
     assert schedule(100) == pytest.approx(0, abs=1e-12)
 
@@ -135,10 +140,10 @@ def test_factors_of_the_shortest_runs_lie_between_0_and_1(name, total, warmup):
 def test_lengths_in_epochs_become_steps():
     options = {"epochs": 10, "steps_per_epoch": 7}
     schedule = build_schedule("cosine", **options, warmup_epochs=1.5)
-    expected = SCHEDULES["cosine"](Timeline(70, warmup=10))
+    expected = build_schedule("cosine", epochs=70, steps_per_epoch=1, warmup_epochs=10)
     assert [schedule(step) for step in range(70)] == [expected(step) for step in range(70)]
     schedule = build_schedule("multi-step", **options, milestones=[2, 5.5], gamma=0.3)
-    expected = SCHEDULES["multi-step"](Timeline(70, milestones=[14, 38], gamma=0.3))
+    expected = build_schedule("multi-step", epochs=70, steps_per_epoch=1, milestones=[14, 38], gamma=0.3)
     assert [schedule(step) for step in range(70)] == [expected(step) for step in range(70)]
     assert build_schedule("multi-step", **options)(34) == 1
     assert build_schedule("multi-step", **options)(35) == pytest.approx(0.1)

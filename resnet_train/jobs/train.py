@@ -64,7 +64,7 @@ def train(
         config, state = shared
 
         # Build the parts and restore the state: the same for new and resumed runs, on all ranks.
-        check_config(config)
+        check_config(config, resumed=state is not None)
         device = prepare_machine(config.device, config.threads, config.deterministic)
         data = load_data(config)
         trainer = build_trainer(config, data, device, processes)

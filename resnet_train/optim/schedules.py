@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from resnet_train.registry import Registry
 
@@ -13,44 +12,8 @@ Schedule = Callable[[int], float]  # from the number of optimizer steps so far t
 NEVER = 1e9  # epochs; later milestones mean the same, and 1e308 would overflow as a step
 
 
-@dataclass(frozen=True)
-class Timeline:
-    """The lengths of a schedule, in optimizer steps.
-
-    Attributes:
-        total: steps of the whole run.
-        warmup: steps of the linear warm-up; None is the default of the schedule.
-        milestones: steps at which the multi-step schedule decays. The first one is the period of the step schedule.
-            None is the default of the schedule.
-        gamma: factor of each decay.
-    """
-
-    total: int
-    warmup: int | None = None
-    milestones: Sequence[int] | None = None
-    gamma: float = 0.1
-
-
-SCHEDULES: Registry[Callable[[Timeline], Schedule]] = Registry("schedule")
-
-
-def build_schedule(
-    name: str,
-    *,
-    epochs: int,
-    steps_per_epoch: int,
-    warmup_epochs: float | None = None,
-    milestones: Sequence[float] | None = None,
-    gamma: float = 0.1,
-) -> Schedule:
-    """Build a schedule from lengths in epochs.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    warmup = None if warmup_epochs is None else round(warmup_epochs * steps_per_epoch)
-    steps = None if milestones is None else [max(1, round(min(m, NEVER) * steps_per_epoch)) for m in milestones]
-    return SCHEDULES[name](Timeline(epochs * steps_per_epoch, warmup, steps, gamma))
+# Each takes the settings that its signature names, and `steps_per_epoch`, because settings are lengths in epochs.
+SCHEDULES: Registry[Callable[..., Schedule]] = Registry("schedule")
 
 
 def _with_warmup(warmup: int, schedule: Schedule) -> Schedule:
@@ -58,45 +21,66 @@ def _with_warmup(warmup: int, schedule: Schedule) -> Schedule:
     return lambda step: (step + 1) / warmup if step < warmup else schedule(step)
 
 
+def _milestone_step(epoch: float, steps_per_epoch: int) -> int:
+    return max(1, round(min(epoch, NEVER) * steps_per_epoch))
+
+
 @SCHEDULES.register("cosine")
-def cosine(timeline: Timeline) -> Schedule:
+def cosine(epochs: int, steps_per_epoch: int, warmup_epochs: float | None = None) -> Schedule:
     """Fall along half a cosine to 0 after the last step (Loshchilov & Hutter 2017)."""
-    warmup = timeline.warmup or 0
-    length = max(1, timeline.total - warmup)
+    warmup = round((warmup_epochs or 0) * steps_per_epoch)
+    length = max(1, epochs * steps_per_epoch - warmup)
     return _with_warmup(warmup, lambda step: 0.5 * (1 + math.cos(math.pi * (step - warmup) / length)))
 
 
 @SCHEDULES.register("multi-step")
-def multi_step(timeline: Timeline) -> Schedule:
+def multi_step(
+    epochs: int,
+    steps_per_epoch: int,
+    warmup_epochs: float | None = None,
+    milestones: Sequence[float] | None = None,
+    gamma: float = 0.1,
+) -> Schedule:
     """Decay by gamma at each milestone (He et al. 2016a, section 4.2: after 32k and 48k of 64k steps)."""
-    milestones = timeline.milestones
-    if milestones is None:
-        milestones = [timeline.total // 2, timeline.total * 3 // 4]
-    return _with_warmup(timeline.warmup or 0, lambda step: timeline.gamma ** sum(step >= m for m in milestones))
+    total = epochs * steps_per_epoch
+    drops = [total // 2, total * 3 // 4]
+    if milestones is not None:
+        drops = [_milestone_step(epoch, steps_per_epoch) for epoch in milestones]
+    warmup = round((warmup_epochs or 0) * steps_per_epoch)
+    return _with_warmup(warmup, lambda step: gamma ** sum(step >= drop for drop in drops))
 
 
 @SCHEDULES.register("step")
-def step_decay(timeline: Timeline) -> Schedule:
+def step_decay(
+    epochs: int,
+    steps_per_epoch: int,
+    warmup_epochs: float | None = None,
+    milestones: Sequence[float] | None = None,
+    gamma: float = 0.1,
+) -> Schedule:
     """Decay by gamma every N epochs (--milestones N), by default every third of the run."""
-    period = timeline.milestones[0] if timeline.milestones else max(1, -(-timeline.total // 3))
-    return _with_warmup(timeline.warmup or 0, lambda step: timeline.gamma ** (step // period))
+    period = max(1, -(-epochs * steps_per_epoch // 3))
+    if milestones:
+        period = _milestone_step(milestones[0], steps_per_epoch)
+    warmup = round((warmup_epochs or 0) * steps_per_epoch)
+    return _with_warmup(warmup, lambda step: gamma ** (step // period))
 
 
 @SCHEDULES.register("constant")
-def constant(timeline: Timeline) -> Schedule:
+def constant(steps_per_epoch: int, warmup_epochs: float | None = None) -> Schedule:
     """Stay at the peak learning rate after the warm-up."""
-    return _with_warmup(timeline.warmup or 0, lambda _: 1.0)
+    return _with_warmup(round((warmup_epochs or 0) * steps_per_epoch), lambda _: 1.0)
 
 
 @SCHEDULES.register("one-cycle")
-def one_cycle(timeline: Timeline) -> Schedule:
+def one_cycle(epochs: int, steps_per_epoch: int, warmup_epochs: float | None = None) -> Schedule:
     """Rise from 1/25 and fall to 1/250,000 along half cosines; the rise is 30 % of the run unless warm-up is given.
 
     Smith & Topin 2018, "Super-Convergence" (arXiv:1708.07120), with the defaults of torch's OneCycleLR.
     """
-    start, end = 1 / 25, 1 / 25 / 1e4
-    rise = (0.3 * timeline.total if timeline.warmup is None else timeline.warmup) - 1
-    fall = max(1, timeline.total - 1 - rise)
+    start, end, total = 1 / 25, 1 / 25 / 1e4, epochs * steps_per_epoch
+    rise = (0.3 * total if warmup_epochs is None else round(warmup_epochs * steps_per_epoch)) - 1
+    fall = max(1, total - 1 - rise)
 
     def factor(step: int) -> float:
         if step <= rise:
