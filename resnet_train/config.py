@@ -136,7 +136,7 @@ class TrainConfig(BaseModel):
     warmup_epochs: float | None = _option(None, OPTIMIZATION, ge=0)
     """Epochs of linear warm-up; if not given, 0, or 30 % of the run for one-cycle."""
     milestones: tuple[float, ...] | None = _option(None, OPTIMIZATION)
-    """multi-step: epochs at which lr drops, such as 100,150 (50 and 75 % of the run if not given); step: the period."""
+    """multi-step: epochs at which lr drops, such as 100,150 (none: 50 and 75 % of the run); step: the period."""
     gamma: float = _option(0.1, OPTIMIZATION, gt=0, le=1)
     """Factor by which step and multi-step drop lr."""
     label_smoothing: float = _option(0.0, OPTIMIZATION, ge=0, lt=1)
@@ -195,7 +195,9 @@ class TrainConfig(BaseModel):
     @field_validator("milestones", mode="before")
     @classmethod
     def _parse_milestones(cls, value: Any) -> Any:
-        """Parse `100,150` from the command line, and a single number from YAML."""
+        """Parse `100,150` from the command line, `none` that clears a recipe's, and a single number from YAML."""
+        if value == "none":
+            return None
         if isinstance(value, str):
             return [part for part in value.split(",") if part.strip()]
         if isinstance(value, list) and any(isinstance(part, bool) for part in value):

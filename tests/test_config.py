@@ -224,6 +224,7 @@ def test_cutout_is_at_most_twice_the_image() -> None:
     ("value", "expected"),
     [
         ("100,150", (100, 150)),
+        ("none", None),
         (" 100 , 150 ", (100, 150)),
         ("100", (100,)),
         ("0.5,1.5,", (0.5, 1.5)),
