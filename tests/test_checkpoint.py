@@ -18,6 +18,7 @@ from resnet_train.runs import checkpoint
 from resnet_train.runs.checkpoint import ModelCheckpoint, read_checkpoint, read_model, write_checkpoint
 from resnet_train.runs.folder import RunFolder
 from resnet_train.runs.restore import restore_model
+from resnet_train.runtime.files import open_regular
 from tests.harness.trainers import assert_same_tensors, tiny_trainer
 
 ABOUT = About(
@@ -88,7 +89,6 @@ def test_a_failing_disk_leaves_the_old_file_and_its_message(tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if call == "write":
-        open_file = Path.open
 
         class Full:
             def __init__(self, file):
@@ -105,7 +105,7 @@ def test_a_failing_disk_leaves_the_old_file_and_its_message(tmp_path, monkeypatc
             def __getattr__(self, name):
                 return getattr(self.file, name)
 
-        monkeypatch.setattr(Path, "open", lambda self, mode="r", **kw: Full(open_file(self, mode, **kw)))
+        monkeypatch.setattr(checkpoint, "open_regular", lambda path, mode: Full(open_regular(path, mode)))
     elif call == "rename":
         monkeypatch.setattr(Path, "replace", fail)
     else:

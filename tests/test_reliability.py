@@ -18,9 +18,10 @@ import pytest
 import torch
 
 from resnet_train.jobs import train as jobs_train
-from resnet_train.runs import resume
+from resnet_train.runs import checkpoint, resume
 from resnet_train.runs.checkpoint import count_bytes, dump, read_checkpoint, read_model, write_checkpoint
 from resnet_train.runs.folder import RunFolder
+from resnet_train.runtime.files import open_regular
 from tests.harness.cli import SMALL, Outcome, RunCli, run_python
 from tests.harness.trainers import assert_same_tensors, tiny_trainer
 
@@ -52,8 +53,7 @@ class FailingDisk:
     def __call__(self, save: Callable[[], None]) -> OSError | None:
         """Saves on this disk, and gives the error that came of it."""
         with pytest.MonkeyPatch.context() as patch:
-            open_file = Path.open
-            patch.setattr(Path, "open", lambda path, mode="r", **kw: WatchedFile(open_file(path, mode, **kw), self))
+            patch.setattr(checkpoint, "open_regular", lambda path, mode: WatchedFile(open_regular(path, mode), self))
             for name in ("fsync", "link", "replace"):
                 patch.setattr(os, name, self.watch(name, getattr(os, name)))
             try:

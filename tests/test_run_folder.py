@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from resnet_train.loggers.csv import MetricsCsv
+from resnet_train.loggers.guard import Guard
+from resnet_train.loggers.log_file import LogFile
 from resnet_train.recipes import read_yaml
 from resnet_train.records import About
 from resnet_train.runs import resume
@@ -18,7 +25,7 @@ from resnet_train.runs.checkpoint import Description, Saver, read_checkpoint, wr
 from resnet_train.runs.folder import RunFolder, find_checkpoint, find_runs
 from resnet_train.training.state import TrainerState
 from tests.harness.cli import PACKAGE_PARENT
-from tests.harness.records import make_record
+from tests.harness.records import make_info, make_record
 
 ABOUT = About(
     arch="resnet8",
@@ -150,6 +157,115 @@ def test_an_unreadable_holder_is_another_process(content: str, tmp_path: Path) -
             RunFolder(folder.path).lock()
     finally:
         folder.unlock()
+
+
+# --- The folder at the path, and what is planted in it ---------------------------------------------------------------
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[RunFolder]:
+    """Return a locked folder with a state."""
+    folder = RunFolder.create(tmp_path, "x", given=True)
+    Saver(folder, DESCRIPTION).save_state(state_of(1))
+    yield folder
+    folder.unlock()
+
+
+WRITES: dict[str, Callable[[RunFolder], None]] = {
+    "state": lambda folder: Saver(folder, DESCRIPTION).save_state(state_of(2)),
+    "best": lambda folder: Saver(folder, DESCRIPTION).save_best({}, "test", make_record(1, train=(2.5, 0.1))),
+    "final": lambda folder: Saver(folder, DESCRIPTION).save_final({}, make_record(1, train=(2.5, 0.1))),
+    "description": lambda folder: folder.write_description({}, {}),
+    "rows and events": lambda folder: Guard(folder.check_held).log({}, step=1),
+}
+
+
+def contents_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("lost", ["moved", "removed", "replaced", "unlocked"])
+def test_nothing_is_written_into_a_lost_folder(lost: str, writer: RunFolder, tmp_path: Path) -> None:
+    other = RunFolder(writer.path)
+    if lost == "unlocked":
+        (writer.path / ".lock").unlink()
+    elif lost == "removed":
+        shutil.rmtree(writer.path)
+    else:
+        writer.path.rename(tmp_path / "y")
+    if lost in {"replaced", "unlocked"}:
+        writer.path.mkdir(exist_ok=True)
+        other.lock()
+    before = contents_of(tmp_path)
+    for write in WRITES.values():
+        with pytest.raises(OSError, match=r"^\S+x was moved, removed or replaced while this run was writing to it"):
+            write(writer)
+    writer.unlock()
+    assert contents_of(tmp_path) == before
+    other.unlock()
+
+
+def test_a_folder_lost_within_a_save_is_not_written(
+    writer: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = torch.save
+
+    def save_and_lose(contents: object, file: object) -> None:
+        save(contents, file)  # type: ignore[arg-type]
+        writer.path.rename(tmp_path / "y")
+        (writer.path / "checkpoints").mkdir(parents=True)
+        (writer.path / "checkpoints" / ".last.pt.tmp").write_text("another run's")
+
+    monkeypatch.setattr(torch, "save", save_and_lose)
+    with pytest.raises(OSError, match="was moved, removed or replaced"):
+        Saver(writer, DESCRIPTION).save_state(state_of(2))
+    assert list(contents_of(writer.path).values()) == [b"another run's"]
+
+
+RUN_FILES = (".lock", ".holder.json", "config.yaml", "environment.json", "metrics.csv", "timing.csv", "train.log",
+             "checkpoints", "checkpoints/last.pt", "checkpoints/previous.pt", "checkpoints/.last.pt.tmp")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "FIFO"])
+@pytest.mark.parametrize("name", RUN_FILES)
+def test_what_is_planted_in_a_run_folder_is_refused(name: str, kind: str, saved: RunFolder, tmp_path: Path) -> None:
+    target, planted = tmp_path / "target", saved.path / name
+    if planted.is_dir():
+        planted.rename(target)
+    elif kind == "link":
+        target.write_text("untouched")
+    planted.unlink(missing_ok=True)
+    if kind == "FIFO":
+        os.mkfifo(planted)
+    else:
+        planted.symlink_to(target)
+    before = contents_of(target) if target.is_dir() else target.exists() and target.read_bytes()
+    message = rf"{re.escape(name)} is a link or a special file, which a run neither reads nor writes; remove it$"
+    for action in (saved.lock, saved.find_writer, lambda: find_checkpoint(saved.path)):
+        with pytest.raises(ValueError, match=message):
+            action()
+    assert (contents_of(target) if target.is_dir() else target.exists() and target.read_bytes()) == before
+
+
+@pytest.mark.parametrize("kind", ["link", "FIFO"])
+def test_what_is_planted_during_a_run_is_refused(kind: str, writer: RunFolder, tmp_path: Path) -> None:
+    names = ("config.yaml", "metrics.csv", "timing.csv", "train.log", "checkpoints/.last.pt.tmp")
+    for name in names:
+        if kind == "link":
+            (writer.path / name).symlink_to(tmp_path / "target")
+        else:
+            os.mkfifo(writer.path / name)
+    info = make_info()
+    writes: list[Callable[[], object]] = [
+        lambda: writer.write_description({}, {}),
+        lambda: MetricsCsv(writer.path).start(info),
+        lambda: LogFile(writer.path / "train.log"),
+        lambda: WRITES["state"](writer),
+    ]
+    for write in writes:
+        with pytest.raises(ValueError, match="is a link or a special file"):
+            write()
+    assert not (tmp_path / "target").exists()
 
 
 # --- Finding runs ----------------------------------------------------------------------------------------------------

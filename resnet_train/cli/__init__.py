@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from pathlib import Path
 from types import FrameType
 
 
@@ -18,6 +17,7 @@ def exit_at_once(number: int, frame: FrameType | None) -> None:
 
 
 # Here, because this runs before the scripts import typer. `run_app` hands SIGINT back to Python.
-is_script = sys.argv[:1] == ["-m"] or Path(*sys.argv[:1]).name.startswith("resnet-")
-if is_script and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+# Nothing is imported for it that Python has not imported itself.
+name = os.path.basename("".join(sys.argv[:1]))  # noqa: PTH119
+if name.startswith(("-m", "resnet-")) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, exit_at_once)

@@ -14,6 +14,7 @@ from resnet_train.config import TrainConfig, to_plain
 from resnet_train.loggers.base import Logger
 from resnet_train.loggers.console import Console
 from resnet_train.loggers.csv import MetricsCsv
+from resnet_train.loggers.guard import Guard
 from resnet_train.loggers.log_file import LogFile
 from resnet_train.records import EpochRecord, RunInfo, RunResult
 from resnet_train.runs.checkpoint import Description, RunCheckpoint, Saver, count_bytes, read_model
@@ -147,7 +148,7 @@ def _fit(
 
 
 def _build_loggers(config: TrainConfig, folder: RunFolder) -> list[Logger]:
-    loggers: list[Logger] = [Console(), MetricsCsv(folder.path)]
+    loggers: list[Logger] = [Guard(folder.check_held), Console(), MetricsCsv(folder.path)]
     if config.tensorboard:
         from resnet_train.loggers.tensorboard import TensorBoard  # takes 1 s to import
 

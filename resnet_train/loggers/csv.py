@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from resnet_train.loggers.base import Logger
 from resnet_train.records import EpochTiming, RunInfo, Scalars
+from resnet_train.runtime.files import explain_write_errors, open_regular, write_text
 
 TIMING = tuple(f"timing/{field.name}" for field in fields(EpochTiming))
 
@@ -28,7 +30,10 @@ class MetricsCsv(Logger):
         rows = [_row(r.epoch, r.step, r.scalars(), self.columns) for r in info.history]
         _write(self.metrics, [_header(self.columns), *rows])
         known = {str(record.epoch) for record in info.history}
-        old = list(csv.reader(io.StringIO(self.timing.read_text()))) if self.timing.exists() else []
+        old: list[list[str]] = []
+        if os.path.lexists(self.timing):
+            with open_regular(self.timing, "r", encoding="utf-8", newline="") as file:
+                old = list(csv.reader(file))
         _write(self.timing, [_header(TIMING), *(row for row in old[1:] if row and row[0] in known)])
 
     def log(self, scalars: Scalars, *, step: int, epoch: int | None = None) -> None:
@@ -48,11 +53,16 @@ def _row(epoch: int, step: int, scalars: Scalars, columns: Sequence[str]) -> lis
 
 
 def _write(path: Path, rows: list[list[Any]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    path.write_text(text.getvalue())
+    write_text(path, _format(rows))
 
 
 def _append(path: Path, row: list[Any]) -> None:
-    with path.open("a", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerow(row)
+    text = _format([row])
+    with explain_write_errors(path, len(text)), open_regular(path, "a", encoding="utf-8", newline="") as file:
+        file.write(text)
+
+
+def _format(rows: list[list[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

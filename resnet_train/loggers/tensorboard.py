@@ -10,7 +10,9 @@ from torchvision.utils import make_grid
 
 from resnet_train.loggers.base import Logger
 from resnet_train.records import RunInfo, Scalars
+from resnet_train.runtime.files import check_room
 
+EVENT_BYTES = 128  # at most, of one point of a curve
 NUM_SHOWN_IMAGES = 64
 IMAGES_PER_ROW = 16
 
@@ -34,6 +36,7 @@ class TensorBoard(Logger):
     def log(self, scalars: Scalars, *, step: int, epoch: int | None = None) -> None:
         """Add a point to each curve; after the last epoch, fill the page that compares runs."""
         writer, info = self._started()
+        check_room(self.folder, EVENT_BYTES * len(scalars))
         for name, value in scalars.items():
             writer.add_scalar(_tag(name, within_epoch=epoch is None), value, step)
         if epoch == info.epochs:

@@ -9,8 +9,7 @@ import errno
 import os
 import reprlib
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -21,11 +20,11 @@ from torch import Tensor
 from resnet_train.records import About, EpochRecord
 from resnet_train.runs.archive import read_tensor_file
 from resnet_train.runs.folder import RunFolder
+from resnet_train.runtime.files import describe_space, open_regular
 from resnet_train.training.state import TrainerState
 
 FORMAT = "resnet_train checkpoint"
 VERSION = 2
-NO_SPACE_ERRORS = {errno.ENOSPC, errno.EFBIG, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else [])}
 NO_LINK_ERRORS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
 RECORD_BYTES = 512  # per tensor: its description, the headers of its record, its alignment
 
@@ -103,8 +102,10 @@ class Saver:
 
     def save_state(self, state: TrainerState) -> None:
         """Write last.pt and keep the one before as previous.pt. A final model of an earlier end becomes outdated."""
+        self.folder.check_held()
         self.folder.model.unlink(missing_ok=True)
-        write_checkpoint(self.folder.last, {**self.description, **dump(state)}, self.folder.previous)
+        contents = {**self.description, **dump(state)}
+        write_checkpoint(self.folder.last, contents, self.folder.previous, self.folder.check_held)
         if self.folder.unsaved.exists():
             self.folder.unsaved.unlink()
 
@@ -118,7 +119,8 @@ class Saver:
 
     def _save_model(self, path: Path, weights: dict[str, Tensor], record: EpochRecord, chosen_on: str | None) -> None:
         contents = {**self.description, "model": weights, "metrics": record.to_plain()}
-        write_checkpoint(path, {**contents, "chosen_on": chosen_on})
+        self.folder.check_held()
+        write_checkpoint(path, {**contents, "chosen_on": chosen_on}, check=self.folder.check_held)
 
 
 def dump(structure: BaseModel) -> dict[str, Any]:
@@ -205,13 +207,16 @@ def _upgrade(contents: dict[str, Any]) -> dict[str, Any]:
 # --- Writing ---------------------------------------------------------------------------------------------------------
 
 
-def write_checkpoint(path: Path, contents: dict[str, Any], previous: Path | None = None) -> None:
+def write_checkpoint(
+    path: Path, contents: dict[str, Any], previous: Path | None = None, check: Callable[[], None] = lambda: None
+) -> None:
     """Write a checkpoint; at every instant `path` is either the old file or the new one, complete.
 
     Args:
         path: the file to write.
         contents: tensors, strings, numbers, None, and lists, tuples and dicts of them.
         previous: a file that keeps what `path` held before.
+        check: called before files are renamed; raises if the folder must not be written.
 
     Raises:
         OSError: the system's message, with the path; on a full disk also the needed and the free bytes.
@@ -219,16 +224,22 @@ def write_checkpoint(path: Path, contents: dict[str, Any], previous: Path | None
     temporary = _temporary(path)
     try:
         _write(temporary, {"format": FORMAT, "version": VERSION, **contents})
+        check()
         if previous is not None and path.exists():
             _keep_as(path, previous)
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
+        if error.errno is None:  # from `check`: a temporary file at this path would be another run's
+            raise
         temporary.unlink(missing_ok=True)  # before the free bytes are counted
-        message = f"cannot write {path}: {error.strerror or error}{_describe_space(error, path, contents)}"
+        message = (
+            f"cannot write {path}: {error.strerror or error}{describe_space(error, path.parent, count_bytes(contents))}"
+        )
         raise OSError(error.errno, message) from error
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
 
 
 class _ErrorKeeper:
@@ -251,7 +262,7 @@ class _ErrorKeeper:
 
 def _write(path: Path, contents: dict[str, Any]) -> None:
     """Write a file and flush it to the disk."""
-    with path.open("wb") as file:
+    with open_regular(path, "wb") as file:
         keeper = _ErrorKeeper(file)
         try:
             torch.save(contents, keeper)  # type: ignore[arg-type]
@@ -259,16 +270,6 @@ def _write(path: Path, contents: dict[str, Any]) -> None:
             raise keeper.error or error from None
         file.flush()
         os.fsync(file.fileno())
-
-
-def _describe_space(error: OSError, path: Path, contents: dict[str, Any]) -> str:
-    """Return the needed and free bytes if the error is about space, else an empty string."""
-    if error.errno not in NO_SPACE_ERRORS:
-        return ""
-    free = "an unknown number"
-    with suppress(OSError):
-        free = f"{shutil.disk_usage(path.parent).free:,}"
-    return f" ({count_bytes(contents):,} bytes are needed, {free} are free); make room, then continue with --resume"
 
 
 def count_bytes(contents: Any) -> int:
@@ -305,7 +306,7 @@ def _keep_as(path: Path, previous: Path) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a file and flush the copy to the disk."""
-    with source.open("rb") as reader, target.open("wb") as writer:
+    with open_regular(source, "rb") as reader, open_regular(target, "wb") as writer:
         shutil.copyfileobj(reader, writer)
         writer.flush()
         os.fsync(writer.fileno())

@@ -8,11 +8,12 @@ import socket
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
 from resnet_train.recipes import to_yaml
+from resnet_train.runtime.files import open_regular, refuse_special_files, write_text
 
 PEEK_SECONDS = 0.1  # a process that only looks whether the folder is in use holds the lock for less than this
 HOLDER_SECONDS = 0.5  # a process that creates the folder locks it and writes its identity within this time
@@ -31,6 +32,7 @@ class RunFolder:
         self.model = self.checkpoints / "model.pt"
         self.unsaved = path / ".unsaved"  # exists from the start of a run until its first save
         self._lock, self._holder = FileLock(path / ".lock"), path / ".holder.json"
+        self._lock_file: IO[bytes] | None = None  # open while locked, so that no other file gets its inode
 
     @property
     def name(self) -> str:
@@ -74,19 +76,44 @@ class RunFolder:
         """Take the writer lock, create checkpoints/ and delete stale temporary files.
 
         Raises:
-            ValueError: another process holds the lock; the message names it.
+            ValueError: another process holds the lock; or there is a link or a special file where a run writes.
         """
+        self._refuse_special_files()
         try:
             self._lock.acquire(timeout=PEEK_SECONDS)
         except Timeout:
             raise ValueError(f"{self.path} is being written by {self._wait_for_holder()}") from None
-        self._holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        self._lock_file = open_regular(self.path / ".lock", "rb")
+        write_text(self._holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         self.checkpoints.mkdir(exist_ok=True)
         for stale in self.checkpoints.glob(".*.tmp"):  # their writer was killed, because the lock is ours
             stale.unlink(missing_ok=True)
 
+    def _refuse_special_files(self) -> None:
+        for folder in (self.path, self.checkpoints):
+            refuse_special_files(folder)
+
+    def check_held(self) -> None:
+        """Check that the locked folder is still the one at its path, as SQLite does, before something is written.
+
+        Raises:
+            OSError: it was moved, removed or replaced.
+        """
+        if self._lock_file is not None and not self._is_held():
+            raise OSError(
+                f"{self.path} was moved, removed or replaced while this run was writing to it; nothing more is written"
+            )
+
+    def _is_held(self) -> bool:
+        """Return whether the locked file is the one at its path: same device, same inode."""
+        assert self._lock_file is not None
+        with suppress(OSError):
+            return os.path.samestat(os.fstat(self._lock_file.fileno()), (self.path / ".lock").lstat())
+        return False
+
     def find_writer(self) -> str | None:
         """Return who writes here now, None if nobody does. An empty folder is about to be locked by its creator."""
+        self._refuse_special_files()
         if any(path.name != ".lock" for path in self.path.glob("*")) and not self._holder.exists():
             return None
         writer = self._wait_for_holder()
@@ -106,21 +133,26 @@ class RunFolder:
         deadline = time.monotonic() + HOLDER_SECONDS
         while time.monotonic() < deadline:
             with suppress(OSError, ValueError, KeyError, TypeError):
-                holder = json.loads(self._holder.read_text())
+                with open_regular(self._holder, "r", encoding="utf-8") as file:
+                    holder = json.load(file)
                 return f"process {holder['pid']} on {holder['host']}"
             time.sleep(0.02)
         return "another process"
 
     def unlock(self) -> None:
         """Release the lock if this object holds it."""
-        if self._lock.is_locked:
-            self._holder.unlink(missing_ok=True)
-            self._lock.release()
+        if self._lock_file is not None:
+            if self._is_held():  # else the files at the path are another run's
+                self._holder.unlink(missing_ok=True)
+            self._lock_file.close()
+            self._lock_file = None
+        self._lock.release()
 
     def write_description(self, config: dict[str, Any], environment: dict[str, Any]) -> None:
         """Write config.yaml, which `--config` reads, and environment.json."""
-        (self.path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+        self.check_held()
+        write_text(self.path / "config.yaml", to_yaml(config))
+        write_text(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
 
     def has_checkpoint(self) -> bool:
         """Return whether there is anything to resume from, readable or not."""
@@ -155,6 +187,8 @@ def find_checkpoint(path: Path) -> Path:
     if not path.is_dir():
         return path
     run = RunFolder(path)
+    refuse_special_files(run.path)
+    refuse_special_files(run.checkpoints)
     found = [file for file in (run.model, run.last, run.previous) if file.is_file()]
     if not found:
         raise ValueError(f"{path} is a folder without checkpoints/model.pt or last.pt")

@@ -1,0 +1,33 @@
+"""The first of a run's loggers, which stops it before the others write into a folder that is no longer its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from resnet_train.loggers.base import Logger
+from resnet_train.records import RunInfo, Scalars
+
+
+class Guard(Logger):
+    """Call `check`, which raises if the folder must not be written, before each write of the loggers after it."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self.check = check
+
+    def start(self, info: RunInfo) -> None:
+        """Check."""
+        self.check()
+
+    def log(self, scalars: Scalars, *, step: int, epoch: int | None = None) -> None:
+        """Check."""
+        self.check()
+
+    def log_images(self, name: str, images: torch.Tensor, *, step: int) -> None:
+        """Check."""
+        self.check()
+
+    def flush(self) -> None:
+        """Check."""
+        self.check()

@@ -1,0 +1,105 @@
+"""Writing files: opened without following links, with errors that say where, how much and what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+NO_SPACE_ERRORS = {errno.ENOSPC, errno.EFBIG, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else [])}
+SPECIAL_FILE_ERRORS = {errno.ELOOP, errno.ENXIO}  # opening a link with O_NOFOLLOW, a FIFO without a reader
+# Windows has neither flag: there the file is opened first and looked at afterwards.
+SAFE_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+def open_regular(path: Path, mode: str, **options: Any) -> IO[Any]:
+    """Open a file as `open` does, without following a link and without waiting for the other end of a FIFO.
+
+    Raises:
+        ValueError: it is not a regular file.
+    """
+    try:
+        file = open(path, mode, opener=lambda name, flags: os.open(name, flags | SAFE_FLAGS, 0o666), **options)  # noqa: SIM115
+    except OSError as error:
+        if error.errno in SPECIAL_FILE_ERRORS:
+            raise ValueError(special_file_message(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError(special_file_message(path))
+    return file
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8.
+
+    Raises:
+        ValueError, OSError: see `open_regular` and `explain_write_errors`.
+    """
+    with explain_write_errors(path, len(text.encode())), open_regular(path, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+
+
+def refuse_special_files(folder: Path) -> None:
+    """Check that a folder holds regular files and folders only.
+
+    Raises:
+        ValueError: it holds a link, a FIFO, a socket or a device; the message names it.
+    """
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+                raise ValueError(special_file_message(Path(entry.path)))
+
+
+def special_file_message(path: Path) -> str:
+    """Return the error message for what is not a regular file where a run writes one."""
+    return f"{path} is a link or a special file, which a run neither reads nor writes; remove it"
+
+
+@contextmanager
+def explain_write_errors(path: Path, needed_bytes: int) -> Iterator[None]:
+    """Raise an OSError again with the path and the reason; on a full disk also the needed and the free bytes."""
+    try:
+        yield
+    except OSError as error:
+        message = f"cannot write {path}: {error.strerror or error}{describe_space(error, path.parent, needed_bytes)}"
+        raise OSError(error.errno, message) from error
+
+
+def describe_space(error: OSError, folder: Path, needed_bytes: int) -> str:
+    """Return the needed and free bytes, or that no inode is free, if the error is about space; else an empty string."""
+    if error.errno not in NO_SPACE_ERRORS:
+        return ""
+    free = "an unknown number"
+    with suppress(OSError):
+        free = f"{shutil.disk_usage(folder).free:,}"
+    if has_no_inodes(folder):
+        room = f"no inodes are free, though {free} bytes are; {needed_bytes:,} bytes are needed); delete files"
+    else:
+        room = f"{needed_bytes:,} bytes are needed, {free} are free); make room"
+    return f" ({room}, then continue with --resume"
+
+
+def has_no_inodes(folder: Path) -> bool:
+    """Return whether the file system can hold no more files, however small; btrfs counts none and reports 0 of 0."""
+    with suppress(OSError, AttributeError):  # Windows has no statvfs
+        system = os.statvfs(folder)
+        return system.f_files > 0 and system.f_favail == 0
+    return False
+
+
+def check_room(folder: Path, needed_bytes: int) -> None:
+    """Check that so many bytes are free, for a writer whose own error would come late and from another thread.
+
+    Raises:
+        OSError: they are not.
+    """
+    if shutil.disk_usage(folder).free < needed_bytes:
+        with explain_write_errors(folder / "events.out.tfevents", needed_bytes):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
