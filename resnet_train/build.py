@@ -24,7 +24,7 @@ from resnet_train.optim.optimizers import OPTIMIZERS
 from resnet_train.optim.schedules import SCHEDULES
 from resnet_train.records import About
 from resnet_train.registry import accepts, call_with
-from resnet_train.runtime.device import memory_format
+from resnet_train.runtime.device import can_compile, memory_format
 from resnet_train.runtime.distributed import ALONE, Processes
 from resnet_train.runtime.precision import choose_precision
 from resnet_train.training.trainer import Trainer
@@ -191,6 +191,9 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
             f"batch_size (={config.batch_size}) must be a multiple of the number of processes "
             f"(={processes.num_ranks}){times}: it is the size of the whole batch"
         )
+    if config.compile and not can_compile(device):
+        needs = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler"
+        raise ValueError(f"compile (=true) needs {needs}, which is not here; install one, or leave --compile out")
     settings, num_classes = dict(config), len(data.train.classes)
     model = build_model(config, num_classes, device)
     averaged = ExponentialMovingAverage(model, config.ema_decay) if config.ema_decay else None

@@ -195,6 +195,24 @@ def test_a_class_that_the_checkpoint_does_not_know_is_refused(folder: Path, run_
     )
 
 
+def test_no_folder_is_created_because_a_checkpoint_names_it(
+    folder: Path, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[Path] = []
+
+    def fetch(data_dir: Path, filename: str, md5: str) -> None:
+        fetched.append(data_dir)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("resnet_train.data.sources.cifar.fetch_archive", fetch)
+    contents = read_checkpoint(folder / "checkpoints" / "model.pt")
+    contents["config"] |= {"dataset": "cifar10", "image_size": 32, "data_dir": str(tmp_path / "named")}
+    write_checkpoint(tmp_path / "model.pt", contents)
+    assert run_cli("resnet-eval", "model.pt", cwd=tmp_path).code == 1
+    assert fetched == [Path("data")]
+    assert not (tmp_path / "named").exists()
+
+
 # --- Bad input -------------------------------------------------------------------------------------------------------
 
 

@@ -571,3 +571,12 @@ def test_name_of_200_bytes_can_be_a_folder(run_cli: RunCli, tmp_path: Path) -> N
     outcome = run_cli("resnet-train", *QUICK, "--epochs", 1, "--name", "ö" * 100, cwd=tmp_path)
     assert outcome.code == 0, outcome
     assert (tmp_path / "runs" / ("ö" * 100) / "metrics.csv").exists()
+
+
+def test_compile_without_a_compiler_is_one_line(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    error = run_cli("resnet-train", *SMALL, "--compile", cwd=tmp_path).error
+    assert error.startswith("error: compile (=true) needs a C++ compiler, which is not here")
+    assert not (tmp_path / "runs").exists()

@@ -124,3 +124,9 @@ def test_ranks_are_those_of_torchrun_or_of_one_process(monkeypatch: pytest.Monke
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
     assert (ranks.rank(), ranks.local_rank(), ranks.num_ranks(), ranks.num_restarts()) == (5, 1, 8, 2)
     assert not ranks.is_one_machine()
+
+
+def test_many_more_threads_than_cpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"threads \(=4096\) must be at most 8, 4 for each of the 2 CPUs here"):
+        prepare_machine("cpu", threads=4096)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import logging
@@ -13,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from resnet_train.data.sources import cifar
 from resnet_train.data.sources.cifar import MIRRORS, fetch_archive
 
 FILE = "cifar-10-python.tar.gz"
@@ -102,6 +104,32 @@ def test_a_missing_data_dir_is_created(tmp_path, server, use_mirrors):
     use_mirrors(f"{server.url}/a")
     fetch_archive(tmp_path / "new" / "data", FILE, MD5)
     assert_fetched(tmp_path / "new" / "data")
+
+
+def test_a_file_larger_than_published_is_not_downloaded_to_its_end(tmp_path, server, use_mirrors, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "resnet_train")
+    monkeypatch.setitem(cifar.ARCHIVE_BYTES, FILE, len(GOOD))
+    monkeypatch.setattr(cifar, "CHUNK_BYTES", 64)
+    server.answers.update({"/a": Answer(200, GOOD + b"x"), "/b": b"HTTP/1.0 200 OK\r\n\r\n" + b"x" * 9999})
+    server.answers["/c"] = Answer(200, GOOD)
+    use_mirrors(*(f"{server.url}/{name}" for name in "abc"))
+    fetch_archive(tmp_path, FILE, MD5)
+    assert_fetched(tmp_path)
+    assert caplog.text.count(f"it is larger than the {len(GOOD):,} bytes of the published file") == 2
+
+
+def test_a_full_disk_ends_a_download_with_the_bytes_it_needs(tmp_path, server, use_mirrors, monkeypatch):
+    server.answers["/a"] = Answer(200, GOOD)
+    use_mirrors(f"{server.url}/a", f"{server.url}/b")
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.open", lambda path, mode: Full())
+    with pytest.raises(OSError, match=r"cannot write .*\.part: No space left on device \(170,498,071 bytes are needed"):
+        fetch_archive(tmp_path, FILE, MD5)
+    assert server.requested == ["/a"]
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
@@ -216,12 +244,11 @@ def test_a_users_mirror_that_is_not_a_url_is_skipped(tmp_path, server, use_mirro
 
 
 def test_interrupted_download_leaves_nothing_behind(tmp_path, use_mirrors, monkeypatch):
-    def interrupted(url, target, progress):
-        with open(target, "wb") as file:  # noqa: PTH123 - a text path, as torch.hub is given
-            file.write(GOOD[:50])
+    def interrupted(url, part, most_bytes):
+        part.write_bytes(GOOD[:50])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("torch.hub.download_url_to_file", interrupted)
+    monkeypatch.setattr(cifar, "_fetch", interrupted)
     use_mirrors("http://127.0.0.1/a")
     with pytest.raises(KeyboardInterrupt):
         fetch_archive(tmp_path, FILE, MD5)

@@ -12,15 +12,20 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from resnet_train.build import build_trainer, load_data
+from resnet_train.config import make_config
 from resnet_train.jobs import train as jobs_train
+from resnet_train.recipes import read_yaml
 from resnet_train.runs import checkpoint, resume
 from resnet_train.runs.checkpoint import count_bytes, dump, read_checkpoint, read_model, write_checkpoint
 from resnet_train.runs.folder import RunFolder
+from resnet_train.runtime import files
 from resnet_train.runtime.files import open_regular
 from tests.harness.cli import SMALL, Outcome, RunCli, run_python
 from tests.harness.trainers import assert_same_tensors, tiny_trainer
@@ -94,6 +99,13 @@ class WatchedFile:
             self.file.write(memoryview(data)[: len(data) // 2])
             raise
         return self.file.write(data)
+
+
+def raiser(error: Exception) -> Callable[..., Any]:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    return fail
 
 
 def state(number: int) -> dict[str, Any]:
@@ -197,31 +209,58 @@ def test_a_disk_that_fills_up_keeps_the_last_state_and_warns_before(
     assert outcome.code == 1, outcome
     checkpoints = small_disk / "exp" / "checkpoints"
     lines = outcome.stderr.splitlines()
-    assert lines[1].startswith(
-        f"warning: {small_disk / 'exp'} has 1.4 MB free, and the 3 checkpoints of a run take up to"
-    )
+    assert lines[1].startswith(f"warning: {small_disk / 'exp'} has 1.4 MB free, and the files of a run take up to")
     assert "No space left on device (" in lines[-1]
     assert "bytes are needed" in lines[-1]
     assert read_checkpoint(checkpoints / "last.pt")["epoch"] == 1
     assert list(checkpoints.glob(".*")) == []
-    assert (small_disk / "exp" / "train.log").read_text().count("checkpoints of a run take up to") == 1
+    assert (small_disk / "exp" / "train.log").read_text().count("the files of a run take up to") == 1
 
 
 @pytest.mark.parametrize(("optimizer", "most"), [("sgd", 1.4), ("adamw", 1.03), ("muon", 1.6)])
-def test_the_space_warning_covers_three_checkpoints(
+def test_the_space_warning_covers_all_files(
     optimizer: str, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder, path = RunFolder(tmp_path), tmp_path / "last.pt"
-    trainer = tiny_trainer(epochs=1, ema_decay=0.9, optimizer=optimizer, nesterov=False)
+    folder, path = RunFolder(tmp_path / "run"), tmp_path / "last.pt"
+    settings = {"epochs": 1, "ema_decay": 0.9, "optimizer": optimizer, "nesterov": False}
+    config, trainer = make_config({**settings, "tensorboard": False}), tiny_trainer(**settings)
     trainer.fit()
     write_checkpoint(path, dump(trainer.state()))
     assert count_bytes(dump(trainer.state())) == pytest.approx(path.stat().st_size, rel=0.05)
+    folder.checkpoints.mkdir(parents=True)
+    for name in ("best.pt", "model.pt"):
+        write_checkpoint(folder.checkpoints / name, {"model": trainer.eval_model.state_dict()})
     for share, warned in ((0.97, True), (most, False)):
         caplog.clear()
         free = int(3 * share * path.stat().st_size)
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(0, 0, free))
-        jobs_train._warn_if_nearly_full(trainer, folder)
-        assert ("checkpoints of a run take up to" in caplog.text) == warned
+        jobs_train._warn_if_nearly_full(config, trainer, folder)
+        assert ("the files of a run take up to" in caplog.text) == warned
+
+
+def test_the_files_of_a_run_take_what_is_foretold(trained: tuple[Path, Outcome]) -> None:
+    folder = trained[0]
+    config = make_config(read_yaml(folder / "config.yaml"))
+    sizes = {path.name: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    trainer = build_trainer(config, load_data(config), torch.device("cpu"))
+    foretold = jobs_train.count_run_bytes(config, trainer)
+    assert sum(sizes.values()) < foretold
+    curves = [size for name, size in sizes.items() if not name.endswith((".pt", ".json", ".yaml"))]
+    states, models = 3 * sizes["last.pt"], 2 * sizes["model.pt"]
+    assert foretold < 1.5 * (states + models) + 3 * sum(curves)
+
+
+def test_a_disk_without_inodes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(files, "open_regular", raiser(full))
+    system = os.statvfs(tmp_path)
+    fields = {name: getattr(system, name) for name in dir(system) if name.startswith("f_")}
+    without = r"no inodes are free, though [\d,]+ bytes are; 3 bytes are needed\)"
+    for favail, message in ((0, without), (9, "3 bytes are needed")):
+        values = SimpleNamespace(**{**fields, "f_files": 100, "f_favail": favail})
+        monkeypatch.setattr(os, "statvfs", lambda _, values=values: values)
+        with pytest.raises(OSError, match=rf"cannot write .*a\.csv: No space left on device \({message}"):
+            files.write_text(tmp_path / "a.csv", "abc")
 
 
 # --- A damaged file --------------------------------------------------------------------------------------------------

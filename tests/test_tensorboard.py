@@ -198,3 +198,17 @@ def test_a_run_that_was_never_saved_starts_its_curves_anew(train: Callable[..., 
     assert list(scalars["step/loss"]) == [1, 2, 3, 4]
     assert list(scalars["loss/test"]) == [2, 4]
     assert len(pictures_of(events)) == 1
+
+
+def test_events_follow_a_folder_that_is_moved(tmp_path: Path) -> None:
+    logger = TensorBoard(tmp_path / "x")
+    logger.start(make_info())
+    (tmp_path / "x").rename(tmp_path / "y")
+    (tmp_path / "x").mkdir()
+    assert logger.writer is not None
+    logger.writer.add_scalar("late", 1.0, 1)  # what was queued before the move
+    logger.flush()
+    logger.close()
+    assert list((tmp_path / "x").iterdir()) == []
+    (events,) = (tmp_path / "y").iterdir()
+    assert b"late" in events.read_bytes()

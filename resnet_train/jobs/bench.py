@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +21,7 @@ from resnet_train.jobs.measure import RunEstimate, Spread
 from resnet_train.runs.checkpoint import Description, Saver, read_model
 from resnet_train.runs.folder import RunFolder
 from resnet_train.runs.restore import restore_model
-from resnet_train.runtime.device import device_name, peak_memory_bytes, prepare_machine
+from resnet_train.runtime.device import can_compile, device_name, peak_memory_bytes, prepare_machine
 from resnet_train.runtime.environment import describe_environment
 from resnet_train.runtime.precision import choose_precision
 
@@ -141,14 +139,6 @@ def _thread_counts() -> list[int]:
     """Return the number of processors and half of it, because two that share a core rarely double its speed."""
     processors = os.cpu_count() or 1
     return sorted({processors, max(1, processors // 2)})
-
-
-def can_compile(device: torch.device) -> bool:
-    """Return whether torch.compile has what it needs: a C++ compiler, or Triton and a C compiler for a GPU."""
-    if device.type == "cuda":
-        found = any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
-        return found and importlib.util.find_spec("triton") is not None
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
 
 
 def start_changes(

@@ -11,7 +11,7 @@ import torch
 
 from resnet_train.build import RunData, build_trainer, check_config, describe_network, load_data
 from resnet_train.config import TrainConfig, to_plain
-from resnet_train.loggers.base import Logger
+from resnet_train.loggers.base import EVENT_BYTES, NUM_SHOWN_IMAGES, Logger
 from resnet_train.loggers.console import Console
 from resnet_train.loggers.csv import MetricsCsv
 from resnet_train.loggers.guard import Guard
@@ -28,7 +28,9 @@ from resnet_train.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-NUM_CHECKPOINTS = 3  # last.pt, previous.pt, and the one being written
+NUM_STATES = 3  # last.pt, previous.pt, and the one being written
+NUM_MODELS = 2  # the best one and the final one
+CELL_BYTES, LINE_BYTES = 24, 256  # of a number in metrics.csv; of a row of timing.csv and a line of train.log
 MAX_BUFFERS = 2  # copies of the weights that an optimizer keeps: one for momentum, two for Adam
 
 
@@ -193,7 +195,7 @@ def _announce(
         f"{'new run' if state is None else 'resuming'} {folder.path}: {config.arch} ({params:,} parameters) on "
         f"{data.train.title} ({images}), {config.epochs} epochs, {device_name(trainer.device)}"
     )
-    _warn_if_nearly_full(trainer, folder)
+    _warn_if_nearly_full(config, trainer, folder)
 
 
 def _warn_about_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -204,20 +206,34 @@ def _warn_about_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
         log.warning("%s: the result may differ in its last bits", "; ".join(changed))
 
 
-def _warn_if_nearly_full(trainer: Trainer, folder: RunFolder) -> None:
-    """Warn if the disk has no room for the checkpoints of a run."""
-    averaged = trainer.averaged.model.state_dict() if trainer.averaged else {}
-    state_bytes = count_bytes([trainer.model.state_dict(), averaged]) + MAX_BUFFERS * count_bytes(trainer.parameters)
-    needed, free = NUM_CHECKPOINTS * state_bytes, shutil.disk_usage(folder.path).free
+def _warn_if_nearly_full(config: TrainConfig, trainer: Trainer, folder: RunFolder) -> None:
+    """Warn if the disk has no room for what the files of a run still take."""
+    present = sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file())
+    needed, free = count_run_bytes(config, trainer) - present, shutil.disk_usage(folder.path).free
     if free < needed:
         log.warning(
-            "%s has %.1f MB free, and the %d checkpoints of a run take up to %.1f MB: make room, or choose another "
+            "%s has %.1f MB free, and the files of a run take up to %.1f MB more: make room, or choose another "
             "--output-dir",
             folder.path,
             free / 1e6,
-            NUM_CHECKPOINTS,
             needed / 1e6,
         )
+
+
+def count_run_bytes(config: TrainConfig, trainer: Trainer) -> int:
+    """Return about how many bytes all files of a run take at most, from the first checkpoint to the last row."""
+    # Checkpoints: three states, and the best and the final model.
+    model_bytes = count_bytes(trainer.eval_model.state_dict())
+    averaged = trainer.averaged.model.state_dict() if trainer.averaged else {}
+    state_bytes = count_bytes([trainer.model.state_dict(), averaged]) + MAX_BUFFERS * count_bytes(trainer.parameters)
+
+    # Curves: the rows of both CSV files and a line of the log per epoch; the events of both kinds of points.
+    num_scalars = len(trainer.scalar_names)
+    num_logs = config.epochs * len(trainer.train_loader) // config.log_every
+    text_bytes = config.epochs * (CELL_BYTES * num_scalars + LINE_BYTES)
+    event_bytes = EVENT_BYTES * num_scalars * (config.epochs + num_logs) + NUM_SHOWN_IMAGES * 6 * config.image_size**2
+    curves = text_bytes + (event_bytes if config.tensorboard else 0)
+    return NUM_STATES * state_bytes + NUM_MODELS * model_bytes + curves
 
 
 def _first_batch(trainer: Trainer, data: RunData) -> torch.Tensor:

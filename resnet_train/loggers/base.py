@@ -6,6 +6,9 @@ import torch
 
 from resnet_train.records import RunInfo, Scalars
 
+EVENT_BYTES = 128  # at most, of one point of a curve in TensorBoard
+NUM_SHOWN_IMAGES = 64
+
 
 class Logger:
     """Take the scalars and images of a run; a subclass overrides what it needs.

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
-from resnet_train.loggers.base import Logger
+from resnet_train.loggers.base import EVENT_BYTES, NUM_SHOWN_IMAGES, Logger
 from resnet_train.records import RunInfo, Scalars
-from resnet_train.runtime.files import check_room
+from resnet_train.runtime.files import check_room, open_regular
 
-EVENT_BYTES = 128  # at most, of one point of a curve
-NUM_SHOWN_IMAGES = 64
 IMAGES_PER_ROW = 16
+
+
+class _HeldFile:
+    """What TensorBoard's writer appends to. Its own file system opens the path again for each write, from a thread,
+    and would write into another run's folder if this one was moved."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = open_regular(path, "ab", buffering=0)
+
+    def append(self, filename: bytes, content: bytes, binary_mode: bool) -> None:
+        """Append to the file, wherever it is now."""
+        self.file.write(content)
 
 
 class TensorBoard(Logger):
@@ -23,12 +34,16 @@ class TensorBoard(Logger):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.writer: SummaryWriter | None = None
+        self.held: _HeldFile | None = None
         self.info: RunInfo | None = None
 
     def start(self, info: RunInfo) -> None:
         """Open an event file, which purges everything after `info.first_step` from the view."""
         self.info = info
         self.writer = SummaryWriter(str(self.folder), purge_step=info.first_step and info.first_step + 1)
+        file = self.writer._get_file_writer().event_writer._general_file_writer
+        if hasattr(file, "fs"):  # TensorFlow's writer, if it is installed, keeps the file open itself
+            file.fs = self.held = _HeldFile(Path(os.fsdecode(file.filename)))
         if not info.first_step:
             rows = "\n".join(f"| {key} | {value} |" for key, value in info.config.items())
             self.writer.add_text("config", f"| setting | value |\n|---|---|\n{rows}", 0)
@@ -58,6 +73,8 @@ class TensorBoard(Logger):
         """Close the event file."""
         if self.writer is not None:
             self.writer.close()
+        if self.held is not None:
+            self.held.file.close()
 
     def _started(self) -> tuple[SummaryWriter, RunInfo]:
         assert self.writer is not None, "start was not called"

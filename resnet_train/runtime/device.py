@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
+import shutil
 import sys
 from contextlib import suppress
 
@@ -12,6 +14,7 @@ import torch
 from resnet_train.runtime.ranks import local_rank
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+THREADS_PER_CPU = 4  # more of them only wait for each other, and thousands can't be created
 UNKNOWN_MEMORY_BYTES = 4 << 30  # assumed if the system does not report it (Windows)
 
 
@@ -51,12 +54,16 @@ def prepare_machine(name: str, threads: int, deterministic: bool = False) -> tor
         deterministic: use only kernels that always give the same bits, else the fastest ones, including TF32.
 
     Raises:
-        ValueError: the device is not available here.
+        ValueError: the device is not available here, or there are many more threads than CPUs.
     """
     device = select_device(name)
     if device.type == "cuda" and device.index is not None:  # without an index: the current one
         torch.cuda.set_device(device)
     keep_freed_memory(device.type == "cpu")
+    cpus = os.cpu_count() or 1
+    if threads > THREADS_PER_CPU * cpus:
+        most = f"{THREADS_PER_CPU * cpus}, {THREADS_PER_CPU} for each of the {cpus} CPUs here"
+        raise ValueError(f"threads (={threads}) must be at most {most}")
     if threads:
         torch.set_num_threads(threads)
     if deterministic:
@@ -66,6 +73,14 @@ def prepare_machine(name: str, threads: int, deterministic: bool = False) -> tor
     torch.set_float32_matmul_precision("highest" if deterministic else "high")
     torch.backends.cudnn.allow_tf32 = not deterministic
     return device
+
+
+def can_compile(device: torch.device) -> bool:
+    """Return whether torch.compile has what it needs: a C++ compiler, or Triton and a C compiler for a GPU."""
+    if device.type == "cuda":
+        found = any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
+        return found and importlib.util.find_spec("triton") is not None
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
 
 
 def keep_freed_memory(keep: bool) -> None:

@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import tarfile
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from resnet_train.data.cache import open_or_build
 from resnet_train.data.dataset import DATASETS, FACTS, DatasetFacts, ImageDataset
+from resnet_train.runtime.files import NO_SPACE_ERRORS, explain_write_errors
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ IMAGE_SIZE = 32
 
 MIRROR_VARIABLE = "RESNET_TRAIN_MIRROR"
 TIMEOUT_SECONDS = 20
+CHUNK_BYTES = 1 << 16
 
 # Byte-identical copies, fastest first; the original host has been throttled to 50 kB/s since June 2026
 # (github.com/pytorch/vision/issues/9536). Sources of the copies: github.com/callummcdougall/ARENA_3.0/issues/359,
@@ -62,6 +66,10 @@ MIRRORS = {
         "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
     ),
 }
+
+
+# The published sizes; torchvision has the MD5s.
+ARCHIVE_BYTES = {"cifar-10-python.tar.gz": 170_498_071, "cifar-100-python.tar.gz": 169_001_437}
 
 
 @DATASETS.register("cifar10")
@@ -127,8 +135,6 @@ def _has_md5(path: Path, md5: str) -> bool:
 
 def _download(archive: Path, md5: str) -> None:
     """Try all mirrors in turn; the archive appears under its name only when it is complete."""
-    import torch
-
     archive.parent.mkdir(parents=True, exist_ok=True)
     failures = []
     for url in _urls(archive.name):
@@ -138,12 +144,14 @@ def _download(archive: Path, md5: str) -> None:
             if not url.startswith(("http://", "https://", "file://")):
                 raise ValueError("not a URL (http://…)")
             with _socket_timeout(TIMEOUT_SECONDS):
-                torch.hub.download_url_to_file(url, str(part), progress=sys.stderr.isatty())
+                _fetch(url, part, ARCHIVE_BYTES[archive.name])
             if not _has_md5(part, md5):
                 raise ValueError(f"its MD5 is not {md5}")
             part.replace(archive)
             return
         except (OSError, ValueError, http.client.HTTPException) as error:
+            if getattr(error, "errno", None) in NO_SPACE_ERRORS:  # another mirror would not help
+                raise
             failures.append(f"{url}: {getattr(error, 'reason', None) or error}")
             log.info("failed: %s", failures[-1])
         finally:
@@ -152,6 +160,32 @@ def _download(archive: Path, md5: str) -> None:
         f"cannot download {archive.name} (tried {'; '.join(failures)}). Put the file (MD5 {md5}) into "
         f"{archive.parent}{os.sep} yourself, or set {MIRROR_VARIABLE} to a mirror; --dataset digits needs no download"
     )
+
+
+def _fetch(url: str, part: Path, most_bytes: int) -> None:
+    """Download a file of at most so many bytes.
+
+    Raises:
+        ValueError: it is larger.
+        OSError: it can't be read or written.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "resnet_train"})
+    is_shown = sys.stderr is not None and sys.stderr.isatty()
+    with (
+        urllib.request.urlopen(request) as reply,
+        part.open("wb") as file,
+        tqdm(total=most_bytes, unit="B", unit_scale=True, disable=not is_shown) as bar,
+    ):
+        received = 0
+        while chunk := reply.read(CHUNK_BYTES):
+            received += len(chunk)
+            if received > most_bytes:
+                raise ValueError(f"it is larger than the {most_bytes:,} bytes of the published file")
+            with explain_write_errors(part, most_bytes - received + len(chunk)):
+                file.write(chunk)
+            bar.update(len(chunk))
+        with explain_write_errors(part, len(chunk)):
+            file.flush()
 
 
 def _urls(filename: str) -> list[str]:
