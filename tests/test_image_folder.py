@@ -433,6 +433,7 @@ def test_a_broken_file_with_an_undecodable_name_is_reported(tmp_path, caplog):
     assert len(load(tmp_path)) == 20
     assert len(load(tmp_path)) == 20
     assert len(reports(caplog)) == 2
+    assert all(r"\udcff\udcfe.png" in report for report in reports(caplog))
 
 
 # The cache

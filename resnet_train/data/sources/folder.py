@@ -129,7 +129,8 @@ def fill_from_files(target: Path, files: list[SourceFile], image_size: int) -> l
             images[index] = read_image(files[index].path, image_size)
         # Pillow's decoders raise almost anything on a damaged file (SyntaxError, struct.error, IndexError …).
         except Exception as error:
-            problems[index] = f"{files[index].path} ({' '.join(str(error).split())[:200] or type(error).__name__})"
+            name = str(files[index].path).encode("utf-8", "backslashreplace").decode()  # it may not be UTF-8
+            problems[index] = f"{name} ({' '.join(str(error).split())[:200] or type(error).__name__})"
 
     # Pillow releases the interpreter lock while it decodes, so threads use all cores.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
