@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from resnet_train.config import TrainConfig, option_metadata
+from resnet_train.config import TrainConfig, option_metadata, to_plain
 from resnet_train.data.augment import AUGMENTATIONS, OFF, Normalize, build_transforms
 from resnet_train.data.dataset import DATASETS, ImageDataset, load_dataset, split_indices
 from resnet_train.data.loader import BatchLoader, eval_loader, fits_on
 from resnet_train.data.mix import Mix
 from resnet_train.data.plan import draw_plan
 from resnet_train.data.progressive import size_schedule
+from resnet_train.loggers.base import Logger
+from resnet_train.loggers.console import Console
+from resnet_train.loggers.csv import MetricsCsv
+from resnet_train.loggers.guard import Guard
 from resnet_train.models import create_model, list_models
 from resnet_train.models.blocks import set_bn_momentum
 from resnet_train.optim.ema import ExponentialMovingAverage
 from resnet_train.optim.optimizers import OPTIMIZERS
 from resnet_train.optim.schedules import SCHEDULES
-from resnet_train.records import About
+from resnet_train.records import About, RunInfo
 from resnet_train.registry import accepts, call_with
-from resnet_train.runtime.device import can_compile, memory_format
+from resnet_train.runtime.device import can_compile, device_name, memory_format
 from resnet_train.runtime.distributed import ALONE, Processes
 from resnet_train.runtime.precision import choose_precision
 from resnet_train.training.trainer import Trainer
@@ -47,9 +53,24 @@ class RunData:
     train_indices: np.ndarray
     val_indices: np.ndarray
 
+    @property
+    def fingerprints(self) -> tuple[str, str]:
+        """Return the fingerprints of the training and of the test images, "" without any."""
+        return self.train.fingerprint, self.test.fingerprint if self.test else ""
+
+    def describe(self, batch_size: int) -> str:
+        """Return how many images are trained on, held out and left out."""
+        text = f"{len(self.train_indices):,} training images"
+        if len(self.val_indices):
+            text += f", {len(self.val_indices):,} held out"
+        if left_out := len(self.train_indices) % batch_size:
+            text += f"; {left_out:,} left out of each epoch because they do not fill a batch"
+        return text
+
 
 def describe_network(config: TrainConfig, data: RunData) -> About:
     """Return what a checkpoint says about its network: enough to use it without anything else."""
+    fingerprint, test_fingerprint = data.fingerprints
     return About(
         arch=config.arch,
         arch_options=arch_options(config),
@@ -59,8 +80,24 @@ def describe_network(config: TrainConfig, data: RunData) -> About:
         std=list(data.train.std),
         dataset=config.dataset,
         title=data.train.title,
-        fingerprint=data.train.fingerprint,
-        test_fingerprint=data.test.fingerprint if data.test else "",
+        fingerprint=fingerprint,
+        test_fingerprint=test_fingerprint,
+    )
+
+
+def describe_run(config: TrainConfig, data: RunData, trainer: Trainer, name: str) -> RunInfo:
+    """Return what loggers learn about a run before its first step."""
+    return RunInfo(
+        name=name,
+        title=data.train.title,
+        config=to_plain(config),
+        device=device_name(trainer.device),
+        epochs=config.epochs,
+        steps_per_epoch=len(trainer.train_loader),
+        batch_size=config.batch_size,
+        first_step=trainer.progress.step,
+        history=tuple(trainer.progress.history),
+        scalar_names=trainer.scalar_names,
     )
 
 
@@ -266,3 +303,13 @@ def build_loaders(
     if data.test is not None:
         eval_loaders["test"] = of_split(data.test.images, data.test.labels)
     return train_loader, eval_loaders
+
+
+def build_loggers(config: TrainConfig, folder: Path, check: Callable[[], None]) -> list[Logger]:
+    """Return the loggers of a run in the order of their calls; `check` raises if the folder must not be written."""
+    loggers: list[Logger] = [Guard(check), Console(), MetricsCsv(folder)]
+    if config.tensorboard:
+        from resnet_train.loggers.tensorboard import TensorBoard  # takes 1 s to import
+
+        loggers.append(TensorBoard(folder))
+    return loggers

@@ -20,11 +20,11 @@ import torch
 
 from resnet_train.build import build_trainer, load_data
 from resnet_train.config import make_config
-from resnet_train.jobs import train as jobs_train
 from resnet_train.recipes import read_yaml
 from resnet_train.runs import checkpoint, resume
 from resnet_train.runs.checkpoint import count_bytes, dump, read_checkpoint, read_model, write_checkpoint
 from resnet_train.runs.folder import RunFolder
+from resnet_train.runs.space import count_run_bytes, warn_if_nearly_full
 from resnet_train.runtime import files
 from resnet_train.runtime.files import open_regular
 from tests.harness.cli import SMALL, Outcome, RunCli, run_python
@@ -234,7 +234,7 @@ def test_the_space_warning_covers_all_files(
         caplog.clear()
         free = int(3 * share * path.stat().st_size)
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(0, 0, free))
-        jobs_train._warn_if_nearly_full(config, trainer, folder)
+        warn_if_nearly_full(folder, config, trainer)
         assert ("the files of a run take up to" in caplog.text) == warned
 
 
@@ -243,7 +243,7 @@ def test_the_files_of_a_run_take_what_is_foretold(trained: tuple[Path, Outcome])
     config = make_config(read_yaml(folder / "config.yaml"))
     sizes = {path.name: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     trainer = build_trainer(config, load_data(config), torch.device("cpu"))
-    foretold = jobs_train.count_run_bytes(config, trainer)
+    foretold = count_run_bytes(config, trainer)
     assert sum(sizes.values()) < foretold
     curves = [size for name, size in sizes.items() if not name.endswith((".pt", ".json", ".yaml"))]
     states, models = 3 * sizes["last.pt"], 2 * sizes["model.pt"]

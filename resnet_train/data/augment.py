@@ -160,6 +160,11 @@ class Normalize:
         return pixels.mul_(scale).add_(shift)
 
 
+def denormalize(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """Return normalized images [B, 3, H, W] on a 0–1 scale again."""
+    return images * images.new_tensor(std)[:, None, None] + images.new_tensor(mean)[:, None, None]
+
+
 @lru_cache
 @torch.inference_mode(False)  # tensors created in an evaluation must be usable in training
 def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:

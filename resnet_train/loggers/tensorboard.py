@@ -17,8 +17,11 @@ IMAGES_PER_ROW = 16
 
 
 class _HeldFile:
-    """What TensorBoard's writer appends to. Its own file system opens the path again for each write, from a thread,
-    and would write into another run's folder if this one was moved."""
+    """Keep the event file open for TensorBoard's writer.
+
+    TensorBoard itself opens the path again for each write, and would write into another run's folder if this run's was
+    moved.
+    """
 
     def __init__(self, path: Path) -> None:
         self.file = open_regular(path, "ab", buffering=0)

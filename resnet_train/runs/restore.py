@@ -1,11 +1,13 @@
-"""From a checkpoint to the network it describes."""
+"""From a checkpoint to the network it describes, and to the trainer of the run it continues."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +16,15 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from resnet_train.config import TrainConfig
 from resnet_train.data.dataset import FACTS
 from resnet_train.models import create_model
-from resnet_train.runs.checkpoint import AnyCheckpoint
+from resnet_train.runs.checkpoint import AnyCheckpoint, RunCheckpoint
+from resnet_train.runs.folder import RunFolder
+from resnet_train.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class UnusableState(ValueError):
+    """A state does not fit the run it is said to be of."""
 
 
 def restore_model(checkpoint: AnyCheckpoint, path: Path) -> nn.Module:
@@ -36,6 +46,48 @@ def restore_model(checkpoint: AnyCheckpoint, path: Path) -> nn.Module:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} does not hold the network it describes: {reason}") from None
     return model.eval()
+
+
+def restore_trainer(trainer: Trainer, state: RunCheckpoint, config: TrainConfig, fingerprints: tuple[str, str]) -> None:
+    """Load the state of a run into its trainer.
+
+    Args:
+        trainer: built from `config`.
+        state: read from the run's folder.
+        config: all settings.
+        fingerprints: of the training and of the test images that the trainer was built with.
+
+    Raises:
+        UnusableState: the state does not fit the run.
+        ValueError: the training or the test images are not those of the run.
+    """
+    folder, about = RunFolder(config.output_dir / str(config.name)), state.about
+    saved = (about.fingerprint, about.test_fingerprint)
+    for split, before, now in zip(("training", "test"), saved, fingerprints):
+        if before not in (None, now):
+            raise ValueError(f"{config.data_dir} does not hold the {split} images that {folder.path} was started with")
+    try:
+        trainer.load_state(state)
+    except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UnusableState(f"{folder.last} does not hold a state of this run: {reason}") from None
+
+
+def warn_about_changes(state: RunCheckpoint, environment: dict[str, Any], num_ranks: int) -> None:
+    """Warn if a resumed run will differ: equal bits need the same device, versions, threads and processes."""
+    before = state.environment
+    keys = ("torch", "device", "device_name", "threads")
+    changed = [
+        f"{key} was {before.get(key)} and is now {now}" for key in keys if before.get(key) != (now := environment[key])
+    ]
+    if changed:
+        log.warning("%s: the result may differ in its last bits", "; ".join(changed))
+    if (num_before := len(state.sums)) != num_ranks:  # one row of sums for each process
+        log.warning(
+            "the number of processes was %d and is now %d: the result will differ, as batch norm sees other parts",
+            num_before,
+            num_ranks,
+        )
 
 
 def find_data_dir(config: TrainConfig, data_path: str | None) -> Path:
