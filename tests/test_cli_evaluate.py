@@ -322,6 +322,11 @@ def test_a_running_state_tells_epochs_and_steps(stopped: Path, run_cli: RunCli, 
     assert (described["epoch"], described["steps_after_epoch"]) == (3, 1)
 
 
+def test_whole_epochs_have_no_steps_beside_them(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    text = run_cli("resnet-eval", folder / "checkpoints" / "last.pt", "--device", "cpu", cwd=tmp_path).stdout
+    assert re.search(r"^network     resnet8, \d+ epochs$", text, re.MULTILINE)
+
+
 def test_more_than_one_step_are_steps(stopped: Path, run_cli: RunCli, tmp_path: Path) -> None:
     contents = read_checkpoint(stopped / "checkpoints" / "last.pt")
     contents["step"] = 10

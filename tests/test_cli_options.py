@@ -152,6 +152,16 @@ def test_print_config_creates_no_run(run_cli: RunCli, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_print_config_checks_the_settings_together(run_cli: RunCli, tmp_path: Path) -> None:
+    outcome = run_cli("resnet-train", "--optimizer", "adamw", "--nesterov", "--print-config", cwd=tmp_path)
+    assert (outcome.code, outcome.stdout) == (2, "")
+
+
+def test_print_config_ends_with_one_newline(run_cli: RunCli, tmp_path: Path) -> None:
+    text = run_cli("resnet-train", "--print-config", cwd=tmp_path).stdout
+    assert text == text.strip() + "\n"
+
+
 def test_shells_can_complete_flags(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_RESNET_TRAIN_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "resnet-train --ep")

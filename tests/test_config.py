@@ -254,6 +254,13 @@ def test_name_must_be_a_plain_folder_name(name: str) -> None:
     assert message.endswith("must be a plain folder name")
 
 
+@pytest.mark.parametrize(("name", "largest"), [("cutout", 1024), ("name", "a" * 200)])
+def test_the_largest_value_is_accepted_and_no_larger(name: str, largest: Any) -> None:
+    values = {"image_size": 1024, name: largest}
+    assert getattr(make_config(values), name) == largest
+    assert message_of(values | {name: largest + (1 if isinstance(largest, int) else "a")}).startswith(f"{name} (=")
+
+
 def test_name_has_at_most_200_bytes() -> None:
     assert message_of({"name": "ö" * 101}).endswith("must be at most 200 bytes long")
     assert make_config({"name": "ö" * 100}).name == "ö" * 100

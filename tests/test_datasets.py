@@ -80,6 +80,18 @@ def test_digits_statistics_are_those_of_the_training_images(digits):
     assert train.std == pytest.approx((train.images / 255).std((0, 2, 3)), abs=1e-6)
 
 
+# Of the training images, as torchvision's and most other scripts give them (rounded to four digits).
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("cifar10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        ("cifar100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    ],
+)
+def test_cifar_statistics_are_the_published_ones(name, mean, std):
+    assert (FACTS[name].mean, FACTS[name].std) == (mean, std)
+
+
 def test_unknown_data_set_gives_the_nearest(tmp_path):
     with pytest.raises(ValueError, match="unknown data set 'cifar-10'; did you mean 'cifar10'"):
         load_dataset("cifar-10", "train", tmp_path)

@@ -1,13 +1,15 @@
 """Golden runs: metrics.csv of tiny runs, bit for bit, shows that a refactoring changed nothing.
 
-The files were recorded on one CPU with one version of torch; other CPUs and versions round differently, so the test is
-skipped there. `python -m tests.test_golden_runs` records them again, for a change that is meant to change results.
+Each folder of `data/golden_runs` was recorded on one CPU with one version of torch. Other CPUs and versions round
+differently, so only the first epoch's training loss is compared there, with a tolerance.
+`python -m tests.test_golden_runs` records this machine's folder, again for a change that is meant to change results.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -77,13 +79,22 @@ def machine() -> dict[str, object]:
     return {key: environment[key] for key in ("torch", "cpu")} | {"kernels": torch.backends.cpu.get_cpu_capability()}
 
 
+def recorded_folder() -> Path | None:
+    """Return the folder that was recorded on a machine like this one."""
+    folders = (path.parent for path in GOLDEN.glob("*/machine.json") if json.loads(path.read_text()) == machine())
+    return next(folders, None)
+
+
 @needs_fork
 @pytest.mark.parametrize("name", NAMES)
 def test_metrics_equal_the_golden_run(name: str, tmp_path: Path) -> None:
-    recorded_on = json.loads((GOLDEN / "machine.json").read_text())
-    if recorded_on != machine():
-        pytest.skip(f"recorded on {recorded_on}, this is {machine()}")
-    golden, rows = (rows_of(text) for text in ((GOLDEN / f"{name}.csv").read_bytes(), record_run(name, tmp_path)))
+    folder = recorded_folder()
+    golden = rows_of(((folder or next(GOLDEN.iterdir())) / f"{name}.csv").read_bytes())
+    rows = rows_of(record_run(name, tmp_path))
+    if folder is None:
+        # The largest difference between two recorded CPUs is 2e-5, for drop path on resnet18.
+        assert float(rows[0]["train_loss"]) == pytest.approx(float(golden[0]["train_loss"]), rel=5e-4)
+        pytest.skip(f"the first training loss fits; bits were not recorded on {machine()}")
     # A metric that was registered later adds columns; those that were recorded must not change.
     assert [{column: row[column] for column in golden[0]} for row in rows] == golden
 
@@ -93,8 +104,9 @@ def rows_of(text: bytes) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    GOLDEN.mkdir(parents=True, exist_ok=True)
-    (GOLDEN / "machine.json").write_text(json.dumps(machine(), indent=2) + "\n")
-    for golden in NAMES:
-        with tempfile.TemporaryDirectory() as folder:
-            (GOLDEN / f"{golden}.csv").write_bytes(record_run(golden, Path(folder)))
+    this = recorded_folder() or GOLDEN / re.sub(r"\W+", "-", " ".join(map(str, machine().values()))).lower()
+    this.mkdir(parents=True, exist_ok=True)
+    (this / "machine.json").write_text(json.dumps(machine(), indent=2) + "\n")
+    for run in NAMES:
+        with tempfile.TemporaryDirectory() as scratch:
+            (this / f"{run}.csv").write_bytes(record_run(run, Path(scratch)))

@@ -84,6 +84,12 @@ def test_erased_images_are_not_the_flipped_ones():
     assert 0.4 < erased[parameters["flip"]].mean() < 0.6
 
 
+def test_draws_come_from_seed_then_epoch_then_stream() -> None:
+    flips = draw_plan(3, 5, 50, [FLIP]).parameters[FLIP.stream]
+    assert np.array_equal(flips, FLIP.draw(generator(3, 5, FLIP.stream), 50, 5))
+    assert not np.array_equal(flips, FLIP.draw(generator(5, 3, FLIP.stream), 50, 5))
+
+
 def test_two_transforms_of_one_stream_are_refused():
     with pytest.raises(AssertionError, match="two transforms share the stream 'flip'"):
         draw_plan(0, 0, 8, (FLIP, AlternatingFlip()))
