@@ -60,6 +60,14 @@ def damage(trained: tuple[Path, Outcome], file: str, change: Change, target: Pat
     return target
 
 
+def test_a_wrong_value_is_named_with_the_part(trained: tuple[Path, Outcome], run_cli: RunCli, tmp_path: Path) -> None:
+    path = damage(trained, "last.pt", lambda c: c.update(step="last"), tmp_path / "some.pt")
+    assert run_cli("resnet-info", path, cwd=tmp_path).error.split(": ")[2:] == [
+        "step (='last')",
+        "Input should be a valid integer",
+    ]
+
+
 @pytest.mark.parametrize("command", ["resnet-eval", "resnet-info"])
 @pytest.mark.parametrize(("part", "change"), OF_EVERY_FILE.values(), ids=OF_EVERY_FILE)
 def test_a_model_with_a_wrong_part_is_refused_by_name(

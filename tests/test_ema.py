@@ -75,6 +75,12 @@ def test_a_bad_step_leaves_the_average():
     assert_same_tensors(dict(averaged.model.named_parameters()), before)
 
 
+def test_the_average_needs_no_gradients():
+    average = ExponentialMovingAverage(create_model("resnet8"), 0.9).model
+    assert not any(parameter.requires_grad for parameter in average.parameters())
+    assert not average.training
+
+
 def test_the_average_is_what_is_evaluated():
     trainer = tiny_trainer(epochs=1, ema_decay=0.9)
     trainer.fit()

@@ -180,6 +180,30 @@ def test_what_torch_saves_is_read_as_torch_reads_it(tmp_path: Path) -> None:
     assert ours["twice"][1][0] == 9
 
 
+def nested(depth: int) -> Any:
+    return [nested(depth - 1)] if depth else 0
+
+
+# Each value, and the same with one more of what is limited.
+@pytest.mark.parametrize(
+    ("accepted", "refused"),
+    [
+        (nested(31), nested(32)),  # and the dict around it
+        (torch.zeros([1] * 8), torch.zeros([1] * 9)),
+        (2**127 - 1, 2**127),
+        ("x" * 65_536, "x" * 65_537),
+        ({2**31 - 1: 0}, {2**31: 0}),
+    ],
+    ids=["depth", "dimensions", "integer", "text", "key"],
+)
+def test_limits_of_a_checkpoint_are_exact(accepted: Any, refused: Any, tmp_path: Path) -> None:
+    torch.save({"some": accepted}, tmp_path / "some.pt")
+    assert_same_tensors(read_tensor_file(tmp_path / "some.pt"), {"some": accepted})
+    torch.save({"some": refused}, tmp_path / "some.pt")
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        read_tensor_file(tmp_path / "some.pt")
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.names())
 def test_a_long_run_with_any_optimizer_can_be_read(optimizer: str, tmp_path: Path) -> None:
     trainer = tiny_trainer(epochs=1, optimizer=optimizer, nesterov=optimizer == "sgd", ema_decay=0.9)

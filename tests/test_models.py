@@ -294,12 +294,20 @@ def test_whole_network_is_stem_stages_mean_and_linear():
     torch.testing.assert_close(model(images), logits, rtol=1e-4, atol=1e-5)
 
 
-def test_convolutions_start_at_he_scale_and_norms_as_the_identity():
+@pytest.mark.parametrize("name", [entry.name for entry in list_models()])
+def test_a_constructor_makes_ten_classes_by_default(name):
+    with torch.device("meta"):
+        assert find_model(name).constructor().linear.out_features == 10
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_convolutions_start_at_he_scale_and_norms_as_the_identity(name):
     torch.manual_seed(4)
-    for module in create_model("resnet18").modules():
+    for module in create_model(name).modules():
         if isinstance(module, nn.Conv2d):
-            fan_out = module.out_channels * module.kernel_size[0] ** 2
-            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.06)
+            fan_out = module.out_channels * module.kernel_size[0] ** 2  # torch does not divide by the groups
+            allowed = 4 / (2 * module.weight.numel()) ** 0.5  # four standard errors
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=allowed)
             assert module.bias is None
         elif isinstance(module, nn.BatchNorm2d):
             assert module.weight.eq(1).all()

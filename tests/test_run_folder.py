@@ -176,7 +176,9 @@ WRITES: dict[str, Callable[[RunFolder], None]] = {
     "best": lambda folder: Saver(folder, DESCRIPTION).save_best({}, "test", make_record(1, train=(2.5, 0.1))),
     "final": lambda folder: Saver(folder, DESCRIPTION).save_final({}, make_record(1, train=(2.5, 0.1))),
     "description": lambda folder: folder.write_description({}, {}),
+    "a log's start": lambda folder: Guard(folder.check_held).start(None),
     "rows and events": lambda folder: Guard(folder.check_held).log({}, step=1),
+    "images": lambda folder: Guard(folder.check_held).log_images("some", None, step=1),
 }
 
 

@@ -173,13 +173,10 @@ def stage_strides(num_blocks: int, stride: int) -> list[int]:
 
 @torch.no_grad()
 def init_weights(model: nn.Module) -> None:
-    """Initialize convolutions as He et al. 2015 (fan-out), and norms as the identity."""
+    """Initialize convolutions as He et al. 2015 (fan-out); torch creates norms as the identity."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
 
 
 def set_bn_momentum(model: nn.Module, momentum: float) -> None:
