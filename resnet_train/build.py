@@ -69,7 +69,7 @@ class RunData:
 
 
 def describe_network(config: TrainConfig, data: RunData) -> About:
-    """Return what a checkpoint says about its network: enough to use it without anything else."""
+    """Return what a checkpoint says about its network, which is enough to use it."""
     fingerprint, test_fingerprint = data.fingerprints
     return About(
         arch=config.arch,
@@ -112,14 +112,19 @@ def check_config(config: TrainConfig, *, resumed: bool = False) -> None:
         ValueError: an unknown architecture, data set, optimizer or schedule, a setting without effect, or images too
             small for the network.
     """
+    # The names of all components.
     choices = ((DATASETS, config.dataset), (OPTIMIZERS, config.optimizer), (SCHEDULES, config.schedule))
     for registry, name in choices:
         registry[name]  # raises if the name is unknown
     if not resumed:
         _check_effects(config)
-    with torch.device("meta"):  # no memory and no arithmetic, only to see whether the network can be built
+
+    # The network: on the meta device building it takes no memory and no arithmetic.
+    with torch.device("meta"):
         model = create_model(config.arch, **arch_options(config))
         stride: Any = model.stride
+
+    # The smallest images that it will see.
     smallest = config.progressive_sizes[0][0] if config.progressive_sizes else config.image_size
     if smallest < stride:
         name = "progressive_sizes (from " if config.progressive_sizes else "image_size (="
@@ -193,6 +198,8 @@ def load_data(config: TrainConfig) -> RunData:
     train_set = load_dataset(config.dataset, "train", config.data_dir, config.image_size)
     assert train_set is not None
     test_set = load_dataset(config.dataset, "test", config.data_dir, config.image_size)
+
+    # There must be something to learn and something to evaluate on.
     if test_set is not None and test_set.classes != train_set.classes:
         raise ValueError("train and test images have different classes")
     if test_set is None and not config.val_size:
@@ -201,8 +208,9 @@ def load_data(config: TrainConfig) -> RunData:
         raise ValueError(
             f"{config.data_dir} has one class only ({train_set.classes[0]!r}); there is nothing to tell apart"
         )
+
     train_indices, val_indices = split_indices(train_set.labels, config.val_size, config.train_size)
-    return RunData(train_set, test_set, train_indices, val_indices)
+    return RunData(train=train_set, test=test_set, train_indices=train_indices, val_indices=val_indices)
 
 
 def arch_options(config: TrainConfig) -> dict[str, Any]:
@@ -217,6 +225,7 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
     Raises:
         ValueError: the batch is larger than the training set or can't be divided among the processes.
     """
+    # Check what depends on the data and the machine.
     num_images = len(data.train_indices)
     if config.batch_size > num_images:
         raise ValueError(
@@ -231,6 +240,8 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
     if config.compile and not can_compile(device):
         needs = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler"
         raise ValueError(f"compile (=true) needs {needs}, which is not here; install one, or leave --compile out")
+
+    # The network and its average, which is copied before the network is compiled.
     settings, num_classes = dict(config), len(data.train.classes)
     model = build_model(config, num_classes, device)
     averaged = ExponentialMovingAverage(model, config.ema_decay) if config.ema_decay else None
@@ -238,6 +249,8 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
         # In place: torch.compile(model) would prefix the names of the weights. On a GPU, "reduce-overhead" captures the
         # kernels in a graph and launches them at once.
         model.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
+
+    # Everything else takes the settings that its signature names.
     train_loader, eval_loaders = build_loaders(config, data, device, processes)
     steps_per_epoch = len(train_loader)
     return call_with(
@@ -257,9 +270,12 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
 
 def build_model(config: TrainConfig, num_classes: int, device: torch.device) -> nn.Module:
     """Build the network on its device, with initial weights that depend on the seed alone."""
+    # Weights are drawn on the CPU, so they do not depend on the device.
     torch.manual_seed(config.seed)
     model = create_model(config.arch, num_classes, **arch_options(config))
     model = model.to(device).to(memory_format=memory_format(config.channels_last))
+
+    # Batch norm as the config has it.
     set_bn_momentum(model, config.bn_momentum)
     if config.sync_bn:
         if device.type != "cuda":
@@ -272,6 +288,7 @@ def build_loaders(
     config: TrainConfig, data: RunData, device: torch.device, processes: Processes = ALONE
 ) -> tuple[BatchLoader, dict[str, BatchLoader]]:
     """Return the training loader, and the evaluation loaders by split."""
+    # Training draws its augmentations from the plan of each epoch.
     settings = dict(config)
     normalize = Normalize(data.train.mean, data.train.std, config.channels_last)
     transforms = build_transforms(settings)

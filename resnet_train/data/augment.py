@@ -92,10 +92,12 @@ class RandomCrop(Transform):
         return rng.integers(0, 2 * self.crop_padding + 1, size=(num_images, 2))
 
     def __call__(self, images: Tensor, parameters: Tensor) -> Tensor:
+        # The pixels of each crop, by row and column of the padded image.
         height, width = images.shape[-2:]
         padded = _pad(images, self.crop_padding, self.padding_mode)
         rows = parameters[:, :1] + torch.arange(height, device=images.device)  # [B, H]
         columns = parameters[:, 1:] + torch.arange(width, device=images.device)  # [B, W]
+
         # Two gathers of whole rows, then of columns: twice as fast on a CPU as one gather of single pixels.
         tall = padded.gather(2, rows[:, None, :, None].expand(-1, padded.shape[1], -1, padded.shape[3]))
         return tall.gather(3, columns[:, None, None, :].expand(-1, padded.shape[1], height, -1))
@@ -155,6 +157,7 @@ class Normalize:
     channels_last: bool = True
 
     def __call__(self, images: Tensor) -> Tensor:
+        # (pixel / 255 - mean) / std as one product and one sum, in place.
         scale, shift = _scale_and_shift(self.mean, self.std, images.device)
         pixels = images.to(torch.float32, memory_format=memory_format(self.channels_last))
         return pixels.mul_(scale).add_(shift)
@@ -195,6 +198,7 @@ class Cutout(Transform):
         return rng.integers(0, self.image_size, size=(num_images, 2)) - self.cutout // 2
 
     def __call__(self, images: Tensor, parameters: Tensor) -> Tensor:
+        # 0 is the mean color, because the images are normalized.
         boxes = torch.cat([parameters, torch.full_like(parameters, self.cutout)], dim=1)  # [B, 4]
         return images.masked_fill(box_mask(boxes, images)[:, None], 0.0)
 
@@ -217,12 +221,16 @@ class RandomErasing(Transform):
 
     def draw(self, rng: np.random.Generator, num_images: int, epoch: int) -> np.ndarray:
         """Return int64 [N, 4]: top, left, height and width; height 0 erases nothing."""
+        # Draw whether, how large and of which shape.
         erased = rng.random(num_images) < self.random_erasing
         area = self.image_size**2 * rng.uniform(self.MIN_AREA, self.MAX_AREA, num_images)
         aspect = np.exp(rng.uniform(np.log(self.MIN_ASPECT), -np.log(self.MIN_ASPECT), num_images))
+
         # The largest rectangle, 0.33 of the area at 3.33 : 1, is 1.05 images high: clip it instead of drawing again.
         height = np.minimum(np.sqrt(area * aspect).round(), self.image_size).astype(np.int64)
         width = np.minimum(np.sqrt(area / aspect).round(), self.image_size).astype(np.int64)
+
+        # Every place within the image is equally likely.
         top = (rng.random(num_images) * (self.image_size - height + 1)).astype(np.int64)
         left = (rng.random(num_images) * (self.image_size - width + 1)).astype(np.int64)
         return np.stack([top, left, np.where(erased, height, 0), width], axis=1)
@@ -233,6 +241,7 @@ class RandomErasing(Transform):
 
 def box_mask(boxes: Tensor, images: Tensor) -> Tensor:
     """Return bool [B, H, W]: the pixels inside each image's box, int64 [B, 4] of top, left, height and width."""
+    # Rows and columns separately: their product is the rectangle.
     top, left, height, width = (boxes[:, i : i + 1] for i in range(4))
     rows = torch.arange(images.shape[2], device=images.device)
     columns = torch.arange(images.shape[3], device=images.device)

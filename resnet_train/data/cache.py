@@ -61,6 +61,7 @@ def open_or_build(data_dir: Path, name: str, fingerprint: str, fill: Fill) -> Ca
     Raises:
         OSError: No location is writable, or the disk is full.
     """
+    # The fast way: a whole cache is there, and no lock is needed.
     root = _writable_root(data_dir)
     folder = root / f"{name}-{fingerprint[:20]}"
     if (cached := _open_if_whole(folder)) is not None:
@@ -68,6 +69,8 @@ def open_or_build(data_dir: Path, name: str, fingerprint: str, fill: Fill) -> Ca
             with _builder_lock(root, wait=False):  # taking the lock deletes what a killed builder left
                 pass
         return cached
+
+    # Otherwise one process builds it while the others wait.
     with _builder_lock(root):
         if (cached := _open_if_whole(folder)) is not None:  # another process has built it in the meantime
             return cached

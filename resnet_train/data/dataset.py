@@ -137,6 +137,7 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
 
     They come from integer histograms, so they are exact for any number of images.
     """
+    # Count the pixels of each value, by channel.
     histograms = np.zeros((3, 256), dtype=np.int64)
     for start in range(0, len(images), 1024):
         for channel in range(3):

@@ -34,6 +34,7 @@ class ResidentImages:
     """Images that live on the training device: a batch is one gather."""
 
     def __init__(self, images: np.ndarray, indices: np.ndarray, device: torch.device) -> None:
+        # All images in their order need no copy on the host.
         everything = len(indices) == len(images) and bool((np.diff(indices) == 1).all())
         chosen = np.asarray(images if everything else images[indices])
         with warnings.catch_warnings():
@@ -66,6 +67,7 @@ class StreamedImages:
 
 def _prefetch(read: Callable[[np.ndarray], Gathered], chunks: Sequence[np.ndarray]) -> Iterator[Gathered]:
     """Yield `read(chunk)` for each chunk, computed by one thread a few chunks ahead; its exceptions are raised here."""
+    # The queue holds results in order; a full one makes the caller take the oldest.
     ahead: deque[Future[Gathered]] = deque()
     pool = ThreadPoolExecutor(1, "prefetch")
     try:
@@ -127,6 +129,7 @@ class BatchLoader:
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
+        # What to load, and how.
         indices = np.arange(len(labels)) if indices is None else indices
         self.num_images = len(indices)
         self.batch_size, self.drop_last = batch_size, drop_last
@@ -135,6 +138,8 @@ class BatchLoader:
         self.size_at, self.chunk_bytes = size_at, chunk_bytes
         self.image_bytes = 4 * images[0].size if len(images) else 0  # as float32
         self.rank, self.num_ranks = rank, num_ranks
+
+        # All labels are on the device; the images only if they fit.
         self.labels = torch.from_numpy(labels[indices]).to(device)  # [N], by position
         self.source: ResidentImages | StreamedImages = (
             ResidentImages(images, indices, device) if resident else StreamedImages(images, indices)
@@ -173,6 +178,7 @@ class BatchLoader:
             # Partners are gathered and transformed with their images, as the second half of the chunk.
             positions = [np.concatenate([own, mix.partners[own]]) for own in positions]
 
+        # Transform each chunk as a whole, mix its halves, and split it into batches.
         for chunk, (rows, images) in zip(chunks, self.source.gather(positions, self.device)):
             batch = Batch(self._transform(images, rows, parameters), self.labels[rows])
             if mix:
@@ -185,6 +191,7 @@ class BatchLoader:
 
     def _transform(self, images: Tensor, rows: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         """Augment and normalize images, given their rows of the parameters."""
+        # Pixels first, then normalized floats; the order within each kind is that of registration.
         for transform in self.transforms:
             if not transform.normalized:
                 images = transform(images, parameters[transform.stream][rows])

@@ -47,16 +47,18 @@ class Mix:
 
     def draw(self, rng: np.random.Generator, num_images: int) -> MixPlan:
         """Draw the partners, weights and boxes of all images for one epoch."""
-        partners = rng.permutation(num_images)
         # All draws are made even if they are not used, so that one setting does not change the others' draws.
+        partners = rng.permutation(num_images)
         coin = rng.random(num_images) < 0.5
         pasted = coin if self.mixup and self.cutmix else np.full(num_images, bool(self.cutmix))
         blend_weights = _beta(rng, self.mixup, num_images)
         boxes = self._boxes(rng, _beta(rng, self.cutmix, num_images))
         boxes[~pasted] = -1
+
         # The weight is the area kept by the box as clipped at the border, not as drawn (Yun et al., algorithm A1).
         kept = 1 - boxes[:, 2] * boxes[:, 3] / self.image_size**2
-        return MixPlan(partners, np.where(pasted, kept, blend_weights).astype(np.float32), boxes)
+        weights = np.where(pasted, kept, blend_weights).astype(np.float32)
+        return MixPlan(partners=partners, weights=weights, boxes=boxes)
 
     def _boxes(self, rng: np.random.Generator, weights: np.ndarray) -> np.ndarray:
         """Draw boxes with an area share of 1 - weight around a random pixel, clipped at the border."""
@@ -73,6 +75,7 @@ def _beta(rng: np.random.Generator, alpha: float, num_images: int) -> np.ndarray
 
 def mix_images(images: Tensor, partners: Tensor, weights: Tensor, boxes: Tensor) -> Tensor:
     """Return the mix of images and partners, float [B, 3, H, W], by weights, float [B], and boxes, int64 [B, 4]."""
+    # Both mixes are computed for all images, because choosing on the host would wait for the device.
     blended = partners.lerp(images, weights[:, None, None, None])
     pasted = torch.where(box_mask(boxes, images)[:, None], partners, images)
     return torch.where((boxes[:, 2] < 0)[:, None, None, None], blended, pasted)

@@ -39,6 +39,7 @@ class Evaluation:
     def confusion(self) -> np.ndarray:
         """Return int64 [C, C]: how many images of the row's class were taken for the column's class."""
         num_classes = self.logits.shape[1]
+        # Each pair of label and prediction is one cell of the flat matrix.
         cells = self.labels * num_classes + self.logits.argmax(1)
         return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes).numpy()
 
@@ -56,11 +57,14 @@ def evaluate(
     The outputs stay on the device, so the host waits for it once, at the end. Each process brings its part of the
     batches, which may be empty; every process gets the result for all images.
     """
+    # An empty part comes first, because a rank may have no images.
     was_training = model.training
     model.eval()
     loss_sum = torch.zeros((), dtype=sum_dtype(device), device=device)
     logits = [torch.empty(0, num_classes, device=device)]
     labels = [torch.empty(0, dtype=torch.int64, device=device)]
+
+    # Everything stays on the device.
     for batch in batches:
         if len(batch.labels):
             logits.append(model(batch.images).float())  # [B, C]
@@ -71,4 +75,4 @@ def evaluate(
     # One transfer to the host for all images of all processes.
     loss_sum = processes.sum(loss_sum)
     all_logits, all_labels = (processes.concatenate(torch.cat(parts)).cpu() for parts in (logits, labels))
-    return Evaluation(float(loss_sum) / max(1, len(all_labels)), all_logits, all_labels)
+    return Evaluation(loss=float(loss_sum) / max(1, len(all_labels)), logits=all_logits, labels=all_labels)

@@ -1,4 +1,4 @@
-"""Try a recipe on this machine: `bench` for its speed and what would improve it, `dry_run` for whether it works."""
+"""Try a recipe on this machine: `bench` measures its speed and possible gains, `dry_run` checks that it works."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NOTES = {"amp": "rounds differently", "accumulate": "takes more memory", "batch_
 
 @dataclass(frozen=True, kw_only=True)
 class DryRunResult:
-    """What a dry run found; the total is an estimate for the whole run."""
+    """The result of a dry run; the total is an estimate for the whole run."""
 
     arch: str
     title: str
@@ -50,6 +50,7 @@ class DryRunResult:
 
 def dry_run(config: TrainConfig) -> DryRunResult:
     """Do one of everything: training batches, an evaluation batch, a checkpoint saved and read back. Keep nothing."""
+    # Build the parts as a run does.
     check_config(config)
     device = prepare_machine(config.device, config.threads, config.deterministic)
     data = load_data(config)
@@ -70,6 +71,7 @@ def dry_run(config: TrainConfig) -> DryRunResult:
         checkpoint_bytes = run_folder.last.stat().st_size
         restore_model(read_model(run_folder.last), run_folder.last)
 
+    # Predict the whole run.
     eval_images = sum(loader.num_images for loader in trainer.eval_loaders.values())
     run = measure.estimate_run(config, (len(data.train_indices), eval_images), rates, eval_rate)
     return DryRunResult(
@@ -97,7 +99,7 @@ class Change(NamedTuple):
 
     @property
     def flag(self) -> str:
-        """The flag of `resnet-train` that makes this change."""
+        """Return the flag of `resnet-train` that makes this change."""
         name = self.setting.replace("_", "-")
         if isinstance(self.value, bool):
             return f"--{name}" if self.value else f"--no-{name}"
@@ -115,12 +117,13 @@ class ChangeResult:
 
     @property
     def verdict(self) -> str:
-        """`faster` or `slower` if the whole range of the ratio is on that side of 1, else an empty string."""
+        """Return `faster` or `slower` if the whole range of the ratio is on that side of 1, else an empty string."""
         return "faster" if self.ratio.min > 1 else "slower" if self.ratio.max < 1 else ""
 
 
 def changes_to_try(config: TrainConfig, device: torch.device, try_compile: bool = False) -> list[Change]:
     """Return every change of one setting that may make training faster on this machine."""
+    # Memory order and precision, then what depends on the machine and on the config.
     mixed = choose_precision(config.amp, device) is not None
     changes = [Change("channels_last", not config.channels_last), Change("amp", "off" if mixed else "bf16")]
     if device.type == "cpu":
@@ -149,6 +152,7 @@ def start_changes(
     Returns:
         The trainings by flag, and why other changes cannot be tried, by flag.
     """
+    # A change that fails in its first step is left out with the first line of its error.
     trainings: dict[str, Callable[[], measure.Training]] = {}
     left_out = {}
     for change in changes:
@@ -195,6 +199,7 @@ class BenchResult:
 
 def default_steps(loader: BatchLoader) -> int:
     """Return the number of steps to time. On a GPU many batches are made at once: time as many steps."""
+    # With fewer, the time to make them would fall outside the measurement.
     chunk = loader.chunk_bytes // (loader.image_bytes * loader.batch_size)
     return max(MIN_STEPS, min(chunk, len(loader)))
 

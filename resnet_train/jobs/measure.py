@@ -66,6 +66,7 @@ class Spread:
 
 def rate(start: Callable[[], Training], steps: int, device: torch.device, warmup: int = WARMUP_STEPS) -> float:
     """Start a training and return its images per second over `steps` steps, after `warmup` untimed ones."""
+    # The clock starts and stops when the device has done everything that was launched.
     with closing(start()) as training:
         sum(islice(training, warmup))
         synchronize(device)
@@ -88,6 +89,7 @@ def interleave(
         min_ratio: Measures below this share of the rate of `base` in the first round are not repeated.
     """
     rates: dict[str, list[float]] = {name: [] for name in measures}
+    # Measures that are far too slow are dropped after the first round.
     names = list(measures)
     for number in range(rounds):
         for name in names if number % 2 == 0 else reversed(names):
@@ -142,11 +144,20 @@ def count_images(config: TrainConfig) -> tuple[int, int]:
 
 def random_images(num_images: int, image_size: int = 32, num_classes: int = 10) -> ImageDataset:
     """Return random pixels and labels, equal in every call."""
+    # The statistics are those of CIFAR-10; normalization costs the same with any.
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, size=(num_images, 3, image_size, image_size), dtype=np.uint8)
     labels = rng.integers(0, num_classes, size=num_images)
     classes = tuple(str(label) for label in range(num_classes))
-    return ImageDataset(pixels, labels, classes, CIFAR10.mean, CIFAR10.std, "random images", "")
+    return ImageDataset(
+        images=pixels,
+        labels=labels,
+        classes=classes,
+        mean=CIFAR10.mean,
+        std=CIFAR10.std,
+        title="random images",
+        fingerprint="",
+    )
 
 
 def random_data(config: TrainConfig) -> RunData:
@@ -154,7 +165,7 @@ def random_data(config: TrainConfig) -> RunData:
     num_classes = FACTS.get(config.dataset, CIFAR10).num_classes
     limit = max(config.batch_size, MAX_RANDOM_BYTES // (3 * config.image_size**2))
     train, test = (random_images(min(num, limit), config.image_size, num_classes) for num in count_images(config))
-    return RunData(train, test, np.arange(len(train)), np.arange(0))
+    return RunData(train=train, test=test, train_indices=np.arange(len(train)), val_indices=np.arange(0))
 
 
 def build_bench_trainer(config: TrainConfig, data: RunData, device: torch.device) -> Trainer:
@@ -169,7 +180,8 @@ def build_bench_trainer(config: TrainConfig, data: RunData, device: torch.device
 
 
 def train(trainer: Trainer, config: TrainConfig) -> Training:
-    """Train without end as an epoch of `resnet-train` does, with the threads and kernels of the config."""
+    """Train endlessly, as an epoch of `resnet-train` does, with the threads and kernels of the config."""
+    # Several trainings are interleaved: each sets its threads and kernels and leaves the number of threads as it was.
     threads = torch.get_num_threads()
     prepare_machine(config.device, config.threads, config.deterministic)
     batches = chain.from_iterable(map(trainer.train_loader.epoch, count()))
@@ -199,6 +211,8 @@ def phases(
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports its own progress on stderr
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+
+    # The mark "host" spans all timed steps; the trainer's marks lie within it.
     with closing(start()) as training:
         sum(islice(training, warmup))
         with profile(activities=activities) as profiler, record_function("host"):
@@ -276,6 +290,7 @@ class RunEstimate:
 
 def eval_rate(trainer: Trainer, num_batches: int) -> float:
     """Return the images per second of an evaluation of `num_batches` batches, after an untimed one."""
+    # Any split will do, because all have the same batch size.
     loader = next(iter(trainer.eval_loaders.values()))
 
     def run(num: int) -> None:
@@ -322,10 +337,13 @@ def estimate_run(
         eval_rate: Images per second of evaluation.
         start_seconds: Time until the first step is done.
     """
+    # Training: each stage at the rate of its image size.
     train_images, eval_images = num_images
     steps = config.epochs * (train_images // config.batch_size)
     stages = [Stage(side=side, share=share, images_per_second=train_rates[side]) for side, share in size_stages(config)]
     train_seconds = sum(steps * stage.share * config.batch_size / stage.images_per_second for stage in stages)
+
+    # Evaluation: every `eval_every` epochs and after the last.
     eval_seconds = -(-config.epochs // config.eval_every) * eval_images / eval_rate
     return RunEstimate(
         epochs=config.epochs,

@@ -26,6 +26,7 @@ class Muon(Optimizer):
     def __init__(
         self, model: nn.Module, *, lr: float, momentum: float, weight_decay: float, no_decay_norm_bias: bool
     ) -> None:
+        # Torch's interface sees all groups; AdamW updates those after the first.
         weights = [parameter for parameter in model.parameters() if parameter.ndim == 4]
         rest = decay_groups((p for p in model.parameters() if p.ndim != 4), weight_decay, no_decay_norm_bias)
         super().__init__([{"params": weights}, *rest], {"lr": lr})
@@ -65,6 +66,8 @@ class Muon(Optimizer):
             bad = found_inf > 0
             averaged, decay = torch.where(bad, buffer, averaged), torch.where(bad, 1.0, decay)
             updates = torch.where(bad, 0.0, updates)
+
+        # Decay the weights and add the updates.
         buffer.copy_(averaged)
         matrices = [_as_matrix(weight.detach(), weight) for weight in weights]
         torch._foreach_mul_(matrices, decay)

@@ -33,7 +33,7 @@ RECORD_BYTES = 512  # per tensor: its description, the headers of its record, it
 
 
 class Description(BaseModel):
-    """What makes every checkpoint explain itself.
+    """The part of every checkpoint that explains it.
 
     Attributes:
         about: the network and its data.
@@ -51,7 +51,7 @@ class Description(BaseModel):
 
 
 class ModelCheckpoint(Description):
-    """A model: its weights, the epoch they come from, and the split that epoch was selected on (None: the last one)."""
+    """A model: its weights, their epoch, and the split on which that epoch was selected (None: it is the last)."""
 
     model: dict[str, Any]
     metrics: EpochRecord | None = None
@@ -101,7 +101,8 @@ class Saver:
         self.description = {name: _plain(getattr(description, name)) for name in Description.model_fields}
 
     def save_state(self, state: TrainerState) -> None:
-        """Write last.pt and keep the one before as previous.pt. A final model of an earlier end becomes outdated."""
+        """Write last.pt and keep the one before as previous.pt; delete a final model, which is out of date."""
+        # A run that is extended has a final model already.
         self.folder.check_held()
         self.folder.model.unlink(missing_ok=True)
         contents = {**self.description, **dump(state)}
@@ -170,6 +171,7 @@ def parse(contents: dict[str, Any], path: Path, kind: type[Kind]) -> Kind:
     Raises:
         ValueError: a part is missing or has the wrong type; the message names it.
     """
+    # The structure says what is expected; the first thing that is wrong becomes the message.
     fields = {name: value for name, value in contents.items() if name not in ("format", "version")}
     try:
         return kind.model_validate(fields)
@@ -223,12 +225,15 @@ def write_checkpoint(
     """
     temporary = _temporary(path)
     try:
+        # Write beside the file; then rename, which replaces the old file at once.
         _write(temporary, {"format": FORMAT, "version": VERSION, **contents})
         check()
         if previous is not None and path.exists():
             _keep_as(path, previous)
         temporary.replace(path)
         _sync_folder(path.parent)
+
+    # Delete what was written, and say what a full disk lacks.
     except OSError as error:
         if error.errno is None:  # from `check`: a temporary file at this path would be another run's
             raise
@@ -274,6 +279,7 @@ def _write(path: Path, contents: dict[str, Any]) -> None:
 
 def count_bytes(contents: Any) -> int:
     """Return about how many bytes a file of these contents takes: its tensors and the headers of each."""
+    # Tensors that share memory are stored once.
     storages: dict[int, int] = {}
     pending = [contents]
     while pending:
@@ -290,6 +296,7 @@ def count_bytes(contents: Any) -> int:
 
 def _keep_as(path: Path, previous: Path) -> None:
     """Make `previous` a second name of the file at `path`, atomically."""
+    # A link beside it first, because a link cannot replace a file.
     link = _temporary(previous)
     link.unlink(missing_ok=True)
     try:

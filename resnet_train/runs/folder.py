@@ -55,6 +55,7 @@ class RunFolder:
         Raises:
             ValueError: the given name is taken, or the folder can't be created.
         """
+        # Creating the folder reserves the name, whoever else tries to.
         number = 1
         while True:
             path = output_dir / (name if number == 1 else f"{name}-{number}")
@@ -67,6 +68,8 @@ class RunFolder:
                 number += 1
             except OSError as error:
                 raise ValueError(f"cannot create the run folder {path}: {error.strerror}") from None
+
+        # `.unsaved` marks a run that has saved nothing yet.
         folder = RunFolder(path)
         folder.lock()
         folder.unsaved.touch()
@@ -78,11 +81,14 @@ class RunFolder:
         Raises:
             ValueError: another process holds the lock; or there is a link or a special file where a run writes.
         """
+        # Take the lock; a process that only looks at the folder holds it for an instant.
         self._refuse_special_files()
         try:
             self._lock.acquire(timeout=PEEK_SECONDS)
         except Timeout:
             raise ValueError(f"{self.path} is being written by {self._wait_for_holder()}") from None
+
+        # Say who writes here, and delete what a killed writer left.
         self._lock_file = open_regular(self.path / ".lock", "rb")
         write_text(self._holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         self.checkpoints.mkdir(exist_ok=True)
@@ -113,12 +119,15 @@ class RunFolder:
 
     def find_writer(self) -> str | None:
         """Return who writes here now, None if nobody does. An empty folder is about to be locked by its creator."""
+        # Without a holder nobody writes, except in a folder that has just been created.
         self._refuse_special_files()
         if any(path.name != ".lock" for path in self.path.glob("*")) and not self._holder.exists():
             return None
         writer = self._wait_for_holder()
         if not self._holder.exists():
             return None
+
+        # The holder may have been killed: then the lock is free.
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -164,6 +173,7 @@ class RunFolder:
         A folder with epochs in metrics.csv or with a model is one only if `.unsaved` shows that no state was saved yet:
         otherwise somebody deleted the states of a run to save room.
         """
+        # The files of the run.
         unsaved = self.unsaved.is_file()
         for path in self.path.iterdir():
             if path.is_symlink() or not (path.is_dir() if path == self.checkpoints else path.is_file()):
@@ -173,6 +183,8 @@ class RunFolder:
                 is_own = unsaved or len(path.read_bytes().splitlines()) <= 1
             if not is_own and path != self.checkpoints:
                 return False
+
+        # The checkpoints: none but a best model, and files whose writer was killed.
         files = list(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else []
         best = {self.best(split).name for split in ("val", "test")} if unsaved else set()
         return all(path.name in best or path.match(".*.tmp") for path in files)

@@ -114,6 +114,7 @@ def find_start(
 
 def _start_at(path: Path, given: dict[str, Any]) -> Start:
     """Resume the run in a folder, or from one of its two states."""
+    # A path to one of the two states names the state and its folder.
     file = None if path.is_dir() else path
     if file is not None:
         path = _run_of_checkpoint(file)
@@ -122,7 +123,9 @@ def _start_at(path: Path, given: dict[str, Any]) -> Start:
         raise ValueError(
             f"{folder.path} has no checkpoint to resume from; start it with its settings and --resume auto"
         )
-    folder.lock()  # before the state is read, because another process may be about to write a newer one
+
+    # Lock before reading, because another process may be about to write a newer state.
+    folder.lock()
     try:
         return _resumed(folder, _parse_state(file) if file else _read_state(folder), given, file)
     except BaseException:
@@ -142,10 +145,13 @@ def _run_of_checkpoint(path: Path) -> Path:
 
 def _resumed(folder: RunFolder, state: RunCheckpoint, given: dict[str, Any], file: Path | None = None) -> Start:
     """Return the start of a run that continues from a state."""
+    # The folder may have been moved or renamed since the run started.
     place = {"output_dir": str(folder.path.parent), "name": folder.name}
     config, before = merge_on_resume(state.config, {**given, **place}), make_config(state.config).epochs
     start = Start(config, folder, state, folder.name, exact=True, file=file)
-    if not start.is_finished and "data_dir" not in given:  # a finished run needs no data
+
+    # Its data may have been moved as well; a finished run needs none.
+    if not start.is_finished and "data_dir" not in given:
         found = find_data_dir(config, state.data_path)
         start = replace(start, config=config.model_copy(update={"data_dir": found}))
     if config.epochs > before:
@@ -159,6 +165,7 @@ def _read_state(folder: RunFolder) -> RunCheckpoint:
     Raises:
         ValueError: no state is usable.
     """
+    # Try last.pt, then previous.pt.
     problems: list[str] = []
     for path in (folder.last, folder.previous):
         try:
@@ -169,6 +176,8 @@ def _read_state(folder: RunFolder) -> RunCheckpoint:
         if problems:
             _set_last_aside(folder, problems)
         return state
+
+    # None is usable: say why.
     if folder.last.exists() and not folder.previous.exists():
         raise ValueError(problems[0])
     raise ValueError(f"{folder.path} has no checkpoint to resume from: {'; '.join(problems)}")
@@ -200,6 +209,7 @@ def _find_match(config: TrainConfig, given: dict[str, Any], fingerprints: Finger
     Raises:
         ValueError: that run is in use or has no readable state, or the chosen name belongs to another run.
     """
+    # Take the newest run that is unfinished, and remember the newest that is finished.
     finished: Start | None = None
     for folder, has_name in _candidates(config, name):
         try:
@@ -213,10 +223,13 @@ def _find_match(config: TrainConfig, given: dict[str, Any], fingerprints: Finger
         folder.unlock()
         finished = finished or start
 
+    # Otherwise return the finished one, whose final model may still have to be written.
     if finished is not None:
         if finished.folder is not None and finished.state is not None:  # without a state there is nothing to write
             finished.folder.lock()
         return finished
+
+    # Otherwise start a new run, under a name that is free.
     numbered = (name if number == 1 else f"{name}-{number}" for number in count(1))
     free = next(candidate for candidate in numbered if not (config.output_dir / candidate).exists())
     return Start(config, None, None, name if config.name else free, exact=True)
@@ -229,6 +242,8 @@ def _candidates(config: TrainConfig, name: str) -> Iterator[tuple[RunFolder, boo
     """
     named = find_runs(config.output_dir, name, given=config.name is not None)
     yield from ((folder, True) for folder in named)
+
+    # The same experiment may have another name, such as one that the user chose.
     if config.name is None and config.output_dir.is_dir():
         known = {folder.path for folder in named}
         others = [RunFolder(path) for path in config.output_dir.iterdir() if path not in known]
@@ -252,6 +267,8 @@ def _match(
     # Reading a state takes long: config.yaml tells most of the other runs apart.
     if not has_name:
         _check_described(folder, config, must_exist=True)
+
+    # Lock the folder before its state is read.
     if not folder.has_checkpoint():
         return _match_without_state(config, folder, has_name)
     try:
@@ -280,6 +297,7 @@ def _match(
 
 def _match_without_state(config: TrainConfig, folder: RunFolder, has_name: bool) -> Start:
     """Return the start from a folder without a state: a finished run, or one that was killed before its first save."""
+    # A final model is a finished run whose states were deleted.
     other = OtherRun(existing_run_message(folder.path))
     if folder.model.is_file():
         try:
@@ -292,6 +310,7 @@ def _match_without_state(config: TrainConfig, folder: RunFolder, has_name: bool)
             raise other
         return Start(config, folder, None, folder.name, exact=True, model=model)
 
+    # Only a folder of this run's name may be started again.
     if not has_name or not folder.is_killed_start():
         raise other
     try:

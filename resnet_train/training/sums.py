@@ -16,7 +16,7 @@ ROUNDING = 1e-6  # relative error of sums in float32
 
 
 class RunningSums:
-    """The sums of an epoch, updated on the device at every step and read by the host only now and then.
+    """The sums of an epoch, updated on the device at every step and read by the host every few steps.
 
     Attributes:
         values: float64 [8] (float32 on devices without float64), one value for each of `NAMES`.
@@ -31,11 +31,13 @@ class RunningSums:
 
     def add(self, loss: Tensor, correct: Tensor, num_images: int, grad_norm: Tensor, bad_step: Tensor) -> None:
         """Add one step: its mean loss, correct predictions, number of images, gradient norm and first bad step."""
-        one = torch.ones_like(loss)
         # A gradient that overflowed in float16 was skipped, so it does not count towards the mean norm.
+        one = torch.ones_like(loss)
         counts = torch.isfinite(grad_norm)
         norm = torch.where(counts, grad_norm, 0.0)
         added = torch.stack([loss * num_images, correct, one * num_images, norm, one * counts]).to(self.values.dtype)
+
+        # Five sums, then the values of the last step.
         self.values[:5] += added
         self.values[5:] = torch.stack([loss, grad_norm, bad_step]).to(self.values.dtype)
 

@@ -60,7 +60,7 @@ class Saver(Protocol):
 
 
 def mark(phase: str) -> AbstractContextManager[Any]:
-    """Name a part of a training step for `torch.profiler`. Without a profiler nothing is recorded.
+    """Name a phase of a training step for `torch.profiler`; without a profiler, do nothing.
 
     `record_function` alone takes as long as two small operations even when no profiler runs.
     """
@@ -74,7 +74,7 @@ class Trainer:
     Attributes:
         model: from images float [B, 3, H, W] to logits float [B, C], on the device.
         optimizer, schedule: the schedule gives the factor on `lr` for each step.
-        train_loader: the batches of an epoch by its index.
+        train_loader: yields the batches of an epoch, given its index.
         eval_loaders: "val", "test" or both; the best model is chosen on "val" if it is present.
         num_classes: C.
         epochs, lr, label_smoothing, clip_grad, accumulate: as in the config.
@@ -121,7 +121,7 @@ class Trainer:
         self.epoch_seconds = 0.0  # training time of the running epoch, including the part before a resume
 
     def attach(self, loggers: Sequence[Logger], saver: Saver | None, interrupted_message: str) -> None:
-        """Set the loggers, the saver (None saves nothing) and what a user who stops the run reads."""
+        """Set the loggers, the saver (None saves nothing) and the message for a user who stops the run."""
         self.loggers, self.saver, self.interrupted_message = loggers, saver, interrupted_message
 
     # --- The loop ------------------------------------------------------------------------------------------------
@@ -144,9 +144,12 @@ class Trainer:
 
     def train_epoch(self, epoch: int) -> None:
         """Train on the batches of an epoch that are not done yet."""
+        # A resumed run continues after the batches that were done before, and adds to the time they took.
         first = self.progress.step - epoch * len(self.train_loader)
         self.model.train()
         start = time.perf_counter() - self.epoch_seconds
+
+        # The host waits for the device when it logs, every `log_every` steps.
         for batch in self.until_stopped(self.train_loader.epoch(epoch, first)):
             self.train_step(batch)
             for logger in self.loggers:
@@ -154,21 +157,24 @@ class Trainer:
             if self.progress.step % self.log_every == 0:
                 self.log_step()
             self.epoch_seconds = time.perf_counter() - start
+
+        # Weights that are not finite end the run before they are evaluated or saved.
         self.check_finite(self.read_sums())
         self.check_weights()
         self.epoch_seconds = time.perf_counter() - start
 
     def train_step(self, batch: Batch) -> None:
         """Do one optimizer step: forward, loss, backward, clip, step, average."""
+        # The step alone determines the learning rate and the random numbers.
         set_lr(self.optimizer, self.lr_at(self.progress.step))
         self.seed_step()
         step_loss = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device)
 
-        # Forward and backward, part by part; the gradients add up to that of the whole batch.
+        # Forward and backward, part by part; the gradients of the parts add up to that of the whole batch.
         parts = batch.split(len(batch.labels) // self.accumulate) if self.accumulate > 1 else [batch]
-        for number, part in enumerate(parts, 1):
-            with self.averaging_gradients(is_last_part=number == len(parts)):
+        for index, part in enumerate(parts):
+            with self.averaging_gradients(is_last_part=index == len(parts) - 1):
                 with mark("forward"):
                     with self.autocast():
                         logits = self.network(part.images)  # [B, C]
@@ -179,12 +185,14 @@ class Trainer:
             step_loss += loss.detach()
             correct += count_correct(logits.detach(), part)
 
-        # The step, unless loss or gradient is not finite; the host learns of that at the next read.
+        # Step, unless the loss or the gradient is not finite; the host learns of that at its next read.
         grad_norm = self.clip_gradients()
         bad_step = self.find_bad_step(step_loss, grad_norm)
         with mark("optimizer"):
             self.step_unless_bad(bad_step)
         self.optimizer.zero_grad(set_to_none=True)
+
+        # Average the weights, and add the step to the sums of the epoch.
         if self.averaged is not None:
             self.averaged.update(self.model, bad=bad_step >= 0)
         self.sums.add(step_loss, correct, len(batch.labels), grad_norm, bad_step)
@@ -196,7 +204,7 @@ class Trainer:
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def averaging_gradients(self, is_last_part: bool) -> AbstractContextManager[Any]:
-        """Return a context in which several ranks average their gradients, which they do once, in the last part."""
+        """Return a context in which ranks average their gradients if this is the last part, and add them up if not."""
         if is_last_part or not isinstance(self.network, DistributedDataParallel):
             return nullcontext()
         return self.network.no_sync()
@@ -211,6 +219,8 @@ class Trainer:
         """Return the mean cross-entropy; that of a mixed image is the weighted mean over its two labels."""
         if batch.partner_labels is None or batch.weights is None:
             return F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+
+        # Each image has its own weight, so the mean is taken last.
         own, partner = (
             F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
             for labels in (batch.labels, batch.partner_labels)
@@ -222,7 +232,7 @@ class Trainer:
         return self.lr * self.schedule(step)
 
     def clip_gradients(self) -> Tensor:
-        """Scale the gradient down to `clip_grad` (if that is not 0) and return its L2 norm before that."""
+        """Clip the L2 norm of the gradient to `clip_grad` (0: no limit) and return the norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if self.clip_grad:
@@ -238,7 +248,7 @@ class Trainer:
         return torch.where((known < 0) & ~self.processes.all_true(good), float(self.progress.step), known)
 
     def step_unless_bad(self, bad_step: Tensor) -> None:
-        """Update the weights; from the first bad step on they stay as they are until the host learns of it."""
+        """Update the weights, unless this step or one before it was bad."""
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -250,9 +260,11 @@ class Trainer:
             self.optimizer.step()
 
     def until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches; between two of them save if it is time to, and raise Interrupted after a signal."""
+        """Yield the batches; after each, save if a save is due, and after a signal save and raise Interrupted."""
         for batch in batches:
             yield batch
+
+            # All ranks stop and save after the same batch, whichever of them received the signal.
             stop, save = self.processes.agree(self.signals.stop, self.signals.save or self.save_is_due())
             if stop or save:
                 self.check_finite(self.read_sums())
@@ -263,15 +275,17 @@ class Trainer:
                 raise Interrupted(stop, self.interrupted_message)
 
     def save_is_due(self) -> bool:
-        """Return whether the last save is longer ago than `save_every_minutes`."""
+        """Return whether the last save is at least `save_every_minutes` old."""
         return 0 < 60 * self.save_every_minutes <= time.monotonic() - self.saved_at
 
     # --- Between epochs ------------------------------------------------------------------------------------------
 
     def evaluate(self, epoch: int) -> tuple[dict[str, Evaluation], float]:
-        """Evaluate the model on each split if it is time to, and return the seconds that took."""
+        """Evaluate the model on each split every `eval_every` epochs and after the last; return the seconds it took."""
         if (epoch + 1) % self.eval_every and epoch + 1 < self.epochs:
             return {}, 0.0
+
+        # Every rank evaluates its part of the images with the running statistics of rank 0.
         start = time.perf_counter()
         self.processes.broadcast_buffers(self.eval_model)
         evaluations = {split: self.evaluate_on(loader) for split, loader in self.eval_loaders.items()}
@@ -286,6 +300,7 @@ class Trainer:
 
     def record(self, epoch: int, evaluations: dict[str, Evaluation], eval_seconds: float) -> None:
         """Append the epoch to the history and log it."""
+        # The record is a function of config and seed; times and memory differ from run to run.
         sums = self.read_sums()
         scores = {split: compute_scores(evaluation) for split, evaluation in evaluations.items()}
         record = EpochRecord(
@@ -301,13 +316,16 @@ class Trainer:
             images_per_second=sums["images"] / self.epoch_seconds,
             peak_memory_bytes=peak_memory_bytes(self.device),
         )
+
+        # Finish the epoch: clear its sums and its time.
         self.progress.add(record, self.best_split)
         self.sums, self.epoch_seconds = RunningSums(self.device), 0.0
+
         for logger in self.loggers:
             logger.log({**record.scalars(), **timing.scalars()}, step=record.step, epoch=record.epoch)
 
     def save(self, epoch: int) -> None:
-        """Save the model if it is the best so far, and the state if it is time to."""
+        """Save the model if it is the best so far, and the state every `save_every` epochs and after the last."""
         if self.saver is not None and self.progress.best_epoch == epoch + 1:
             self.saver.save_best(self.eval_model.state_dict(), self.best_split, self.progress.history[-1])
         if (epoch + 1) % self.save_every == 0 or epoch + 1 == self.epochs:
@@ -376,7 +394,7 @@ class Trainer:
         log.warning(message)
 
     def check_weights(self) -> None:
-        """Raise NotFinite if a weight or running statistic is: the loss can stay finite while they overflow."""
+        """Raise NotFinite if a weight or running statistic is not finite: they can overflow under a finite loss."""
         floats = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
         if not torch.stack([torch.isfinite(tensor).all() for tensor in floats]).all():
             raise NotFinite(f"weights or running statistics are not finite at step {self.progress.step}; {REMEDY}")
@@ -406,7 +424,7 @@ class Trainer:
         Raises:
             ValueError: a part belongs to another run, is incomplete or holds what training cannot reach.
         """
-        # How far the run is.
+        # Check how far the run has come.
         steps = len(self.train_loader)
         if not state.epoch * steps <= state.step <= (state.epoch + 1) * steps:
             raise ValueError(f"step (={state.step}) does not follow {state.epoch} epochs of {steps} steps")
@@ -417,7 +435,7 @@ class Trainer:
         done, skips = state.step - state.epoch * steps, self.scaler.is_enabled()
         self.sums.check(state.sums, done, done * self.train_loader.batch_size, skips)
 
-        # Each tensor, against the network and against what the optimizer itself makes.
+        # Check each tensor against the network, and the optimizer's against those that it creates itself.
         counts = 0, state.step * self.accumulate
         check_state(state.model, self.model.state_dict(), "model", counts)
         self._check_averaged(state)
@@ -425,6 +443,7 @@ class Trainer:
         set_lr(self.optimizer, self.lr_at(max(0, state.step - 1)))  # a save before the next step writes it
         load_optimizer_state(self.optimizer, state.optimizer, (0 if skips else state.step, state.step))
 
+        # Everything fits: copy it.
         self.model.load_state_dict(state.model)
         self.scaler.load_state_dict(scaler)
         if self.averaged is not None and state.averaged is not None:
@@ -434,7 +453,7 @@ class Trainer:
         self.sums.load(state.sums, self.processes)
 
     def _check_averaged(self, state: TrainerState) -> None:
-        """Raise unless the averaged weights, if there are any, are of this network and have seen every step."""
+        """Raise unless the averaged weights, if there are any, fit this network and were updated at every step."""
         if (self.averaged is None) != (state.averaged is None):
             raise ValueError(f"averaged must be {'absent' if self.averaged is None else 'present'}, as ema_decay says")
         if self.averaged is None or state.averaged is None:
