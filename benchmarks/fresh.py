@@ -84,7 +84,7 @@ def map_random_data(settings: dict[str, Any], folder: Path) -> Any:
     del written
     labels = np.resize(part.labels, num)
     train = ImageDataset(np.load(path, mmap_mode="r"), labels, part.classes, part.mean, part.std, part.title, "")
-    return RunData(train, part, np.arange(num), np.arange(0))
+    return RunData(train=train, test=part, train_indices=np.arange(num), val_indices=np.arange(0))
 
 
 def main(

@@ -77,7 +77,7 @@ def main(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     device = prepare_machine(device_name, threads)
     images = measure.random_images(num_images)
-    data = RunData(images, images, np.arange(len(images)), np.arange(0))
+    data = RunData(train=images, test=images, train_indices=np.arange(len(images)), val_indices=np.arange(0))
 
     # Measure every case in turn, and a matrix product beside them.
     cases = cases_of(archs.split(","), [int(size) for size in batch_sizes.split(",")], batch_size)

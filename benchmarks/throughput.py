@@ -49,7 +49,7 @@ from resnet_train.jobs import measure
 from resnet_train.jobs.bench import can_compile
 from resnet_train.jobs.measure import Spread, Training
 from resnet_train.models import create_model
-from resnet_train.runtime.device import keep_freed_memory, prepare_machine
+from resnet_train.runtime.device import keep_freed_memory, memory_format, prepare_machine
 from resnet_train.runtime.environment import describe_environment
 from resnet_train.runtime.precision import choose_precision
 
@@ -145,7 +145,7 @@ class Gains:
 def plain_loop(setting: Setting, gains: Gains = Gains()) -> Callable[[], Training]:
     """Build the loop that people copy, with some gains, and return a function that starts it."""
     device = setting.device
-    layout = torch.channels_last if gains.channels_last else torch.contiguous_format
+    layout = memory_format(gains.channels_last)
     torch.manual_seed(0)
     model = create_model(setting.arch).to(device).to(memory_format=layout).train()
     fused = True if gains.fused else None  # None leaves the choice to torch
@@ -163,7 +163,7 @@ def plain_loop(setting: Setting, gains: Gains = Gains()) -> Callable[[], Trainin
             for inputs, targets in batches:
                 inputs, targets = inputs.to(device), targets.to(device)
                 if gains.channels_last:
-                    inputs = inputs.to(memory_format=torch.channels_last)
+                    inputs = inputs.to(memory_format=layout)
                 optimizer.zero_grad()
                 with torch.autocast(device.type, dtype=gains.precision, enabled=gains.precision is not None):
                     outputs = model(inputs)
@@ -297,7 +297,12 @@ def gains_of(name: str, setting: Setting) -> Gains:
 
 def default_training(setting: Setting, config: TrainConfig) -> Callable[[], Training]:
     """Build the trainer of resnet-train and return a function that starts it."""
-    data = RunData(setting.images, setting.images, np.arange(len(setting.images)), np.arange(0))
+    data = RunData(
+        train=setting.images,
+        test=setting.images,
+        train_indices=np.arange(len(setting.images)),
+        val_indices=np.arange(0),
+    )
     return partial(measure.train, measure.build_bench_trainer(config, data, setting.device), config)
 
 

@@ -39,7 +39,7 @@ from resnet_train.training.trainer import Trainer
 CUDA_CHUNK_BYTES = 1 << 28
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunData:
     """The images of a run.
 

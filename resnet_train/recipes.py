@@ -13,11 +13,11 @@ from resnet_train.registry import nearest
 
 
 class _Loader(yaml.SafeLoader):
-    """Loads scalars as in YAML 1.2: 1e-3 is a number, 010 is ten, and on, off, yes, no and 1:30 are strings."""
+    """Load scalars as in YAML 1.2: 1e-3 is a number, 010 is ten, and on, off, yes, no and 1:30 are strings."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes strings that `_Loader` would not load as strings."""
+    """Quote strings that `_Loader` would not load as strings."""
 
 
 _SCALARS = (

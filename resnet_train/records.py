@@ -1,4 +1,4 @@
-"""Typed records: what a run says about itself, its epochs, its network and its result."""
+"""Typed records of a run: its description, its epochs, its network and its result."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ def accepts(function: Callable[..., object], name: str) -> bool:
 
 def call_with(function: Callable[..., Result], settings: Mapping[str, Any], **parts: Any) -> Result:
     """Call `function` with `parts` and with those `settings` that its signature names."""
+    # Parts take precedence over settings of the same name.
     taken = {name: value for name, value in settings.items() if name not in parts and accepts(function, name)}
     return function(**taken, **parts)
 

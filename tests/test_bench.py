@@ -37,7 +37,7 @@ def tiny_bench_trainer(config: TrainConfig) -> Trainer:
 
 
 class Clock:
-    """Stands in for the `time` module; moves only when it is told to."""
+    """Replace the `time` module by a clock that only the test advances."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -316,7 +316,7 @@ def test_each_size_is_measured_and_the_full_one_restored() -> None:
     assert next(trainer.train_loader.epoch(0)).images.shape[-1] == 8
 
 
-def test_a_run_takes_the_time_of_its_stages_evaluations_and_start() -> None:
+def test_a_runs_time_is_that_of_its_stages_evaluations_and_start() -> None:
     config = tiny_config(epochs=10, eval_every=4, progressive_sizes="4:0.5", val_size=40)
     run = estimate_run(config, (48, 400), {4: 96.0, 8: 48.0}, eval_rate=100.0, start_seconds=2.0)
     assert (run.epochs, run.steps, run.train_images, run.eval_images) == (10, 60, 48, 400)

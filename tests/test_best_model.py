@@ -43,7 +43,7 @@ class Scripted(nn.Module):
 
 
 class KeptFiles:
-    """Keeps copies of what is saved, and under which split and epoch the best model was."""
+    """Keep copies of what is saved, and the split and epoch of the best model."""
 
     def __init__(self) -> None:
         self.states, self.best, self.best_weights = [], [], []
@@ -154,7 +154,7 @@ SPOILED = {"loss": {"loss": math.nan}, "gradient": {"gradient": math.inf}, "grad
 
 @pytest.mark.parametrize("step", [2, 5, 11])
 @pytest.mark.parametrize("spoiled", SPOILED.values(), ids=SPOILED)
-def test_a_step_that_is_not_finite_ends_the_run_by_its_epochs_end(spoiled, step):
+def test_a_bad_step_ends_the_run_by_the_end_of_its_epoch(spoiled, step):
     saver = KeptFiles()
     trainer = tiny_trainer(model=SpoiledAt(step, **spoiled), saver=saver, log_every=1000)
     with pytest.raises(NotFinite, match=f"^the loss or its gradient is not finite at step {step} "):
@@ -177,7 +177,7 @@ def one_step(**settings):
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
-def test_the_loss_of_half_precision_logits_is_computed_in_float32(amp):
+def test_the_loss_of_half_precision_is_computed_in_float32(amp):
     trainer, logits, batch = one_step(amp=amp)
     assert logits.dtype in (torch.bfloat16, torch.float16)
     expected = F.cross_entropy(logits.float(), batch.labels).item()
@@ -193,7 +193,7 @@ def test_float16_takes_the_step_of_float32(settings):
     assert half.read_sums()["grad_norm"] == pytest.approx(full.read_sums()["grad_norm"], rel=0.01)
 
 
-def test_a_gradient_that_overflows_float16_is_skipped_and_halves_the_scale():
+def test_a_float16_overflow_is_skipped_and_halves_the_scale():
     trainer = tiny_trainer(model=SpoiledAt(1, gradient=math.inf), amp="fp16")
     batches = list(trainer.train_loader.epoch(0))
     trainer.train_step(batches[0])

@@ -435,7 +435,7 @@ def test_mixup_blends_by_a_weight_from_its_beta_distribution(alpha):
 
 
 @pytest.mark.parametrize("alpha", [0.5, 100.0])
-def test_cutmix_pastes_a_box_whose_area_has_its_beta_distribution(alpha):
+def test_the_area_of_a_cutmix_box_has_its_beta_distribution(alpha):
     data = numbered_data(16)
     train_loader, _ = loaders(data, image_size=16, cutmix=alpha)
     epochs = [batches_of(train_loader, epoch) for epoch in range(20)]
@@ -475,7 +475,7 @@ def test_progressive_sizes_are_shares_of_the_whole_run():
     assert {batch.images.shape[-1] for batch in loaders(epochs=4)[0].epoch(0)} == {8}
 
 
-def test_every_image_is_evaluated_once_with_the_training_statistics():
+def test_evaluation_normalizes_with_the_training_statistics():
     data = numbered_data()
     changed = replace(data.train, mean=(0.0,) * 3, std=(1.0,) * 3)
     _, eval_loaders = loaders(replace(data, test=changed), flip="random", crop_padding=2, cutout=4, mixup=1.0)

@@ -23,7 +23,7 @@ DIGITS = [str(digit) for digit in range(10)]
 
 @pytest.fixture(scope="module")
 def folder(trained: tuple[Path, Outcome]) -> Path:
-    """A run's folder."""
+    """Return the folder of a finished run."""
     return trained[0]
 
 
@@ -34,7 +34,7 @@ def digits_test() -> ImageDataset:
 
 
 def write_pictures(target: Path, digits: set[int], prefix: str = "") -> None:
-    """The digits' test images as PNGs in test/<prefix><digit>/."""
+    """Write the digits' test images as PNGs into test/<prefix><digit>/."""
     source = digits_test()
     for number, (image, label) in enumerate(zip(source.images, source.labels.tolist())):
         if label in digits:
@@ -117,9 +117,7 @@ def test_the_best_model_is_the_best_on_validation(folder: Path, run_cli: RunCli,
     assert numbers["top1"] == pytest.approx(float(best["val_accuracy"]), abs=1e-6)
 
 
-def test_a_run_reports_the_model_chosen_on_validation_beside_the_final_one(
-    folder: Path, run_cli: RunCli, tmp_path: Path
-) -> None:
+def test_the_model_chosen_on_validation_is_also_reported(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     best = max(rows, key=lambda row: float(row["val_accuracy"]))
@@ -258,7 +256,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("missing", ["about", "config", "model"])
-def test_a_checkpoint_without_one_of_its_parts_is_refused_in_one_line(
+def test_a_checkpoint_that_lacks_a_part_is_refused_in_one_line(
     missing: str, folder: Path, run_cli: RunCli, tmp_path: Path
 ) -> None:
     contents = read_checkpoint(folder / "checkpoints" / "model.pt")
@@ -280,7 +278,7 @@ def test_a_run_without_validation_images_has_no_split_of_them(run_cli: RunCli, f
 
 @pytest.fixture(scope="module")
 def stopped(run_cli: RunCli, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with averaged weights that was stopped after 3 epochs and 1 of 2 steps."""
+    """Return a run with averaged weights, stopped after 3 epochs and 1 of 2 steps."""
     cwd = tmp_path_factory.mktemp("stopped")
 
     def step_and_stop(trainer: Trainer, batch: object) -> None:
@@ -358,7 +356,7 @@ def test_a_model_evaluated_on_its_selection_split_says_so(folder: Path, run_cli:
     assert on_test.splitlines()[-1] == remark.replace("val", "test")
 
 
-def test_a_run_without_validation_says_that_its_best_was_chosen_on_test(run_cli: RunCli, tmp_path: Path) -> None:
+def test_without_validation_the_best_was_chosen_on_test(run_cli: RunCli, tmp_path: Path) -> None:
     assert run_cli("resnet-train", *SMALL, "--no-tensorboard", "--name", "x", cwd=tmp_path).code == 0
     found = evaluate(run_cli, "runs/x/checkpoints/best-on-test.pt", cwd=tmp_path)
     assert (found["chosen_on"], found["split"], found["steps_after_epoch"]) == ("test", "test", 0)

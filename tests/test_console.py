@@ -1,4 +1,4 @@
-"""Progress on stderr: durations in words, no bar without a terminal, one estimate of a long run."""
+"""Progress on stderr: durations as text, no bar without a terminal, one estimate of a long run."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ AUGMENTED = {
 
 
 class StateKeeper:
-    """Keeps the last saved state."""
+    """Keep the last saved state."""
 
     def save_state(self, state: Any) -> None:
         self.state = deepcopy(state)

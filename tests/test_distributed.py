@@ -97,7 +97,7 @@ def test_two_ranks_train_one_run_and_resume_it(tmp_path):
     first, second = run_ranks(*TRAIN, "--epochs", 1, "--ema-decay", 0.9, "--name", "two", cwd=tmp_path)
     assert (first.code, second.code) == (0, 0), first.output + second.output
     assert first.output.count("epoch 1/1") == 1
-    assert second.output == ""  # the first rank speaks for all
+    assert second.output == ""  # only rank 0 prints
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["two"]
     first, second = run_ranks(*TRAIN, "--resume", "runs/two", "--epochs", 2, cwd=tmp_path)
     assert (first.code, second.code) == (0, 0), first.output + second.output
@@ -122,7 +122,7 @@ def test_a_finished_run_is_recognized_by_all_processes(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_all_processes_and_the_run_goes_on_exactly(tmp_path, number):
+def test_a_signal_stops_all_processes_and_resume_is_exact(tmp_path, number):
     settings = [*TRAIN, "--epochs", 30, "--ema-decay", 0.9, "--name"]
     assert run(*settings, "whole", cwd=tmp_path)[0] == 0
     for epoch in (1, 8, 15):
@@ -138,7 +138,7 @@ def test_a_signal_stops_all_processes_and_the_run_goes_on_exactly(tmp_path, numb
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_run_one_of_whose_processes_was_killed(tmp_path):
+def test_torchrun_restarts_a_run_after_a_process_is_killed(tmp_path):
     settings = [*TRAIN, "--epochs", 30, "--resume", "auto", "--name"]
     assert run(*settings, "whole", cwd=tmp_path)[0] == 0
     with torchrun(*settings, "killed", cwd=tmp_path, max_restarts=3) as process:

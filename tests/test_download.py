@@ -106,7 +106,7 @@ def test_a_missing_data_dir_is_created(tmp_path, server, use_mirrors):
     assert_fetched(tmp_path / "new" / "data")
 
 
-def test_a_file_larger_than_published_is_not_downloaded_to_its_end(tmp_path, server, use_mirrors, monkeypatch, caplog):
+def test_a_download_ends_at_the_published_size(tmp_path, server, use_mirrors, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "resnet_train")
     monkeypatch.setitem(cifar.ARCHIVE_BYTES, FILE, len(GOOD))
     monkeypatch.setattr(cifar, "CHUNK_BYTES", 64)

@@ -1,4 +1,4 @@
-"""A run that is stopped and resumed in other processes ends in the very bits of one that was not stopped."""
+"""A run that is stopped and resumed in new processes is bit-identical to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": KILLED}
 
 
 def has_cpp_compiler() -> bool:
-    """Whether torch.compile can work on a CPU."""
+    """Return whether torch.compile works on this CPU."""
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
 def check_exact_resume(settings: list[str], stop: Stop, *, cwd: Path, forked: bool = False, **environment: str) -> None:
-    """Trains a run in one go (unless that was done here before) and one that is stopped, and compares all they left."""
+    """Train a run without a stop (unless done here before) and one with a stop, and compare their files."""
     run = run_forked if forked else partial(run_fresh, **environment)
     arguments = [*TINY, *settings]
     whole, stopped = (cwd / "runs" / name for name in ("whole", "stopped"))
@@ -80,7 +80,7 @@ def check_exact_resume(settings: list[str], stop: Stop, *, cwd: Path, forked: bo
 
 
 def assert_stands_where_it_was_stopped(folder: Path, stop: Stop, ended: Ended) -> None:
-    """The stop came where it should have come: a run that ends by itself would prove nothing."""
+    """Assert that the run was stopped at the right place, not at its end."""
     assert not (folder / "checkpoints" / "model.pt").exists(), ended
     state = read_checkpoint(folder / "checkpoints" / "last.pt")
     done = stop.number if stop.at == "step" else stop.number * STEPS_PER_EPOCH
@@ -96,7 +96,7 @@ def assert_stands_where_it_was_stopped(folder: Path, stop: Stop, ended: Ended) -
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder for each of the settings, so that the run that is not stopped is trained once."""
+    """Return a folder for each set of settings, so that its uninterrupted run is trained once."""
     return {name: tmp_path_factory.mktemp("exact") for name in SETTINGS}
 
 
@@ -115,18 +115,14 @@ def test_a_stopped_run_ends_in_the_bits_of_one_that_was_not(
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", STOPS)
 @pytest.mark.parametrize("settings", ["sgd", "everything"])
-def test_wherever_a_run_stops_a_fresh_process_ends_in_the_same_bits(
-    settings: str, stop: str, folders: dict[str, Path]
-) -> None:
+def test_a_run_stopped_anywhere_ends_in_the_same_bits(settings: str, stop: str, folders: dict[str, Path]) -> None:
     check_exact_resume(SETTINGS[settings], STOPS[stop], cwd=folders[settings])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [name for name in SETTINGS if name not in {"sgd", "everything"}])
 @pytest.mark.parametrize("stop", ["in the middle of an epoch", "in the last evaluation"])
-def test_with_every_setting_a_fresh_process_ends_in_the_same_bits(
-    settings: str, stop: str, folders: dict[str, Path]
-) -> None:
+def test_a_run_with_any_setting_resumes_to_the_same_bits(settings: str, stop: str, folders: dict[str, Path]) -> None:
     check_exact_resume(SETTINGS[settings], STOPS[stop], cwd=folders[settings])
 
 

@@ -36,7 +36,7 @@ NEEDS_PROC = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="me
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Return what came of reading each hostile file, in another process."""
+    """Return the outcome of reading each hostile file in another process."""
     outcome = run_python(
         "-m", "tests.harness.hostile_files", tmp_path_factory.mktemp("hostile"), cwd=Path(__file__).parents[1]
     )

@@ -43,12 +43,12 @@ STEPS_PER_EPOCH = 4
 
 
 def files_of(folder: Path) -> set[str]:
-    """All files of a run; the lock's file stays where the system can't remove it safely."""
+    """Return all files of a run except the lock, which stays where the system can't remove it safely."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {".lock"}
 
 
 def assert_no_file_is_damaged(folder: Path, saved_before: bool) -> bool:
-    """Every checkpoint of a killed run is whole, and one of its state is there if there was one before; is there?"""
+    """Assert that every checkpoint of a killed run is complete; return whether it has a state."""
     for path in (folder / "checkpoints").glob("*.pt"):
         read_checkpoint(path)
     saved = (folder / "checkpoints" / "last.pt").exists()
@@ -133,14 +133,14 @@ NUM_STARTS = 8
 
 @pytest.fixture
 def at_once(tmp_path: Path) -> Iterator[Callable[..., tuple[Child, list[Ended]]]]:
-    """Starts a command eight times at once; gives the process that trains, and how the seven others ended."""
+    """Start a command eight times at once; return the process that trains and the outcomes of the others."""
     holders: list[Child] = []
 
     def start_all(*arguments: object) -> tuple[Child, list[Ended]]:
         start_at = time.monotonic() + 0.5
         children = [start(*arguments, cwd=tmp_path, start_at=start_at) for _ in range(NUM_STARTS)]
         wait_until(lambda: sum(child.is_alive() for child in children) <= 1)
-        (holder,) = [child for child in children if child.is_alive()]  # it would go on for an hour
+        (holder,) = [child for child in children if child.is_alive()]  # it would train for an hour
         holders.append(holder)
         return holder, [child.wait() for child in children if child is not holder]
 
@@ -168,7 +168,7 @@ def test_of_eight_starts_at_once_one_trains_and_seven_name_it(at_once: AtOnce) -
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(5))
 @pytest.mark.parametrize("resume", [["--resume", "auto"], []], ids=["resume auto", "no resume"])
-def test_a_killed_run_that_eight_started_at_once_goes_on_at_the_next_start(
+def test_a_killed_run_is_resumed_by_one_of_eight_starts(
     number: int, resume: list[str], at_once: AtOnce, tmp_path: Path
 ) -> None:
     holder, others = at_once(*COMMAND, *resume)
@@ -178,7 +178,7 @@ def test_a_killed_run_that_eight_started_at_once_goes_on_at_the_next_start(
     holder.kill()
     assert holder.wait().code == KILLED
     step = read_checkpoint(last)["step"]
-    # Nothing has to be cleaned up: the next start goes on, and so does one of eight.
+    # Nothing has to be cleaned up: the next start resumes the run, and so does one of eight.
     ended = run_forked(*COMMAND, "--resume", "auto", cwd=tmp_path, stop=Stop("step", step + 1, "SIGTERM"))
     assert ended.code == 143, ended
     assert ended.output.startswith("resuming runs/x: ")
@@ -192,7 +192,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def test_a_start_that_finds_the_folder_taken_learns_who_writes_there(tmp_path: Path) -> None:
+def test_a_start_in_a_locked_folder_names_the_writer(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "x", given=True)
     try:
         with pytest.raises(ValueError, match=rf"x is being written by process {os.getpid()} on "):
@@ -202,7 +202,7 @@ def test_a_start_that_finds_the_folder_taken_learns_who_writes_there(tmp_path: P
     assert existing_run_message(folder.path).startswith(f"run {folder.path} already exists; ")
 
 
-def test_the_name_that_a_killed_process_left_is_not_taken_for_a_writer(tmp_path: Path) -> None:
+def test_a_holder_file_left_by_a_killed_process_is_ignored(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "x", given=True)
     left = (folder.path / ".holder.json").read_bytes()
     folder.unlock()
@@ -213,7 +213,7 @@ def test_the_name_that_a_killed_process_left_is_not_taken_for_a_writer(tmp_path:
     again.unlock()
 
 
-def test_a_holder_that_has_not_yet_written_its_name_is_waited_for(tmp_path: Path) -> None:
+def test_a_holder_without_a_name_yet_is_waited_for(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "x", given=True)
     holder = folder.path / ".holder.json"
     written = holder.read_bytes()
@@ -237,7 +237,7 @@ BY_STEP = {"step/loss", "step/grad_norm", "step/lr", "step/train_loss", "step/tr
 EPOCHS = 6
 KILLS = [
     Stop("step", 3),  # before anything was saved
-    Stop("record", 2),  # told to TensorBoard, not saved
+    Stop("record", 2),  # logged to TensorBoard, not saved
     Stop("step", 2 * STEPS_PER_EPOCH + 3),
     Stop("system", 21),  # in the second save that the process makes
     Stop("step", 5 * STEPS_PER_EPOCH),
@@ -245,13 +245,13 @@ KILLS = [
 
 
 def curves_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows: for each tag its steps and values, as they come."""
+    """Return the steps and values of each tag in TensorBoard's order."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def check_curves_of_killed_runs(kills: list[Stop], run: Callable[..., Ended], cwd: Path) -> None:
-    """Kills a run at each of these places, goes on after each, and compares its curves with those of one in peace."""
+    """Kill a run at each of these places, resume it, and compare its curves with an undisturbed run's."""
     command = [*SMALL, "--epochs", EPOCHS, "--val-size", 50, "--log-every", 1]
     whole = run(*command, "--name", "whole", cwd=cwd)
     assert whole.code == 0, whole

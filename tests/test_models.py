@@ -40,7 +40,7 @@ def test_every_network_of_the_table_is_registered():
     [pytest.param(row, id=row["name"], marks=pytest.mark.slow if row["name"] in DEEPEST else ()) for row in GOLDEN],
 )
 def test_parameters_and_multiply_adds_equal_the_table(row):
-    assert cached_complexity(row["name"]) == Complexity(row["params"], row["macs"])
+    assert cached_complexity(row["name"]) == Complexity(params=row["params"], macs=row["macs"])
 
 
 def test_complexity_follows_image_size_and_classes():
@@ -193,7 +193,7 @@ def test_resnet18_has_the_parameter_names_of_pytorch_cifar():
         assert [name for name, _ in create_model("resnet18").named_parameters()] == names
 
 
-def test_every_bottleneck_stage_of_resnet50_starts_with_a_projection():
+def test_every_stage_of_resnet50_starts_with_a_projection():
     with torch.device("meta"):
         names = [name for name, _ in create_model("resnet50").named_parameters()]
     projections = [name for name in names if name.endswith("shortcut.0.weight")]
@@ -301,7 +301,7 @@ def test_a_constructor_makes_ten_classes_by_default(name):
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-def test_convolutions_start_at_he_scale_and_norms_as_the_identity(name):
+def test_convolutions_start_at_he_scale_and_norms_at_identity(name):
     torch.manual_seed(4)
     for module in create_model(name).modules():
         if isinstance(module, nn.Conv2d):

@@ -137,7 +137,7 @@ def test_a_restored_optimizer_continues_as_before(name: str) -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_muon_is_torchs_muon_for_convolutions_and_adamw_for_the_rest(layout: torch.memory_format) -> None:
+def test_muon_equals_torchs_muon_and_adamw(layout: torch.memory_format) -> None:
     wide, tall = nn.Conv2d(4, 8, 3), nn.Conv2d(8, 24, 1)
     model = nn.Sequential(wide, tall, nn.Flatten(), nn.Linear(24, 2)).to(memory_format=layout)
     twin = copy.deepcopy(model)

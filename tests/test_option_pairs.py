@@ -40,7 +40,7 @@ VALUES = {
 
 
 def covering_table() -> list[dict]:
-    """Rows such that every two values of two options meet in one, found greedily from random candidates."""
+    """Return rows that cover every pair of option values, found greedily among random candidates."""
     rng = np.random.default_rng(0)
     names = list(VALUES)
     missing = {

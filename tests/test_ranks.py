@@ -1,4 +1,4 @@
-"""What two ranks must agree on, from one pair of processes: evaluations, batch norm, steps that are not finite."""
+"""Values on which two ranks must agree: evaluations, batch norm, steps that are not finite."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [
 
 
 def observe(processes: Processes) -> dict[str, object]:
-    """Return what one rank sees."""
+    """Return the results of one rank."""
     seen: dict[str, object] = {}
     trainer = tiny_trainer(processes=processes, epochs=1)
     trainer.fit()
@@ -44,14 +44,14 @@ def observe(processes: Processes) -> dict[str, object]:
 
 
 def save_observations() -> None:
-    """Save what this rank sees in the folder that the command line names."""
+    """Save the results of this rank in the folder given on the command line."""
     with join_processes() as processes:
         torch.save(observe(processes), Path(sys.argv[1]) / f"{processes.rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """Return what each of two ranks saw."""
+    """Return the results of two ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     for ended in run_ranks(folder, cwd=folder, function="tests.test_ranks:save_observations"):
         assert ended.code == 0, ended.output

@@ -1,4 +1,4 @@
-"""What a disk can do to a run: fail at any moment, be full, give back other bytes; and what a kill leaves behind."""
+"""Disks that fail, are full or return other bytes, and files that a killed process leaves."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ QUICK = [*SMALL, "--no-tensorboard"]
 
 
 class FailingDisk:
-    """Counts writes, fsyncs, links and renames; the `failing`-th fails, or every one from there on.
+    """Count writes, fsyncs, links and renames; the `failing`-th fails, or every one from there on.
 
     Args:
         code: the error's number.
@@ -56,7 +56,7 @@ class FailingDisk:
             raise OSError(self.code, os.strerror(self.code))
 
     def __call__(self, save: Callable[[], None]) -> OSError | None:
-        """Saves on this disk, and gives the error that came of it."""
+        """Save on this disk and return the error."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(checkpoint, "open_regular", lambda path, mode: WatchedFile(open_regular(path, mode), self))
             for name in ("fsync", "link", "replace"):
@@ -116,9 +116,7 @@ def state(number: int) -> dict[str, Any]:
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("for_good", [False, True])
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
-def test_whatever_call_of_a_save_fails_the_file_is_the_old_or_the_new_one(
-    code: int, for_good: bool, links: bool, tmp_path: Path
-) -> None:
+def test_a_failing_save_leaves_the_old_or_the_new_file(code: int, for_good: bool, links: bool, tmp_path: Path) -> None:
     last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
     states = [state(number) for number in range(3)]
 
@@ -146,7 +144,7 @@ def test_whatever_call_of_a_save_fails_the_file_is_the_old_or_the_new_one(
         found.append((read["number"], before["number"]))
         for contents in (read, before):
             assert_same_tensors(contents["model"], states[contents["number"]]["model"])
-    # The rename is the moment; the fsync of the folder comes after it.
+    # The new file counts from the rename on; the fsync of the folder comes after it.
     assert set(found[:-1]) == {(1, 0), (1, 1)}
     assert found[-1] == (2, 1)
 
@@ -168,12 +166,12 @@ main()
 
 @pytest.fixture
 def one_epoch(trained: tuple[Path, Outcome], tmp_path: Path) -> Path:
-    """A copy of the finished run: <tmp_path>/runs/exp."""
+    """Return a copy of the finished run: <tmp_path>/runs/exp."""
     return Path(shutil.copytree(trained[0], tmp_path / "runs" / "exp"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits of file sizes")
-def test_a_file_size_limit_ends_the_run_with_the_bytes_that_it_needs(one_epoch: Path, tmp_path: Path) -> None:
+def test_at_a_file_size_limit_the_error_has_the_needed_bytes(one_epoch: Path, tmp_path: Path) -> None:
     files = {path: path.read_bytes() for path in (one_epoch / "checkpoints").glob("*.pt") if path.name != "model.pt"}
     arguments = ["--resume", one_epoch, "--epochs", 3, "--no-tensorboard"]
     outcome = run_python("-c", LIMITED, *arguments, cwd=tmp_path)
@@ -191,7 +189,7 @@ def test_a_file_size_limit_ends_the_run_with_the_bytes_that_it_needs(one_epoch: 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1.4 MB in memory."""
+    """Return a file system of 1.4 MB in memory."""
     folder = tmp_path / "small"
     folder.mkdir()
     mount = shutil.which("mount")
@@ -202,9 +200,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_fills_up_keeps_the_last_state_and_warns_before(
-    small_disk: Path, run_cli: RunCli, tmp_path: Path
-) -> None:
+def test_a_full_disk_keeps_the_last_state_after_a_warning(small_disk: Path, run_cli: RunCli, tmp_path: Path) -> None:
     outcome = run_cli("resnet-train", *QUICK, "--output-dir", small_disk, "--name", "exp", cwd=tmp_path)
     assert outcome.code == 1, outcome
     checkpoints = small_disk / "exp" / "checkpoints"
@@ -267,7 +263,7 @@ def test_a_disk_without_inodes_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
-    """Truncated, emptied, or with 16 bits turned."""
+    """Truncate a file, empty it, or flip 16 of its bits."""
     kind = rng.choice(["cut", "empty", "flip", "flip"])
     if kind == "empty":
         return b""
@@ -295,9 +291,7 @@ def test_a_damaged_last_state_falls_back_100_of_100_times(one_epoch: Path, caplo
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_run_with_a_damaged_newest_state_is_resumed_with_the_same_result(
-    seed: int, run_cli: RunCli, tmp_path: Path
-) -> None:
+def test_a_damaged_newest_state_does_not_change_the_result(seed: int, run_cli: RunCli, tmp_path: Path) -> None:
     arguments = [*QUICK, "--name", "exp"]
     assert run_cli("resnet-train", *arguments, cwd=tmp_path).code == 0
     folder = RunFolder(tmp_path / "runs" / "exp")
@@ -313,8 +307,8 @@ def test_a_run_with_a_damaged_newest_state_is_resumed_with_the_same_result(
     assert_same_tensors(read_checkpoint(folder.model)["model"], expected)
 
 
-def test_a_flip_in_any_place_of_a_small_file_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
-    """All of the archive's headers, too, which have no checksums."""
+def test_any_flipped_bit_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
+    """Flip bits in the headers of the archive as well, which have no checksums."""
     path, contents = tmp_path / "some.pt", {"numbers": [1, 2.5, "three"], "weight": torch.arange(5.0)}
     write_checkpoint(path, contents)
     whole, rng = path.read_bytes(), random.Random(4)
@@ -334,9 +328,7 @@ def test_a_flip_in_any_place_of_a_small_file_is_noticed_or_changes_nothing(tmp_p
 
 
 @pytest.mark.slow
-def test_1000_flipped_bits_and_200_truncations_never_load_as_other_values(
-    trained: tuple[Path, Outcome], tmp_path: Path
-) -> None:
+def test_damaged_files_never_load_as_other_values(trained: tuple[Path, Outcome], tmp_path: Path) -> None:
     source, path, rng = trained[0] / "checkpoints" / "last.pt", tmp_path / "last.pt", random.Random(5)
     whole, expected = source.read_bytes(), read_checkpoint(source)
     refused = equal = 0
@@ -358,7 +350,7 @@ def test_1000_flipped_bits_and_200_truncations_never_load_as_other_values(
 
 @pytest.mark.parametrize("record", ["byteorder", "data/0"])
 def test_a_record_that_is_renamed_is_missed(record: str, tmp_path: Path) -> None:
-    """In both places: the header and the directory of the archive."""
+    """Change the name in the header and in the directory of the archive."""
     path = tmp_path / "some.pt"
     write_checkpoint(path, {"weight": torch.arange(5.0)})
     content = path.read_bytes()
@@ -393,7 +385,7 @@ main()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_a_run_killed_in_the_middle_of_a_save_leaves_nothing_after_its_rerun(run_cli: RunCli, tmp_path: Path) -> None:
+def test_a_rerun_removes_what_a_kill_within_a_save_left(run_cli: RunCli, tmp_path: Path) -> None:
     arguments = [*QUICK, "--name", "exp"]
     killed = run_python("-c", KILLED, 7, *arguments, cwd=tmp_path)
     assert killed.code == -signal.SIGKILL, killed
@@ -404,7 +396,7 @@ def test_a_run_killed_in_the_middle_of_a_save_leaves_nothing_after_its_rerun(run
     assert sorted(path.name for path in folder.rglob(".*")) == [".lock"]
 
 
-def test_temporary_files_of_a_killed_process_are_gone_once_the_folder_is_locked(tmp_path: Path) -> None:
+def test_locking_a_folder_deletes_stale_temporary_files(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "exp", given=True)
     stale = [folder.checkpoints / f".{name}.pt.tmp" for name in ("last", "previous", "model", "best", "best-on-test")]
     for path in stale:

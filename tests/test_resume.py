@@ -28,7 +28,7 @@ EMPTY = "has no checkpoint to resume from; start it with its settings and --resu
 
 @pytest.fixture(scope="module")
 def finished(run_cli: RunCli, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with runs/exp, finished after one epoch. Read only."""
+    """Return a folder with runs/exp, finished after one epoch. Read only."""
     cwd = tmp_path_factory.mktemp("finished")
     assert run_cli("resnet-train", *QUICK, "--epochs", 1, "--name", "exp", cwd=cwd).code == 0
     return cwd
@@ -36,7 +36,7 @@ def finished(run_cli: RunCli, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def exp(finished: Path, tmp_path: Path) -> Path:
-    """A copy of that run: <tmp_path>/runs/exp."""
+    """Return a copy of that run: <tmp_path>/runs/exp."""
     shutil.copytree(finished / "runs", tmp_path / "runs")
     return tmp_path / "runs" / "exp"
 
@@ -51,7 +51,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
 
 
 def cut_after(epochs: int, *arguments: object, run_cli: RunCli, cwd: Path) -> Outcome:
-    """Runs until the evaluation after these epochs, which fails as if the power were out."""
+    """Run until the evaluation after these epochs, which fails as in a power failure."""
 
     def evaluate_or_fail(trainer: Trainer, number: int) -> object:
         if number == epochs:
@@ -78,7 +78,7 @@ def test_a_given_name_means_exactly_that_run(exp: Path, run_cli: RunCli, tmp_pat
     assert files_below(exp.with_name("exp-2")) == before
 
 
-def test_a_given_name_starts_its_run_although_a_numbered_one_exists(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_a_given_name_does_not_match_a_numbered_run(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
     exp.rename(exp.with_name("exp-2"))
     outcome = run_cli("resnet-train", *QUICK, "--name", "exp", "--resume", "auto", cwd=tmp_path)
     assert outcome.code == 0, outcome
@@ -86,7 +86,7 @@ def test_a_given_name_starts_its_run_although_a_numbered_one_exists(exp: Path, r
     assert epochs_of(exp.with_name("exp-2")) == ["1"]
 
 
-def test_without_a_name_the_newest_unfinished_run_goes_on(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_without_a_name_the_newest_unfinished_run_is_resumed(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
     shutil.rmtree(exp)
     cut_after(1, *QUICK, run_cli=run_cli, cwd=tmp_path)
     (first,) = (tmp_path / "runs").iterdir()
@@ -141,7 +141,7 @@ def test_a_run_can_be_resumed_from_inside_its_folder(target: str, exp: Path, run
     assert {path.name for path in exp.parent.iterdir()} == {"exp"}
 
 
-def test_a_moved_run_goes_on_where_it_is(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_a_moved_run_is_resumed_where_it_is(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     moved = exp.rename(tmp_path / "elsewhere" / "other")
     outcome = run_cli("resnet-train", "--resume", "elsewhere/other", "--epochs", 2, cwd=tmp_path)
@@ -193,7 +193,7 @@ def test_auto_refuses_a_chosen_name_of_another_experiment(
     assert files_below(exp) == before
 
 
-def test_settings_that_leave_the_result_alone_do_not_count_for_auto(run_cli: RunCli, tmp_path: Path) -> None:
+def test_auto_ignores_settings_that_leave_the_result_alone(run_cli: RunCli, tmp_path: Path) -> None:
     cut_after(1, *QUICK, "--save-every", 1, run_cli=run_cli, cwd=tmp_path)
     free = ["--threads", 1, "--eval-every", 2, "--log-every", 3, "--save-every", 2, "--data-dir", "elsewhere"]
     outcome = run_cli("resnet-train", *QUICK, *free, "--resume", "auto", cwd=tmp_path)
@@ -327,9 +327,7 @@ def test_resume_does_not_go_with_what_trains_nothing(
     assert files_below(exp) == before
 
 
-def test_settings_given_again_are_held_against_the_runs_own_not_against_defaults(
-    run_cli: RunCli, tmp_path: Path
-) -> None:
+def test_given_settings_are_compared_with_the_runs_own(run_cli: RunCli, tmp_path: Path) -> None:
     own = ["--shortcut", "projection", "--warmup-epochs", 300, "--no-tensorboard", "--image-size", 8, "--cutout", 16]
     start = [*QUICK, *own, "--epochs", 400, "--name", "exp"]
 
@@ -425,7 +423,7 @@ def test_a_refused_resume_gives_the_lock_back(exp: Path, run_cli: RunCli) -> Non
 # --- Damaged files ---------------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_state_is_set_aside_and_never_becomes_the_previous_one(run_cli: RunCli, tmp_path: Path) -> None:
+def test_a_damaged_state_never_becomes_the_previous_one(run_cli: RunCli, tmp_path: Path) -> None:
     arguments = [*QUICK, "--name", "exp"]
     assert run_cli("resnet-train", *arguments, cwd=tmp_path).code == 0
     folder = tmp_path / "runs" / "exp" / "checkpoints"
@@ -454,7 +452,7 @@ def write_pictures(folder: Path, seed: int) -> None:
                 Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
 
 
-def test_other_training_images_are_refused_on_resume_and_as_its_split(run_cli: RunCli, tmp_path: Path) -> None:
+def test_other_training_images_are_refused(run_cli: RunCli, tmp_path: Path) -> None:
     for seed in (0, 1):
         write_pictures(tmp_path / f"pictures{seed}", seed)
     shutil.copytree(tmp_path / "pictures0", tmp_path / "copy")
@@ -538,7 +536,7 @@ def test_changed_test_images_are_noticed_on_resume(run_cli: RunCli, tmp_path: Pa
 # --- Times -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_time_of_an_epoch_survives_an_interruption_during_its_evaluation(
+def test_an_epochs_time_survives_a_stop_in_its_evaluation(
     run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def evaluate_after_a_signal(trainer: Trainer, number: int) -> object:

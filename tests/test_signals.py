@@ -24,7 +24,7 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 def wait_until_it_trains(child: Child, epoch_lines: int) -> bool:
-    """Until the process has finished so many epochs; false if it ends before."""
+    """Wait until the process has finished this many epochs; return false if it ends before."""
     while child.is_alive():
         if child.log.exists() and child.log.read_text().count("\nepoch ") >= epoch_lines:
             return True
@@ -37,7 +37,7 @@ def steps_done(last: Path) -> int:
 
 
 def signal_until_done(num_signals: int, epochs: int, cwd: Path, seed: int) -> Counter[str]:
-    """Stops runs with random signals at random instants and resumes them, each until it ends.
+    """Stop runs with random signals at random instants, and resume each until it ends.
 
     Returns:
         How often each signal was sent, and the most seconds from a signal to the process's end.
@@ -74,20 +74,20 @@ def signal_until_done(num_signals: int, epochs: int, cwd: Path, seed: int) -> Co
     return counts
 
 
-def test_a_run_stopped_by_signals_at_random_instants_ends_in_the_same_bits(tmp_path: Path) -> None:
+def test_signals_at_random_instants_leave_the_same_bits(tmp_path: Path) -> None:
     counts = signal_until_done(4, epochs=20, cwd=tmp_path, seed=1)
     assert sum(counts[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1")) == 4
 
 
 @pytest.mark.slow
-def test_a_run_stopped_by_signals_at_thirty_instants_ends_in_the_same_bits(tmp_path: Path) -> None:
+def test_signals_at_thirty_instants_leave_the_same_bits(tmp_path: Path) -> None:
     counts = signal_until_done(30, epochs=30, cwd=tmp_path, seed=2)
     print(dict(counts))
     assert sum(counts[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1")) == 30
     assert min(counts[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1")) > 3
 
 
-def test_sigusr1_saves_at_the_end_of_the_running_step_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_sigusr1_saves_after_the_step_and_training_continues(tmp_path: Path) -> None:
     whole = [*TINY, 3, "--save-every", 3, "--name"]
     assert run_forked(*whole, "whole", cwd=tmp_path).code == 0
     ended = run_forked(*whole, "asked", cwd=tmp_path, stop=Stop("step", 6, "SIGUSR1"))
@@ -133,7 +133,7 @@ def test_ctrl_c_while_importing_is_one_line(tmp_path: Path) -> None:
     assert run_python("-c", code, cwd=tmp_path) == (130, "", "interrupted\n")
 
 
-def test_a_killed_run_goes_on_from_its_last_save_within_an_epoch(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_from_its_save_within_an_epoch(tmp_path: Path) -> None:
     command = [*TINY, 3, "--save-every", 3, "--resume", "auto", "--name"]
     assert run_forked(*command, "whole", cwd=tmp_path).code == 0
     every_step = ["--save-every-minutes", 1e-9]

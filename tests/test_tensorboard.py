@@ -127,7 +127,7 @@ def test_settings_and_final_numbers_are_on_the_hparams_page(trained_events: Even
         assert scalars[f"final/{name}"] == {4: scalars[kind_of[name.partition("_")[2]]][4]}
 
 
-def test_large_batches_are_cut_and_values_outside_the_range_are_clamped(tmp_path: Path) -> None:
+def test_large_image_batches_are_cut_and_values_clamped(tmp_path: Path) -> None:
     log_run(tmp_path, range(2), 1.0, images=torch.randn(100, 3, 4, 4) * 10)
     assert pictures_of(read_events(tmp_path)) == [(0, 16 * 18 + 2, 4 * 18 + 2)]
 
@@ -166,7 +166,7 @@ def test_closing_before_the_start_is_harmless(tmp_path: Path) -> None:
 
 @pytest.fixture
 def train(run_cli: RunCli, tmp_path: Path) -> Callable[..., Outcome]:
-    """Trains the run <tmp_path>/runs/x, which must succeed."""
+    """Return a function that trains the run <tmp_path>/runs/x, which must succeed."""
 
     def run(*arguments: object) -> Outcome:
         outcome = run_cli("resnet-train", *SMALL, "--log-every", 1, "--name", "x", *arguments, cwd=tmp_path)
@@ -176,7 +176,7 @@ def train(run_cli: RunCli, tmp_path: Path) -> Callable[..., Outcome]:
     return run
 
 
-def test_a_run_with_more_epochs_goes_on_with_each_curve(
+def test_a_run_with_more_epochs_continues_each_curve(
     train: Callable[..., Outcome], run_cli: RunCli, tmp_path: Path
 ) -> None:
     train("--epochs", 2)
@@ -186,7 +186,7 @@ def test_a_run_with_more_epochs_goes_on_with_each_curve(
     assert list(scalars["loss/test"]) == [2, 4, 6]
 
 
-def test_a_run_that_was_never_saved_starts_its_curves_anew(train: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_a_run_that_was_never_saved_restarts_its_curves(train: Callable[..., Outcome], tmp_path: Path) -> None:
     train("--epochs", 1)
     folder = tmp_path / "runs" / "x"
     for path in (folder / "checkpoints").iterdir():

@@ -24,7 +24,7 @@ from tests.harness.trainers import CPU, NUM_CLASSES, assert_same_tensors, tiny_t
 
 
 class MemorySaver:
-    """Keeps what it is given, copied as a file would."""
+    """Keep a copy of what is saved, as a file would."""
 
     def __init__(self) -> None:
         self.states, self.best = [], []
@@ -37,7 +37,7 @@ class MemorySaver:
 
 
 class SignalAt(Logger):
-    """Raises a signal in this process after so many steps."""
+    """Raise a signal in this process after a number of steps."""
 
     def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
         self.left, self.number = step, number
@@ -49,7 +49,7 @@ class SignalAt(Logger):
 
 
 def poison_at(step: int, model: nn.Module) -> None:
-    """Makes the logits NaN in the training step with this number."""
+    """Make the logits NaN in one training step."""
     count = 0
 
     def hook(module, inputs, output):
@@ -85,7 +85,7 @@ def test_a_step_is_the_textbook_step():
     assert trainer.read_sums()["loss"] == pytest.approx(loss.item() * 8)
 
 
-def test_clipping_bounds_the_gradient_and_reports_its_length_before():
+def test_clipping_bounds_the_gradient_and_reports_its_norm():
     seen = []
     trainer = tiny_trainer(clip_grad=1e-3)
     step = trainer.optimizer.step
@@ -143,7 +143,7 @@ def test_resume_is_exact_with_drop_path():
 
 
 def check_exact_resume(stop_after, settings, make_model=lambda: None):
-    """Stops after a step, loads the state into a fresh trainer with other weights, and compares the ends."""
+    """Stop after a step, load the state into a new trainer with other weights, and compare the final states."""
     whole = tiny_trainer(epochs=3, model=make_model(), **settings)
     whole.fit()
     saver = MemorySaver()
@@ -169,7 +169,7 @@ def test_ctrl_c_saves_and_exits_130():
     assert saver.states[-1].step == 2
 
 
-def test_a_second_ctrl_c_interrupts_at_once_unless_it_is_the_first_one_passed_on_by_torchrun(monkeypatch):
+def test_a_second_ctrl_c_interrupts_at_once_unless_it_is_an_echo(monkeypatch):
     class Twice(Logger):
         def tick(self, step):
             signal.raise_signal(signal.SIGINT)
@@ -183,7 +183,7 @@ def test_a_second_ctrl_c_interrupts_at_once_unless_it_is_the_first_one_passed_on
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no SIGUSR1 on this system")
-def test_sigusr1_saves_after_the_step_and_goes_on():
+def test_sigusr1_saves_after_the_step_and_training_continues():
     class Asking(Logger):
         steps = 0
 
@@ -197,7 +197,7 @@ def test_sigusr1_saves_after_the_step_and_goes_on():
     assert [state.step for state in saver.states] == [2, 6]
 
 
-def test_a_state_is_saved_within_an_epoch_when_the_last_one_is_old(monkeypatch):
+def test_a_state_is_saved_within_an_epoch_when_it_is_due(monkeypatch):
     saver = MemorySaver()
     trainer = tiny_trainer(epochs=1, saver=saver, save_every_minutes=1.0)
     start = trainer.saved_at
@@ -250,7 +250,7 @@ def test_best_is_chosen_on_the_validation_split_if_there_is_one():
     assert {split for split, _ in saver.best} == {"val"}
 
 
-def test_evaluation_and_saving_keep_their_intervals_and_the_last_epoch():
+def test_evaluation_and_saves_are_at_intervals_and_at_the_end():
     saver = MemorySaver()
     trainer = tiny_trainer(epochs=5, saver=saver, eval_every=2, save_every=3)
     trainer.fit()
@@ -259,20 +259,20 @@ def test_evaluation_and_saving_keep_their_intervals_and_the_last_epoch():
     assert [state.epoch for state in saver.states] == [3, 5]
 
 
-def test_loading_a_state_keeps_this_machines_choice_of_fused_kernels():
+def test_loading_a_state_keeps_the_choice_of_fused_kernels():
     model = nn.Linear(2, NUM_CLASSES)
     fused, plain = (torch.optim.SGD(model.parameters(), lr=0.1, fused=choice) for choice in (True, False))
     load_optimizer_state(plain, fused.state_dict())
     assert plain.param_groups[0]["fused"] is False
 
 
-def test_a_mixed_image_is_right_by_the_share_of_the_label_that_was_found():
+def test_a_mixed_image_counts_by_the_share_of_its_label():
     logits = torch.eye(3)[[0, 1, 2, 2]]
     labels, partners = torch.tensor([0, 0, 0, 2]), torch.tensor([1, 1, 1, 2])
     weights = torch.tensor([0.75, 0.75, 0.75, 0.3])
-    mixed = Batch(torch.zeros(4, 3, 8, 8), labels, partners, weights)
+    mixed = Batch(images=torch.zeros(4, 3, 8, 8), labels=labels, partner_labels=partners, weights=weights)
     assert count_correct(logits, mixed).item() == pytest.approx(0.75 + 0.25 + 0 + 1)
-    plain = Batch(torch.zeros(4, 3, 8, 8), labels, None, None)
+    plain = Batch(images=torch.zeros(4, 3, 8, 8), labels=labels)
     assert count_correct(logits, plain).item() == 2
 
 
@@ -328,7 +328,7 @@ def test_dropout_depends_on_seed_and_step_alone():
 
 
 @pytest.mark.parametrize("stop_after", [3, 6, 8])
-def test_the_time_of_an_epoch_includes_the_part_before_an_interruption(stop_after):
+def test_an_epochs_time_includes_the_part_before_a_stop(stop_after):
     class Timings(Logger):
         def __init__(self):
             self.seen = []
@@ -354,7 +354,7 @@ def test_the_time_of_an_epoch_includes_the_part_before_an_interruption(stop_afte
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("tensor", ["linear.weight", "bn1.running_var"])
-def test_weights_and_statistics_that_are_not_finite_end_the_run_and_are_not_saved(tensor, value):
+def test_weights_that_are_not_finite_end_the_run_unsaved(tensor, value):
     class Spoil(Logger):
         """Spoils the network after the last step of an epoch, where no loss can show it."""
 
@@ -373,7 +373,7 @@ def test_weights_and_statistics_that_are_not_finite_end_the_run_and_are_not_save
     assert all(epoch == 1 for _, epoch in saver.best)
 
 
-def test_an_interrupted_run_does_not_save_weights_that_are_not_finite():
+def test_a_stopped_run_never_saves_weights_that_are_not_finite():
     class SpoilAndStop(SignalAt):
         def tick(self, step):
             if self.left == 1:
@@ -387,7 +387,7 @@ def test_an_interrupted_run_does_not_save_weights_that_are_not_finite():
     assert saver.states == []
 
 
-def test_the_sums_of_a_stopped_epoch_are_taken_over_by_more_or_fewer_processes():
+def test_sums_are_restored_with_another_number_of_ranks():
     rows = [[1.0, 2.0, 3.0, 9.0, 1.0, 7.0, 8.0, -1.0], [10.0, 20.0, 30.0, 9.0, 1.0, 7.0, 8.0, -1.0]]
 
     def loaded(rank: int, num_ranks: int) -> list[float]:

@@ -138,7 +138,7 @@ def log_to_stderr() -> None:
 
 
 class _LineFormatter(logging.Formatter):
-    """Formats a record as its message, with the level in front of warnings and errors."""
+    """Format a record as its message, with the level in front of warnings and errors."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)

@@ -1,4 +1,4 @@
-"""resnet-info: list what there is to choose from, and show what a checkpoint holds."""
+"""resnet-info: list the available choices, or describe an architecture or a checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def info(
     debug: Debug = False,
     version: Version = False,
 ) -> None:
-    """List the architectures (or another topic), or show what a checkpoint holds."""
+    """List the architectures or another topic, or describe an architecture or a checkpoint."""
     if topic in job.TOPICS:
         rows = job.TOPICS[topic]()
         typer.echo(to_json(rows) if as_json else _format_table(rows))

@@ -52,6 +52,7 @@ def gather_settings(config: str | None, flags: dict[str, Any]) -> dict[str, Any]
 
 def _option_for(name: str) -> inspect.Parameter:
     """Return the Typer parameter of one setting, which is None unless the flag is given."""
+    # --name, or --name/--no-name for a switch.
     field = TrainConfig.model_fields[name]
     metadata = option_metadata(name)
     flag = "--" + name.replace("_", "-")

@@ -134,12 +134,17 @@ def _writable_root(data_dir: Path) -> Path:
 
 def _build(folder: Path, fill: Fill) -> None:
     """Build the cache in a temporary folder and rename it."""
+    # Fill a folder of another name.
     work = Path(tempfile.mkdtemp(prefix=BUILDING, dir=folder.parent))
     try:
         facts = fill(work)
+
+        # Describe the files and the description with checksums.
         checksums = {file: _crc32(work / file) for file in ("images.npy", "labels.npy")}
         content = {"format": FORMAT, "crc32": checksums, "facts": facts}
         (work / "cache.json").write_text(json.dumps({"content": content, "crc32": _json_crc32(content)}))
+
+        # The rename makes the whole cache appear at once.
         try:
             work.rename(folder)
         except OSError:

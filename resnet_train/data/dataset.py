@@ -1,4 +1,4 @@
-"""What a data set is, and what all data sets share: the registry, the splits and the channel statistics."""
+"""Data sets: their type and registry, and the splits and channel statistics that all of them share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from resnet_train.registry import Registry
 SPLIT_SEED = 20260101
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageDataset:
     """One split of a data set.
 

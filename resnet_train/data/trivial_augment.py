@@ -34,9 +34,12 @@ class Operation(NamedTuple):
 
 def draw_operations(rng: np.random.Generator, num_images: int) -> np.ndarray:
     """Return float32 [N, 2]: for each image the index of an operation and its signed strength."""
+    # The sign is drawn for every image, so the draws do not depend on the operation.
     chosen = rng.integers(0, len(OPERATIONS), size=num_images)
     bins = rng.integers(0, NUM_BINS, size=num_images)
     signs = np.where(rng.random(num_images) < 0.5, 1.0, -1.0)
+
+    # Look up the strength of each bin.
     table = np.stack([operation.strengths for operation in OPERATIONS])
     signed = np.array([operation.signed for operation in OPERATIONS])
     strengths = table[chosen, bins] * np.where(signed[chosen], signs, 1.0)
@@ -45,6 +48,7 @@ def draw_operations(rng: np.random.Generator, num_images: int) -> np.ndarray:
 
 def apply_operations(images: Tensor, parameters: Tensor) -> Tensor:
     """Apply to each image, uint8 [B, 3, H, W], the operation and strength of its row of `draw_operations`."""
+    # One call for each operation, on the images that drew it.
     changed = images.clone()
     for index, operation in enumerate(OPERATIONS):
         chosen = (parameters[:, 0] == index).nonzero()[:, 0]
@@ -57,12 +61,15 @@ def apply_operations(images: Tensor, parameters: Tensor) -> Tensor:
 
 
 def _warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Set the pixel at (x, y), counted from the centre, to the input pixel at matrices [B, 2, 3] @ (x, y, 1)."""
+    """Set the pixel at (x, y), counted from the center, to the input pixel at matrices [B, 2, 3] @ (x, y, 1)."""
+    # The coordinates of all pixels, [H, W, 3].
     batch, _, height, width = images.shape
     x = torch.linspace((1 - width) / 2, (width - 1) / 2, width, device=images.device)
     y = torch.linspace((1 - height) / 2, (height - 1) / 2, height, device=images.device)
     columns, rows = x.expand(height, width), y[:, None].expand(height, width)
     base = torch.stack([columns, rows, torch.ones_like(columns)], dim=2)
+
+    # Where each pixel comes from, scaled to -1 … 1 as `grid_sample` expects.
     half = torch.tensor([0.5 * width, 0.5 * height], device=images.device)
     theta = matrices.to(images.device, torch.float32).transpose(1, 2) / half
     grid = (base.view(1, height * width, 3).expand(batch, -1, -1) @ theta).view(batch, height, width, 2)
@@ -102,7 +109,7 @@ def _rotate(images: Tensor, strength: Tensor) -> Tensor:
     return _warp(images, _matrices([[cos, -sin, zero], [sin, cos, zero]]))
 
 
-# --- Colour ------------------------------------------------------------------------------------------------------
+# --- Color -------------------------------------------------------------------------------------------------------
 
 
 def _blend(images: Tensor, degenerate: Tensor, strength: Tensor) -> Tensor:
@@ -153,6 +160,7 @@ def _solarize(images: Tensor, strength: Tensor) -> Tensor:
 
 def _autocontrast(images: Tensor, strength: Tensor) -> Tensor:
     """Stretch each channel to 0 … 255."""
+    # Channels of a single value stay as they are.
     low, high = (f(images.flatten(2), dim=2)[..., None, None].float() for f in (torch.amin, torch.amax))
     flat = low == high
     width = torch.where(flat, 1.0, (high - low) * (1 / 255))
@@ -161,10 +169,12 @@ def _autocontrast(images: Tensor, strength: Tensor) -> Tensor:
 
 def _equalize(images: Tensor, strength: Tensor) -> Tensor:
     """Give each channel a flat histogram."""
+    # The histogram of each channel, [B, 3, 256].
     flat = images.flatten(2).to(torch.int64)
     histogram = torch.zeros((*flat.shape[:2], 256), dtype=torch.int64, device=images.device)
     histogram.scatter_add_(2, flat, torch.ones_like(flat))
     cumulative = histogram.cumsum(2)
+
     # The highest filled bin does not count towards the step, because it maps to 255.
     last = histogram.gather(2, flat.amax(2, keepdim=True))
     step = (cumulative[..., -1:] - last) // 255

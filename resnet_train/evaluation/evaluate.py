@@ -16,7 +16,7 @@ from resnet_train.runtime.device import sum_dtype
 from resnet_train.runtime.distributed import ALONE, Processes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What an evaluation collects; metrics are functions of it.
 

@@ -175,6 +175,7 @@ def load_model(path: Path | str) -> tuple[nn.Module, About]:
 
 def class_results(evaluation: Evaluation, classes: tuple[str, ...]) -> tuple[ClassResult, ...]:
     """Return the accuracy and precision of each class."""
+    # Rows of the confusion matrix are labels, columns predictions.
     confusion = evaluation.confusion
     correct, support, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
     return tuple(
@@ -194,12 +195,15 @@ def _load_split(
     """Return the split's name, the data set it is part of, and the indices of its images (None: all of them)."""
     if split not in (None, "test", "val", "train"):
         raise ValueError(f"unknown split {split!r}; use test, val or train")
+    # Test images, unless there are none and the model has a validation split.
     if split in (None, "test"):
         images = load_dataset(dataset, "test", data_dir, config.image_size)
         if images is not None:
             return "test", images, None
         if split == "test" or not config.val_size:
             raise ValueError(f"{data_dir} has no test/ folder")
+
+    # The other splits are parts of the training images.
     images = load_dataset(dataset, "train", data_dir, config.image_size)
     assert images is not None
     train_indices, val_indices = split_indices(images.labels, config.val_size, config.train_size)

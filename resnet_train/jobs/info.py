@@ -1,4 +1,4 @@
-"""What there is to choose from, and what a checkpoint holds.
+"""List the available choices, and describe architectures and checkpoints.
 
 Imports are local to functions: most topics need no torch, which takes 2 s to import.
 """
@@ -68,7 +68,9 @@ def list_architectures() -> list[Architecture]:
     from resnet_train.models import list_models, measure_complexity
 
     sizes = [(entry, measure_complexity(entry.name)) for entry in list_models()]
-    return [Architecture(entry.name, entry.family, size.params, size.macs) for entry, size in sizes]
+    return [
+        Architecture(name=entry.name, family=entry.family, params=size.params, macs=size.macs) for entry, size in sizes
+    ]
 
 
 def list_recipes() -> list[Choice]:
@@ -120,7 +122,9 @@ def describe(topic: str) -> ArchitectureDetails | CheckpointInfo:
         if entry.name == topic:
             size = measure_complexity(topic)
             flags = ["--" + option.replace("_", "-") for option in entry.options]
-            return ArchitectureDetails(topic, entry.family, size.params, size.macs, flags)
+            return ArchitectureDetails(
+                name=topic, family=entry.family, params=size.params, macs=size.macs, options=flags
+            )
     if os.path.exists(topic):  # noqa: PTH110 - Path.exists raises on names that are too long
         return describe_checkpoint(Path(topic))
     raise ValueError(f"{topic!r} is neither a topic nor a file; topics: {', '.join(TOPICS)}")

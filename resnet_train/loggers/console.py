@@ -72,6 +72,8 @@ class Console(Logger):
         if epoch is not None:
             self._log_epoch(scalars, epoch)
             return
+
+        # Within an epoch: the bar, and once the estimate.
         if self.bar is not None:
             self.bar.set_postfix_str("  ".join([*_describe_scores(scalars), f"lr {scalars['lr']:.3g}"]))
         if not self.estimated and self.num_timed_steps > 1:
@@ -79,6 +81,7 @@ class Console(Logger):
 
     def _estimate(self, step: int) -> None:
         assert self.info is not None
+        # The first step is not among the timed ones.
         self.estimated = True
         step_seconds = (time.perf_counter() - self.start_time) / (self.num_timed_steps - 1)
         left = (self.info.epochs * self.info.steps_per_epoch - step) * step_seconds
@@ -108,4 +111,4 @@ def _describe_scores(scalars: Scalars) -> list[str]:
         if slash and split != "timing":
             shown = f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
             splits.setdefault(split, [split]).append(f"{metric} {shown}")
-    return [" ".join(words) for words in splits.values()]
+    return [" ".join(parts) for parts in splits.values()]

@@ -26,9 +26,12 @@ class MetricsCsv(Logger):
 
     def start(self, info: RunInfo) -> None:
         """Write metrics.csv from the history and drop the timings of epochs that are not part of it."""
+        # metrics.csv is a function of the history.
         self.columns = info.scalar_names
         rows = [_row(r.epoch, r.step, r.scalars(), self.columns) for r in info.history]
         _write(self.metrics, [_header(self.columns), *rows])
+
+        # timing.csv is not: keep its rows, except those of epochs after the checkpoint.
         known = {str(record.epoch) for record in info.history}
         old: list[list[str]] = []
         if os.path.lexists(self.timing):

@@ -1,4 +1,4 @@
-"""The first of a run's loggers, which stops it before the others write into a folder that is no longer its own."""
+"""The first logger of a run: it stops the run before the others write into a folder that was moved or replaced."""
 
 from __future__ import annotations
 

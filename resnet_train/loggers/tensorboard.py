@@ -42,11 +42,14 @@ class TensorBoard(Logger):
 
     def start(self, info: RunInfo) -> None:
         """Open an event file, which purges everything after `info.first_step` from the view."""
+        # One event file for each start of the run.
         self.info = info
         self.writer = SummaryWriter(str(self.folder), purge_step=info.first_step and info.first_step + 1)
         file = self.writer._get_file_writer().event_writer._general_file_writer
         if hasattr(file, "fs"):  # TensorFlow's writer, if it is installed, keeps the file open itself
             file.fs = self.held = _HeldFile(Path(os.fsdecode(file.filename)))
+
+        # A new run also shows its settings.
         if not info.first_step:
             rows = "\n".join(f"| {key} | {value} |" for key, value in info.config.items())
             self.writer.add_text("config", f"| setting | value |\n|---|---|\n{rows}", 0)

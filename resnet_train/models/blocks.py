@@ -70,6 +70,7 @@ class DropPath(nn.Module):
     def forward(self, residual: Tensor) -> Tensor:
         if not self.training:
             return residual
+        # Scaling up the residuals that are kept leaves the expected value as it is.
         kept = torch.rand(len(residual), 1, 1, 1, device=residual.device) >= self.probability
         return residual * (kept / (1 - self.probability)).to(residual.dtype)
 

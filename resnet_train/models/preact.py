@@ -87,8 +87,11 @@ class PreActResNet(nn.Module):
         pad: bool = False,
     ) -> None:
         super().__init__()
+        # The stem has no norm, because the first block starts with one.
         self.stride = 2 ** (len(widths) - 1)
         self.conv1 = conv3x3(3, stem_channels)
+
+        # The stages: all but the first halve the size in their first block.
         channels, stages = stem_channels, []
         for number, (depth, width) in enumerate(zip(num_blocks, widths)):
             blocks = []  # of one stage
@@ -100,9 +103,13 @@ class PreActResNet(nn.Module):
                 blocks.append(block(channels, width, stride, shortcut))
                 channels = out
             stages.append(nn.Sequential(*blocks))
+
+        # layer1, layer2 … as in the other families.
         self.layers = [f"layer{number + 1}" for number in range(len(stages))]
         for name, stage in zip(self.layers, stages):
             self.add_module(name, stage)
+
+        # The last norm and the classifier.
         self.bn = nn.BatchNorm2d(channels)
         self.linear = nn.Linear(channels, num_classes)
         init_weights(self)

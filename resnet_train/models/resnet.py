@@ -54,6 +54,7 @@ class ResNet(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        # The stem keeps the size for CIFAR and divides it by 4 for ImageNet.
         require_choice("stem", stem, ("cifar", "imagenet"))
         require_choice("norm_order", norm_order, ("conv-bn-relu", "conv-relu-bn"))
         is_cifar = stem == "cifar"
@@ -65,6 +66,8 @@ class ResNet(nn.Module):
 
         # Stochastic depth: the residual of block l of L is dropped with l/L of the probability.
         drops = [drop_path * (number + 1) / sum(num_blocks) for number in range(sum(num_blocks))]
+
+        # The stages: all but the first halve the size in their first block.
         channels, stages = 64, []
         for width, depth, stride in zip(WIDTHS, num_blocks, (1, 2, 2, 2)):
             blocks = []  # of one stage
@@ -75,6 +78,8 @@ class ResNet(nn.Module):
                 channels = out
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
+
+        # The classifier, and the initial weights.
         self.linear = nn.Linear(channels, num_classes)
         init_weights(self)
         if zero_init_residual:

@@ -97,7 +97,7 @@ def _check_records(archive: zipfile.ZipFile) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _StandIn:
-    """What takes the place of a global, a storage or a tensor, none of which is made."""
+    """Replace a global, a storage or a tensor, none of which is created."""
 
     kind: str
     detail: Any  # the name of a global, the type and number of a storage's elements, the hooks of a tensor

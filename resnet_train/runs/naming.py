@@ -62,6 +62,6 @@ def _token(name: str, value: Any) -> str:
 
 
 def _clean(name: str) -> str:
-    """Return the name without characters and words that have a meaning on some system."""
+    """Return the name without characters and device names that are special on some system."""
     name = re.sub(r"[^\w.+-]+", "_", name).lstrip(".-")
     return f"run-{name}" if name.split(".")[0].upper() in WINDOWS_DEVICES else name

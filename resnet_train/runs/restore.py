@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class UnusableState(ValueError):
-    """A state does not fit the run it is said to be of."""
+    """A state does not fit its run."""
 
 
 def restore_model(checkpoint: AnyCheckpoint, path: Path) -> nn.Module:

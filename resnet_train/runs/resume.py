@@ -28,7 +28,7 @@ class OtherRun(ValueError):
     """A run folder holds another experiment."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Start:
     """Where a run starts.
 
@@ -106,7 +106,7 @@ def find_start(
         return _start_at(Path(resume), given)
     if config.name and (config.output_dir / name).exists():
         raise ValueError(existing_run_message(config.output_dir / name))
-    return Start(config, None, None, name, exact=config.name is not None)
+    return Start(config=config, folder=None, state=None, name=name, exact=config.name is not None)
 
 
 # --- The run at a path -----------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def _resumed(folder: RunFolder, state: RunCheckpoint, given: dict[str, Any], fil
     # The folder may have been moved or renamed since the run started.
     place = {"output_dir": str(folder.path.parent), "name": folder.name}
     config, before = merge_on_resume(state.config, {**given, **place}), make_config(state.config).epochs
-    start = Start(config, folder, state, folder.name, exact=True, file=file)
+    start = Start(config=config, folder=folder, state=state, name=folder.name, exact=True, file=file)
 
     # Its data may have been moved as well; a finished run needs none.
     if not start.is_finished and "data_dir" not in given:
@@ -232,7 +232,7 @@ def _find_match(config: TrainConfig, given: dict[str, Any], fingerprints: Finger
     # Otherwise start a new run, under a name that is free.
     numbered = (name if number == 1 else f"{name}-{number}" for number in count(1))
     free = next(candidate for candidate in numbered if not (config.output_dir / candidate).exists())
-    return Start(config, None, None, name if config.name else free, exact=True)
+    return Start(config=config, folder=None, state=None, name=name if config.name else free, exact=True)
 
 
 def _candidates(config: TrainConfig, name: str) -> Iterator[tuple[RunFolder, bool]]:
@@ -308,7 +308,7 @@ def _match_without_state(config: TrainConfig, folder: RunFolder, has_name: bool)
         _check_same(folder, before, config)
         if model.epoch != config.epochs:
             raise other
-        return Start(config, folder, None, folder.name, exact=True, model=model)
+        return Start(config=config, folder=folder, state=None, name=folder.name, exact=True, model=model)
 
     # Only a folder of this run's name may be started again.
     if not has_name or not folder.is_killed_start():
@@ -323,7 +323,7 @@ def _match_without_state(config: TrainConfig, folder: RunFolder, has_name: bool)
         raise other
     folder.unsaved.touch()
     log.info("%s has no checkpoint yet; starting from step 0", folder.path)
-    return Start(config, folder, None, folder.name, exact=True)
+    return Start(config=config, folder=folder, state=None, name=folder.name, exact=True)
 
 
 def _check_described(folder: RunFolder, config: TrainConfig, *, must_exist: bool = False) -> None:

@@ -24,12 +24,15 @@ def select_device(name: str) -> torch.device:
     Raises:
         ValueError: the device is not available here.
     """
+    # Resolve the name.
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:1 or mps") from None
+
+    # Check that this machine has the device.
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if not torch.cuda.is_available():
@@ -60,12 +63,16 @@ def prepare_machine(name: str, threads: int, deterministic: bool = False) -> tor
     if device.type == "cuda" and device.index is not None:  # without an index: the current one
         torch.cuda.set_device(device)
     keep_freed_memory(device.type == "cpu")
+
+    # Threads: thousands of them could not be created.
     cpus = os.cpu_count() or 1
     if threads > THREADS_PER_CPU * cpus:
         most = f"{THREADS_PER_CPU * cpus}, {THREADS_PER_CPU} for each of the {cpus} CPUs here"
         raise ValueError(f"threads (={threads}) must be at most {most}")
     if threads:
         torch.set_num_threads(threads)
+
+    # Kernels: the same bits every time, or the fastest.
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it starts
     torch.use_deterministic_algorithms(deterministic)
@@ -113,6 +120,8 @@ def free_memory_bytes(device: torch.device) -> int:
     """Return the free memory of the device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+
+    # On a CPU, or with Apple's GPU, which shares its memory: Linux knows how much is available; else take half of all.
     try:
         with open("/proc/meminfo") as file:  # noqa: PTH123 - not a file on disk
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))

@@ -68,6 +68,7 @@ class Processes:
         """Return the rows [N, …] of all processes one after the other, by rank; N may differ between processes."""
         if self.num_ranks == 1:
             return rows
+        # Pad all parts to the same length, gather them, and cut the padding off.
         num_rows = [int(count) for (count,) in self.gather([len(rows)])]
         padded = torch.cat([rows, rows.new_zeros(max(num_rows) - len(rows), *rows.shape[1:])])
         parts = [torch.empty_like(padded) for _ in num_rows]

@@ -95,10 +95,10 @@ def has_no_inodes(folder: Path) -> bool:
 
 
 def check_room(folder: Path, needed_bytes: int) -> None:
-    """Check that so many bytes are free, for a writer whose own error would come late and from another thread.
+    """Check that this many bytes are free, for a writer that reports a full disk late and from another thread.
 
     Raises:
-        OSError: they are not.
+        OSError: fewer are free.
     """
     if shutil.disk_usage(folder).free < needed_bytes:
         with explain_write_errors(folder / "events.out.tfevents", needed_bytes):

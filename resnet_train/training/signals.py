@@ -55,6 +55,7 @@ class SignalWatch:
             self._before[number] = signal.signal(number, handler)
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        # The first signal stops after the step; a second Ctrl-C, unless it is an echo, stops at once.
         now = time.monotonic()
         if not self.stop:
             self.stop, self._stop_time = number, now

@@ -1,4 +1,4 @@
-"""What it costs to check and read a checkpoint file, by its size and content.
+"""Measure the cost of checking and reading a checkpoint file, by its size and content.
 
 `python -m tests.harness.archive_cost FOLDER` prints one JSON object for each file of 1, 10 and 100 MB: the seconds of
 processor time and the peak of memory over what the process had before, both in proportion to the file.
@@ -38,9 +38,9 @@ def records(path: Path, num_bytes: int) -> None:
 
 
 def read(path: Path) -> dict[str, object]:
-    """Read a file, and return what that came to and cost."""
+    """Read a file and return the outcome and its cost."""
     pack(small := path.with_suffix(".small"), b"\x80\2N.")
-    read_tensor_file(small)  # imports what the first reading imports
+    read_tensor_file(small)  # warm-up: the first read imports modules
     small.unlink()
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before, start, num_bytes = peak_bytes(), time.process_time(), path.stat().st_size
@@ -65,6 +65,6 @@ if __name__ == "__main__":
         for megabytes in (1, 10, 100):
             target = Path(sys.argv[1]) / f"{make.__name__}-{megabytes}.pt"
             make(target, megabytes * MEGABYTE)
-            with multiprocessing.get_context("spawn").Pool(1) as pool:  # no memory left over from other files
+            with multiprocessing.get_context("spawn").Pool(1) as pool:  # a new process, whose peak is that of one file
                 print(json.dumps(pool.apply(read, (target,))), flush=True)
             target.unlink()

@@ -1,4 +1,4 @@
-"""Checkpoints as an attacker would make them, and a program that reads them and watches itself.
+"""Checkpoints that an attacker would make, and a program that reads them and records its own side effects.
 
 `python -m tests.harness.hostile_files FOLDER` prints one JSON object a file: what reading it came to, how long it took,
 how much memory, and which of the interpreter's audited events (programs started, files opened to write …) it caused.
@@ -33,7 +33,7 @@ NO_HOOKS = b"\x89" + EMPTY_DICT  # requires_grad is False
 
 
 class Call:
-    """Pickles as a call of a function."""
+    """Pickle as a call of a function."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.parts = function, arguments
@@ -43,7 +43,7 @@ class Call:
 
 
 def pack(path: Path | io.BytesIO, pickled: bytes, **records: bytes) -> None:
-    """A zip file as torch's; `data_0` is the record data/0."""
+    """Write a zip file like torch's; `data_0` is the record data/0."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickled)
         for name, content in {"version": b"3\n", "byteorder": sys.byteorder.encode(), **records}.items():
@@ -51,12 +51,12 @@ def pack(path: Path | io.BytesIO, pickled: bytes, **records: bytes) -> None:
 
 
 def raw(value: bytes, **records: bytes) -> Make:
-    """A checkpoint whose value x is what these operations leave."""
+    """Return a function that writes a checkpoint whose value x is the result of these operations."""
     return lambda path: pack(path, HEAD + value + TAIL, **records)
 
 
 def calling(module: str, name: str, *arguments: Any) -> Make:
-    """A checkpoint whose value x is the result of a call."""
+    """Return a function that writes a checkpoint whose value x is the result of a call."""
     body = pickle.dumps(arguments, protocol=2)[2:-1]
     return raw(f"c{module}\n{name}\n".encode() + body + b"R")
 
@@ -76,7 +76,7 @@ def rebuild(num_elements: int, offset: int, size: tuple[int, ...], stride: tuple
 def tensor(
     num_elements: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...], end: bytes = NO_HOOKS
 ) -> Make:
-    """A tensor on a record of 4 float32."""
+    """Return a function that writes a checkpoint with a tensor on a record of 4 float32."""
     return raw(rebuild(num_elements, offset, size, stride, end), data_0=bytes(16))
 
 
@@ -115,7 +115,7 @@ def duplicated(path: Path) -> None:
 
 
 def overlapping(path: Path) -> None:
-    """A thousand entries of the directory for one record of a megabyte."""
+    """Write a thousand directory entries for one record of a megabyte."""
     pack(path, HEAD + b"N" + TAIL, data_0=bytes(1 << 20))
     with zipfile.ZipFile(path, "a") as archive:
         record = archive.getinfo("archive/data/0")
@@ -128,7 +128,7 @@ def overlapping(path: Path) -> None:
 
 
 def quoting(path: Path) -> None:
-    """Each of a hundred records holds all that follow it, headers included, and lies where it says."""
+    """Write a hundred nested records: each contains all that follow it, headers included."""
     pack(path, HEAD + b"N" + TAIL)
     body, records = bytes(1 << 16), []
     for name in (f"archive/data/{number}" for number in range(100)):
@@ -148,7 +148,7 @@ def quoting(path: Path) -> None:
 
 
 def lying_about_sizes(path: Path) -> None:
-    """Its directory promises 2^62 bytes, in the extra field of zip64."""
+    """Claim 2^62 bytes in the zip64 extra field of the directory."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", HEAD + b"N" + TAIL)
         archive.writestr("archive/data/0", bytes(16))
@@ -157,14 +157,14 @@ def lying_about_sizes(path: Path) -> None:
 
 
 def whole() -> bytes:
-    """A harmless archive; the lies below stand around it."""
+    """Return a harmless archive, around which the attacks below are built."""
     stream = io.BytesIO()
     pack(stream, HEAD + b"N" + TAIL)
     return stream.getvalue()
 
 
 def pickle_before(path: Path) -> None:
-    """Torch reads the old format of its files if the first bytes are no archive's: here 100 GB of a bytearray."""
+    """Put a file of torch's old format, which allocates a bytearray of 100 GB, before the archive."""
     stream = io.BytesIO()
     number, protocol = 0x1950A86A20F9469CFC6C, 1001
     for value in (number, protocol, {"little_endian": True}, {"x": Call(bytearray, 10**11)}, []):
@@ -173,7 +173,7 @@ def pickle_before(path: Path) -> None:
 
 
 def pickle_counted(path: Path) -> None:
-    """The same, in an archive that knows of the bytes before it."""
+    """Do the same with offsets that count the bytes before the archive."""
     pickle_before(path)
     path.write_bytes(path.read_bytes()[: -len(whole())])
     with zipfile.ZipFile(path, "a") as archive:
@@ -181,7 +181,7 @@ def pickle_counted(path: Path) -> None:
 
 
 def changed(name: str, **changes: Any) -> Make:
-    """What the directory says of a record is changed."""
+    """Return a function that writes an archive with changed fields of a record in the directory."""
 
     def make(path: Path) -> None:
         pack(path, HEAD + b"N" + TAIL, data_0=bytes(16))
@@ -194,14 +194,14 @@ def changed(name: str, **changes: Any) -> Make:
 
 
 def two_folders(path: Path) -> None:
-    """Torch takes the folder of the first record for that of all."""
+    """Use two folders: torch takes the folder of the first record for that of all."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("other/version", b"3\n")
         archive.writestr("archive/data.pkl", HEAD + b"N" + TAIL)
 
 
 def names_in_two_cases(path: Path) -> None:
-    """Torch finds records whatever their case: a record that is shorter than the one that was checked."""
+    """Add a shorter record whose name differs in case only: torch ignores case."""
     pack(
         path,
         HEAD + (STORAGE % b"K\4").replace(b"X\1\0\0\x000", b"X\1\0\0\0a") + TAIL,
@@ -217,14 +217,14 @@ def two_pickles(path: Path) -> None:
 
 
 def two_directories(path: Path) -> None:
-    """A comment that holds another end of the archive."""
+    """Put another end of the archive into the comment."""
     content = whole()
     end = content[-22:]
     path.write_bytes(content[:-2] + struct.pack("<H", len(end) + 8) + end[:20] + struct.pack("<H", 8) + bytes(8))
 
 
 def far_end(path: Path) -> None:
-    """Its end of 64 bits is where Python looks for it, and another one where torch does."""
+    """Put one zip64 end where Python looks for it and another where torch does."""
     content = whole()
     _, _, _, count, _, size, start, _ = struct.unpack("<4s4H2LH", content[-22:])
     end64 = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, start)
@@ -233,7 +233,7 @@ def far_end(path: Path) -> None:
 
 
 def short_count(path: Path) -> None:
-    """Its end counts fewer records than its directory has."""
+    """Count fewer records in the end than the directory has."""
     content = bytearray(whole())
     content[-14:-10] = struct.pack("<2H", 1, 1)
     path.write_bytes(content)
@@ -245,7 +245,7 @@ def zero_in_a_name(path: Path) -> None:
 
 
 def climbing(path: Path) -> None:
-    """Names that lead out of a folder, were they unpacked; the pickle is reached by no name of torch's."""
+    """Use names that would lead out of a folder if unpacked; the pickle has none of torch's names."""
     with zipfile.ZipFile(path, "w") as archive:
         for name in ("../data.pkl2", "/tmp/absolute", "archive/../../../x", "archive\\..\\x"):
             archive.writestr(name, b"x")
@@ -253,7 +253,7 @@ def climbing(path: Path) -> None:
 
 def unix_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener, Inside(path.parent):
-        listener.bind(path.name)  # from inside: the length of a socket's path is limited
+        listener.bind(path.name)  # relative, because the length of a socket's path is limited
 
 
 class Inside:
@@ -275,7 +275,7 @@ def fifo_behind_a_link(path: Path) -> None:
 MARK = "touch trace"
 NEW_TENSOR = b"ctorch\n%s\n(" + number(10**11) + b"tR"
 FILES: dict[str, Make] = {
-    # Calls of what is no part of a checkpoint
+    # Calls of functions that no checkpoint contains
     "os.system": calling("os", "system", MARK),
     "posix.system": calling("posix", "system", MARK),
     "nt.system": calling("nt", "system", MARK),
@@ -313,7 +313,7 @@ FILES: dict[str, Make] = {
     "class by NEWOBJ": raw(b"ccollections\nOrderedDict\n)\x81"),
     "name by STACK_GLOBAL": raw(b"X\x02\0\0\0osX\x06\0\0\0system\x93"),
     "extension code": raw(b"\x82\x01"),
-    # What torch's restricted unpickler allows, at a price
+    # Values that torch's restricted unpickler allows, at a cost
     "bytearray": calling("builtins", "bytearray", 10**11),
     "set": calling("builtins", "set", (1, 2, 3)),
     "Counter": calling("collections", "Counter", "a"),
@@ -331,7 +331,7 @@ FILES: dict[str, Make] = {
     "attributes of a dict": raw(b"}}X\1\0\0\0aK\1sb"),
     "attributes of an OrderedDict": raw(EMPTY_DICT + b"}X\5\0\0\0itemsK\1sb"),
     "a class as a value": raw(b"](ctorch\nFloatStorage\n\x85e"),
-    # Tensors that lie
+    # Tensors with false sizes
     "tensor of 10^18 elements": tensor(4, 0, (10**9, 10**9), (10**9, 1)),
     "record of 10^15 elements": tensor(10**15, 0, (10**15,), (1,)),
     "record of a negative size": tensor(-4, 0, (1,), (1,)),
@@ -358,7 +358,7 @@ FILES: dict[str, Make] = {
         b"](" + rebuild(4, 0, (4,), (1,), NO_HOOKS + b"q\1") + b"h\1K\1K\1se", data_0=bytes(16)
     ),
     "storage as a value": raw(STORAGE % b"K\4", data_0=bytes(16)),
-    # Values that unfold
+    # Values that expand
     "billion laughs of lists": raw(list_laughs()),
     "billion laughs of tuples": raw(tuple_laughs()),
     "list that holds itself": raw(b"]q\0h\0a"),
@@ -383,7 +383,7 @@ FILES: dict[str, Make] = {
     "no pickle": lambda path: pack(path, b""),
     "text that is no text": raw(b"X\2\0\0\0\xff\xfe"),
     "protocol 5": lambda path: pack(path, pickle.dumps({"format": FORMAT, "version": VERSION}, protocol=5)),
-    # Archives that lie
+    # Inconsistent archives
     "compressed bomb": compressed,
     "nested bomb": nested,
     "two records of one name": duplicated,
@@ -412,7 +412,7 @@ FILES: dict[str, Make] = {
     "a plain pickle": lambda path: path.write_bytes(pickle.dumps(Call(os.system, MARK))),
     "an empty zip": lambda path: zipfile.ZipFile(path, "w").close(),
     "zeros": lambda path: path.write_bytes(bytes(1 << 20)),
-    # What is no file
+    # Not regular files
     "a folder": lambda path: path.mkdir(),
     "a FIFO": lambda path: os.mkfifo(path),
     "a FIFO behind a link": fifo_behind_a_link,
@@ -424,7 +424,7 @@ FILES: dict[str, Make] = {
 
 
 def base() -> dict[str, Any]:
-    """A small whole checkpoint."""
+    """Return a small complete checkpoint."""
     from resnet_train.config import TrainConfig, to_plain
     from resnet_train.models import create_model
 
@@ -448,14 +448,14 @@ def about(**changes: Any) -> Callable[[dict[str, Any]], object]:
 
 
 def shared(levels: int = 4) -> list[Any]:
-    """10^levels values of some bytes."""
+    """Return a value that a pickle of a few bytes expands to 10^levels leaves."""
     value: list[Any] = ["a"]
     for _ in range(levels):
         value = [value] * 10
     return value
 
 
-# Files that are read without complaint, and describe networks that they do not hold
+# Files that are read without an error but describe networks that they do not contain
 MODELS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a network of 10,000 layers": about(arch="resnet9998"),
     "a network of 1,202 layers": about(arch="resnet1202"),
@@ -485,7 +485,7 @@ MODELS: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 def make_all(folder: Path) -> None:
-    """Writes all files."""
+    """Write all files."""
     from resnet_train.runs.checkpoint import write_checkpoint
 
     for name, make in FILES.items():
@@ -497,13 +497,13 @@ def make_all(folder: Path) -> None:
 
 
 def watch_all(folder: Path) -> Iterator[dict[str, Any]]:
-    """Reads one file after the other, and tells what came of each."""
+    """Read one file after the other and print the outcome of each."""
     import torch
 
     from resnet_train.jobs.evaluate import load_model
     from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 
-    # The first reading imports and caches what every other one finds there.
+    # The first read imports modules and fills caches.
     write_checkpoint(folder / "whole.pt", base())
     load_model(folder / "whole.pt")
     (folder / "whole.pt").unlink()
@@ -512,7 +512,7 @@ def watch_all(folder: Path) -> Iterator[dict[str, Any]]:
     load = vars(torch)["load"]
     for name in [*FILES, *MODELS]:
         vars(torch)["load"] = load if name in MODELS else lambda *_, **__: events.append("torch.load")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before, start = peak_bytes(), time.process_time()
         events.clear()
         try:
@@ -531,7 +531,7 @@ def watch_all(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def hear(events: list[str], event: str, arguments: tuple[Any, ...]) -> None:
-    """Keeps what starts programs, writes files, opens connections, compiles or imports."""
+    """Record audit events that start programs, write files, open connections, compile or import."""
     if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) == 0:
         return
     if event.startswith(("open", "os.", "subprocess.", "socket.", "ctypes.", "shutil.", "pickle.", "exec", "compile")):
@@ -541,7 +541,7 @@ def hear(events: list[str], event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had, in bytes."""
+    """Return the peak memory of this process in bytes."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 

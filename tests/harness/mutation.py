@@ -127,7 +127,7 @@ SILENT_CALLS = {"debug", "info", "warning", "getLogger", "cast", "TypeVar", "Reg
 
 
 class Mutator(ast.NodeVisitor):
-    """Collects all mutants of one file."""
+    """Collect all mutants of one file."""
 
     def __init__(self, path: str, source: str) -> None:
         self.path, self.source = path, source
@@ -359,7 +359,7 @@ def call_name(node: ast.Call) -> str:
 
 
 def is_silent(node: ast.Call) -> bool:
-    """Return whether a call only tells something, so that its arguments are text."""
+    """Return whether a call only prints or logs, so that its arguments are text."""
     return call_name(node) in SILENT_CALLS
 
 
@@ -576,7 +576,7 @@ def copy_tree(root: Path, target: Path) -> None:
     """Copy what tests need of the repository."""
     skipped = shutil.ignore_patterns(".git", ".venv", ".mutation", "*.egg-info", ".*_cache", "build", "dist")
     shutil.copytree(root, target, ignore=skipped, dirs_exist_ok=True)
-    shutil.rmtree(target / "runs", ignore_errors=True)  # those of the package stay
+    shutil.rmtree(target / "runs", ignore_errors=True)  # the package's own `runs` stays
 
 
 def run_in_fork(tree: Path, names: list[str], seconds: float) -> str:
@@ -595,7 +595,7 @@ def run_in_fork(tree: Path, names: list[str], seconds: float) -> str:
             answer.write_text(f"{type(error).__name__}: {error}")
         finally:
             os._exit(code)
-    deadline = time.monotonic() + 20 * seconds  # for what waits instead of computing
+    deadline = time.monotonic() + 20 * seconds  # for tests that wait instead of computing
     while os.waitpid(pid, os.WNOHANG)[0] == 0:
         if time.monotonic() > deadline:
             answer.write_text("time is up")
@@ -604,7 +604,7 @@ def run_in_fork(tree: Path, names: list[str], seconds: float) -> str:
             break
         time.sleep(0.02)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)  # what the tests left behind
+        os.killpg(pid, signal.SIGKILL)  # processes that the tests left behind
     return answer.read_text()
 
 
@@ -701,7 +701,7 @@ def read_equivalents() -> dict[tuple[str, str, str, str], str]:
 
 
 def key_of(mutant: Mutant, root: Path) -> tuple[str, str, str, str]:
-    """Return what names a mutant in the list of equivalents; no line number, which would soon be wrong."""
+    """Return the key of a mutant in the list of equivalents, without a line number, which would change."""
     line = (root / mutant.path).read_text().splitlines()[mutant.line - 1].strip()
     one_line = [" ".join(text.split()) for text in (line, mutant.old, mutant.new)]
     return mutant.path, one_line[0], one_line[1], one_line[2]

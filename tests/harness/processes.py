@@ -66,12 +66,12 @@ class Child:
     log: Path
 
     def wait(self) -> Ended:
-        """Wait for its end."""
+        """Wait until it ends."""
         code = _ask({"wait": self.pid})
         return Ended(code, self.log.read_text())
 
     def is_alive(self) -> bool:
-        """Return whether it runs; one that ended but was not waited for is in state Z."""
+        """Return whether it is running: it has not ended and is no zombie."""
         return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
     def kill(self) -> None:
@@ -206,7 +206,7 @@ def result_of(folder: Path) -> dict[str, Any]:
     clock_and_place = ("epoch_seconds", "config", "environment")
     found = {}
     for path in sorted((folder / "checkpoints").glob("*.pt")):
-        if path.name != "previous.pt":  # where a stopped run was saved between epochs this is another moment
+        if path.name != "previous.pt":  # a stopped run may have saved it at another step
             contents = read_checkpoint(path)
             kept = {key: part for key, part in contents.items() if key not in clock_and_place}
             found |= bits_of(kept, path.name)
@@ -245,7 +245,7 @@ def _serve() -> None:
 def _become_child(order: dict[str, Any]) -> None:
     code = 1
     try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a test that fails leaves nobody behind
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a failing test leaves no process behind
         output = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for number, descriptor in enumerate((os.open(os.devnull, os.O_RDONLY), output, output)):
             os.dup2(descriptor, number)
@@ -263,7 +263,7 @@ def _become_child(order: dict[str, Any]) -> None:
         traceback.print_exc()
     finally:
         with suppress(Exception):
-            atexit._run_exitfuncs()  # what a normal exit does and a fork must not do twice
+            atexit._run_exitfuncs()  # a fork skips it otherwise
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)

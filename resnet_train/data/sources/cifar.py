@@ -90,6 +90,7 @@ def cifar100(split: str, data_dir: Path, image_size: int) -> ImageDataset:
 
 def _load(facts: DatasetFacts, torchvision_class: Any, split: str, data_dir: Path, image_size: int) -> ImageDataset:
     """Read a split through torchvision, whose constructor checks the MD5 of every file before it unpickles it."""
+    # Download only if the files are missing or damaged.
     if image_size != IMAGE_SIZE:
         raise ValueError(f"image_size (={image_size}) must be {IMAGE_SIZE} for {facts.title}")
     read = partial(torchvision_class, str(data_dir), train=split == "train", download=False)
@@ -105,9 +106,18 @@ def _load(facts: DatasetFacts, torchvision_class: Any, split: str, data_dir: Pat
         np.save(folder / "labels.npy", np.array(source.targets, dtype=np.int64), allow_pickle=False)
         return {"classes": list(source.classes)}
 
+    # Later runs open the cache.
     cached = open_or_build(data_dir, f"{facts.title.lower()}-{split}", torchvision_class.tgz_md5, fill)
     classes = tuple(cached.facts["classes"])
-    return ImageDataset(cached.images, cached.labels, classes, facts.mean, facts.std, facts.title, cached.fingerprint)
+    return ImageDataset(
+        images=cached.images,
+        labels=cached.labels,
+        classes=classes,
+        mean=facts.mean,
+        std=facts.std,
+        title=facts.title,
+        fingerprint=cached.fingerprint,
+    )
 
 
 def fetch_archive(data_dir: Path, filename: str, md5: str) -> None:
@@ -135,6 +145,7 @@ def _has_md5(path: Path, md5: str) -> bool:
 
 def _download(archive: Path, md5: str) -> None:
     """Try all mirrors in turn; the archive appears under its name only when it is complete."""
+    # Remember why each mirror failed, for the error message.
     archive.parent.mkdir(parents=True, exist_ok=True)
     failures = []
     for url in _urls(archive.name):
@@ -163,7 +174,7 @@ def _download(archive: Path, md5: str) -> None:
 
 
 def _fetch(url: str, part: Path, most_bytes: int) -> None:
-    """Download a file of at most so many bytes.
+    """Download a file of at most `most_bytes`.
 
     Raises:
         ValueError: it is larger.

@@ -34,4 +34,12 @@ def digits(split: str, data_dir: Path, image_size: int) -> ImageDataset:
     images, labels = images[chosen], labels[chosen].astype(np.int64)
     classes = tuple(str(digit) for digit in range(DIGITS.num_classes))
     fingerprint = f"{zlib.crc32(images.tobytes()):08x}-{zlib.crc32(labels.tobytes()):08x}"
-    return ImageDataset(images, labels, classes, mean, std, DIGITS.title, fingerprint)
+    return ImageDataset(
+        images=images,
+        labels=labels,
+        classes=classes,
+        mean=mean,
+        std=std,
+        title=DIGITS.title,
+        fingerprint=fingerprint,
+    )

@@ -59,7 +59,15 @@ def folder(split: str, data_dir: Path, image_size: int) -> ImageDataset | None:
     _warn_about_skipped(cached.facts["skipped"], split)
     mean, std = tuple(cached.facts["mean"]), tuple(cached.facts["std"])
     title = f"folder {data_dir.resolve().name}"
-    return ImageDataset(cached.images, cached.labels, classes, mean, std, title, cached.fingerprint)
+    return ImageDataset(
+        images=cached.images,
+        labels=cached.labels,
+        classes=classes,
+        mean=mean,
+        std=std,
+        title=title,
+        fingerprint=cached.fingerprint,
+    )
 
 
 def _warn_about_skipped(skipped: list[str], split: str) -> None:
@@ -78,6 +86,7 @@ def find_images(data_dir: Path, split: str) -> tuple[list[SourceFile], tuple[str
     Raises:
         ValueError: The layout is another one, or a class has no training images.
     """
+    # Check the layout.
     if not data_dir.is_dir():
         raise ValueError(f"data_dir {str(data_dir)!r} is not a folder; it must hold train/<class>/* and test/<class>/*")
     train, wanted = data_dir / "train", data_dir / split
@@ -120,6 +129,7 @@ def fill_from_files(target: Path, files: list[SourceFile], image_size: int) -> l
     Raises:
         ValueError: More than one and more than 5 % of the pictures can't be read.
     """
+    # The array lies on disk, so it may be larger than the memory.
     shape = (len(files), 3, image_size, image_size)
     images = np.lib.format.open_memmap(target / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
     problems: dict[int, str] = {}
@@ -154,7 +164,7 @@ def fill_from_files(target: Path, files: list[SourceFile], image_size: int) -> l
 
 
 def read_image(path: Path, image_size: int) -> np.ndarray:
-    """Read one picture as uint8 [3, S, S]: upright, on white, short side resized to `image_size`, centre cropped.
+    """Read one picture as uint8 [3, S, S]: upright, on white, short side resized to `image_size`, center cropped.
 
     Raises:
         ValueError: It has more than 32 million pixels to hold in memory (6 million if it is a WebP or transparent).
@@ -170,6 +180,7 @@ def read_image(path: Path, image_size: int) -> np.ndarray:
 
 def _check_pixels(image: ImageFile.ImageFile, image_size: int) -> None:
     """Raise if decoding would take more than 200 MB; let JPEGs be decoded at a fraction of their size."""
+    # `draft` lets Pillow decode a JPEG at 1/2, 1/4 or 1/8 of its size.
     width, height = image.size
     image.draft("RGB", (image_size, image_size))
     if width * height <= MAX_PIXELS or not _has_several_scans(image):
