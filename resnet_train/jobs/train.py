@@ -105,23 +105,26 @@ def _attach_files(
     state: RunCheckpoint | None,
 ) -> Saver:
     """Attach the loggers and the saver of a run's folder to the trainer; `stack` closes them."""
-    # Every file in the folder can be understood without the others.
+    # Describe the run, and write the description first.
+    about, images = describe_network(config, data), data.describe(config.batch_size)
+    info = describe_run(config, data, trainer, folder.name)
+    loggers = build_loggers(config, folder.path, folder.check_held)
     settings, environment = to_plain(config), describe_environment(trainer.device)
     folder.write_description(settings, environment)
-    about, data_path = describe_network(config, data), str(config.data_dir.absolute())
+
+    # Records go to the loggers, and states to the saver, which adds the description to each.
+    data_path = str(config.data_dir.absolute())
     saver = Saver(folder, Description(about=about, config=settings, environment=environment, data_path=data_path))
-    loggers = build_loggers(config, folder.path, folder.check_held)
     trainer.attach(loggers, saver, f"the state is saved; continue with: resnet-train --resume {folder.path}")
 
     # From here on, train.log has all messages and the error that ends the run.
     stack.enter_context(LogFile(folder.path / "train.log"))
     if state is not None:
         warn_about_changes(state, environment, trainer.processes.num_ranks)
-    info = describe_run(config, data, trainer, folder.name)
     params = sum(parameter.numel() for parameter in trainer.parameters)
     log.info(
         f"{'new run' if state is None else 'resuming'} {folder.path}: {config.arch} ({params:,} parameters) on "
-        f"{info.title} ({data.describe(config.batch_size)}), {config.epochs} epochs, {info.device}"
+        f"{info.title} ({images}), {config.epochs} epochs, {info.device}"
     )
     warn_if_nearly_full(folder, config, trainer)
 
@@ -130,7 +133,8 @@ def _attach_files(
         stack.callback(logger.close)
         logger.start(info)
     if state is None:
-        images = next(trainer.train_loader.epoch(0)).images  # [B, 3, H, W]
+        batch = next(trainer.train_loader.epoch(0))
+        shown = denormalize(batch.images, about.mean, about.std)  # [B, 3, H, W]
         for logger in loggers:
-            logger.log_images("augmented training images", denormalize(images, about.mean, about.std), step=0)
+            logger.log_images("augmented training images", shown, step=0)
     return saver
