@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from resnet_train.config import TrainConfig
 from resnet_train.registry import Registry
 
 # All runs on a data set share its validation split and its subsets, whatever their seed.
@@ -77,6 +78,28 @@ def load_dataset(name: str, split: str, data_dir: Path | str, image_size: int = 
     if split not in {"train", "test"}:
         raise ValueError(f"unknown split {split!r}; use train or test")
     return DATASETS[name](split, Path(data_dir), image_size)
+
+
+def find_data_dir(config: TrainConfig, data_path: str | None) -> Path:
+    """Return the directory of the data of a run, wherever it is resumed or evaluated from.
+
+    Args:
+        config: the run's settings, as stored in a checkpoint.
+        data_path: the absolute path that `config.data_dir` had; None if the checkpoint does not have it.
+
+    Returns:
+        The first of both that is here; if none is, the default for a data set that can be downloaded.
+
+    Raises:
+        ValueError: none of both is here.
+    """
+    found = [path for path in (Path(data_path or config.data_dir), config.data_dir) if path.is_dir()]
+    if found:
+        return config.data_dir if found[0] == config.data_dir.absolute() else found[0]
+    if config.dataset in FACTS:
+        return TrainConfig().data_dir
+    places = dict.fromkeys([str(config.data_dir), *([data_path] if data_path else [])])
+    raise ValueError(f"the images are not in {' or '.join(places)}; say where they are with --data-dir")
 
 
 def split_indices(labels: np.ndarray, val_size: int, train_size: int | None) -> tuple[np.ndarray, np.ndarray]:

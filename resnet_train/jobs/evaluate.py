@@ -11,14 +11,14 @@ from torch import nn
 
 from resnet_train.config import TrainConfig, make_config
 from resnet_train.data.augment import Normalize
-from resnet_train.data.dataset import ImageDataset, load_dataset, split_indices
+from resnet_train.data.dataset import ImageDataset, find_data_dir, load_dataset, split_indices
 from resnet_train.data.loader import EVAL_BATCH_SIZE, eval_loader
 from resnet_train.evaluation.evaluate import Evaluation, evaluate
 from resnet_train.evaluation.metrics import compute_scores, confidence_interval, top5
 from resnet_train.records import About
 from resnet_train.runs.checkpoint import read_model
 from resnet_train.runs.folder import RunFolder, find_best, find_checkpoint
-from resnet_train.runs.restore import find_data_dir, restore_model
+from resnet_train.runs.restore import restore_model
 from resnet_train.runtime.device import device_name, memory_format, prepare_machine
 
 

@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from resnet_train.config import TrainConfig
-from resnet_train.data.dataset import FACTS
 from resnet_train.models import create_model
 from resnet_train.runs.checkpoint import AnyCheckpoint, RunCheckpoint
 from resnet_train.runs.folder import RunFolder
@@ -88,28 +87,6 @@ def warn_about_changes(state: RunCheckpoint, environment: dict[str, Any], num_ra
             num_before,
             num_ranks,
         )
-
-
-def find_data_dir(config: TrainConfig, data_path: str | None) -> Path:
-    """Return the directory of the data of a run, wherever it is resumed or evaluated from.
-
-    Args:
-        config: the run's settings, as stored in a checkpoint.
-        data_path: the absolute path that `config.data_dir` had; None if the checkpoint does not have it.
-
-    Returns:
-        The first of both that is here; if none is, the default for a data set that can be downloaded.
-
-    Raises:
-        ValueError: none of both is here.
-    """
-    found = [path for path in (Path(data_path or config.data_dir), config.data_dir) if path.is_dir()]
-    if found:
-        return config.data_dir if found[0] == config.data_dir.absolute() else found[0]
-    if config.dataset in FACTS:
-        return TrainConfig().data_dir
-    places = dict.fromkeys([str(config.data_dir), *([data_path] if data_path else [])])
-    raise ValueError(f"the images are not in {' or '.join(places)}; say where they are with --data-dir")
 
 
 @contextmanager

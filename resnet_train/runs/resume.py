@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from resnet_train.config import TrainConfig, changed_settings, make_config, merge_on_resume
-from resnet_train.data.dataset import FACTS
+from resnet_train.data.dataset import FACTS, find_data_dir
 from resnet_train.recipes import read_yaml
 from resnet_train.runs.checkpoint import ModelCheckpoint, RunCheckpoint, parse, read_checkpoint
 from resnet_train.runs.folder import RunFolder, existing_run_message, find_runs
 from resnet_train.runs.naming import default_name
-from resnet_train.runs.restore import find_data_dir
 
 log = logging.getLogger(__name__)
 
