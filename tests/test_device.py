@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import platform
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from resnet_train.runtime import ranks
 from resnet_train.runtime.device import memory_format, peak_memory_bytes, prepare_machine, select_device, sum_dtype
+from resnet_train.runtime.environment import describe_environment
 from resnet_train.runtime.precision import choose_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -111,6 +116,12 @@ def test_the_memory_format_is_channels_last_on_request() -> None:
 def test_the_peak_of_memory_is_in_bytes() -> None:
     peak = peak_memory_bytes(CPU)
     assert peak is None or 50e6 < peak < 500e9
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs /proc")
+def test_the_cpu_has_its_models_name() -> None:
+    names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    assert describe_environment(torch.device("cpu"))["cpu"] in (names or [platform.processor() or platform.machine()])
 
 
 def test_ranks_are_those_of_torchrun_or_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,6 +190,7 @@ def test_auto_refuses_a_chosen_name_of_another_experiment(
     error = run_cli("resnet-train", *line, cwd=tmp_path).error
     assert error.startswith("error: runs/exp is a run with other settings (")
     assert str(change[0]).removeprefix("--no-").strip("-").replace("-", "_") in error
+    assert error.endswith("or extend it with --resume runs/exp --epochs 3") == (change[0] == "--epochs")
     assert files_below(exp) == before
 
 
@@ -378,16 +379,18 @@ def test_an_extended_run_has_no_model_until_it_ends(exp: Path, run_cli: RunCli, 
 # --- Killed processes ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", [0, 0.5])
-def test_a_final_model_that_a_kill_prevented_is_written(decay: float, run_cli: RunCli, tmp_path: Path) -> None:
-    arguments = [*QUICK, "--name", "exp", "--ema-decay", decay]
+@pytest.mark.parametrize("arguments", [["--name", "exp"], ["--name", "exp", "--ema-decay", 0.5], []], ids=str)
+def test_a_final_model_that_a_kill_prevented_is_written(
+    arguments: list[object], run_cli: RunCli, tmp_path: Path
+) -> None:
+    arguments = [*QUICK, *arguments]
     assert run_cli("resnet-train", *arguments, cwd=tmp_path).code == 0
-    path = tmp_path / "runs" / "exp" / "checkpoints" / "model.pt"
+    (path,) = tmp_path.glob("runs/*/checkpoints/model.pt")
     expected = read_checkpoint(path)
     path.unlink()
     outcome = run_cli("resnet-train", *arguments, "--resume", "auto", cwd=tmp_path)
     assert outcome.code == 0, outcome
-    assert "exp is finished; nothing to do" in outcome.stderr
+    assert f"{path.parts[-3]} is finished; nothing to do" in outcome.stderr
     written = read_checkpoint(path)
     assert written["metrics"] == expected["metrics"]
     assert written["about"] == expected["about"]
