@@ -91,7 +91,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--arch", "resnet18", "--batch-size", "4", "--accumulate", "4"], r"more than accumulate \(=4\)"),
         (["--optimizer", "adamw", "--nesterov"], r"nesterov \(=true\) has no effect with optimizer adamw; .* sgd$"),
         (["--optimizer", "muon", "--nesterov"], r"nesterov \(=true\) has no effect with optimizer muon; .* sgd$"),
-        (["--optimizer", "adamw", "--momentum", "0.8"], r"momentum \(=0.8\) has no effect with .* sgd, muon$"),
+        (["--optimizer", "adamw", "--momentum", "0.8"], r"momentum \(=0.8\) has no effect with .* sgd, muon\b"),
         (["--milestones", "2"], r"milestones \(=2\) has no effect with schedule cosine; .* multi-step, step$"),
         (["--gamma", "0.2", "--schedule", "constant"], r"gamma \(=0.2\) has no effect with schedule constant"),
         (["--schedule", "step", "--milestones", "1,2"], r"milestones \(=1,2\) must be a single period .*multi-step"),
