@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,7 +73,6 @@ def map_random_data(settings: dict[str, Any], folder: Path) -> Any:
     import numpy as np
 
     from resnet_train.build import RunData
-    from resnet_train.data.dataset import ImageDataset
     from resnet_train.data.sources.cifar import CIFAR10
     from resnet_train.jobs.measure import random_images
 
@@ -83,7 +83,7 @@ def map_random_data(settings: dict[str, Any], folder: Path) -> Any:
     written.flush()
     del written
     labels = np.resize(part.labels, num)
-    train = ImageDataset(np.load(path, mmap_mode="r"), labels, part.classes, part.mean, part.std, part.title, "")
+    train = replace(part, images=np.load(path, mmap_mode="r"), labels=labels)
     return RunData(train=train, test=part, train_indices=np.arange(num), val_indices=np.arange(0))
 
 

@@ -46,9 +46,9 @@ from resnet_train.data.loader import BatchLoader
 from resnet_train.data.plan import draw_plan
 from resnet_train.data.sources.cifar import CIFAR10
 from resnet_train.jobs import measure
-from resnet_train.jobs.bench import can_compile
 from resnet_train.jobs.measure import Spread, Training
 from resnet_train.models import create_model
+from resnet_train.runtime.compilation import can_compile
 from resnet_train.runtime.device import keep_freed_memory, memory_format, prepare_machine
 from resnet_train.runtime.environment import describe_environment
 from resnet_train.runtime.precision import choose_precision

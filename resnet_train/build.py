@@ -30,7 +30,8 @@ from resnet_train.optim.optimizers import OPTIMIZERS
 from resnet_train.optim.schedules import SCHEDULES
 from resnet_train.records import About, RunInfo
 from resnet_train.registry import accepts, call_with
-from resnet_train.runtime.device import can_compile, device_name, memory_format
+from resnet_train.runtime.compilation import can_compile, compile_mode, compile_networks
+from resnet_train.runtime.device import device_name, memory_format
 from resnet_train.runtime.distributed import ALONE, Processes
 from resnet_train.runtime.precision import choose_precision
 from resnet_train.training.trainer import Trainer
@@ -240,15 +241,18 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
     if config.compile and not can_compile(device):
         needs = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler"
         raise ValueError(f"compile (=true) needs {needs}, which is not here; install one, or leave --compile out")
+    if config.capture and (device.type != "cuda" or processes.num_ranks > 1):
+        where = f"on {device.type}" if device.type != "cuda" else f"with {processes.num_ranks} processes"
+        raise ValueError(f"capture (=true) works on one CUDA GPU only, not {where}; leave --capture out")
 
     # The network and its average, which is copied before the network is compiled.
     settings, num_classes = dict(config), len(data.train.classes)
     model = build_model(config, num_classes, device)
     averaged = ExponentialMovingAverage(model, config.ema_decay) if config.ema_decay else None
     if config.compile:
-        # In place: torch.compile(model) would prefix the names of the weights. On a GPU, "reduce-overhead" captures the
-        # kernels in a graph and launches them at once.
-        model.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
+        mode = compile_mode(device, config.accumulate, processes.num_ranks, config.capture)
+        networks = [model] if averaged is None else [model, averaged.model]
+        compile_networks(networks, mode, num_sizes=len(config.progressive_sizes or ()) + 1)
 
     # Everything else takes the settings that its signature names.
     train_loader, eval_loaders = build_loaders(config, data, device, processes)

@@ -173,7 +173,7 @@ def learning_rates(**settings):
     for epoch in range(4):
         for batch in trainer.train_loader.epoch(epoch):
             trainer.train_step(batch)
-            rates.append([group["lr"] for group in trainer.optimizer.param_groups])
+            rates.append([float(group["lr"]) for group in trainer.optimizer.param_groups])
     assert all(rate == of_step[0] for of_step in rates for rate in of_step)
     return [of_step[0] for of_step in rates]
 
@@ -294,12 +294,14 @@ def test_channels_last_is_the_memory_order_of_images_and_weights(channels_last):
         assert tensor.is_contiguous(memory_format=torch.channels_last) is channels_last
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_the_network_is_compiled_in_place_if_asked(compiled, monkeypatch):
-    modes = []
-    monkeypatch.setattr(nn.Module, "compile", lambda module, mode: modes.append((type(module), mode)))
-    tiny_trainer(model=TinyNet(), compile=compiled)
-    assert modes == [(TinyNet, "default")] * compiled
+@pytest.mark.parametrize(
+    ("settings", "num_networks"), [({}, 0), ({"compile": True}, 1), ({"compile": True, "ema_decay": 0.9}, 2)]
+)
+def test_networks_are_compiled_in_place_if_asked(settings, num_networks, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: compiled.append((type(module), options)))
+    tiny_trainer(model=TinyNet(), **settings)
+    assert compiled == [(TinyNet, {"mode": "default", "fullgraph": True, "dynamic": False})] * num_networks
 
 
 def test_synchronized_norms_are_refused_without_a_gpu():

@@ -66,6 +66,13 @@ def test_json_has_the_numbers_as_fractions(folder: Path, run_cli: RunCli, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_half_precision_is_evaluated_as_in_the_run(run_cli: RunCli, tmp_path: Path) -> None:
+    command = [*SMALL, "--epochs", 1, "--amp", "bf16", "--name", "half"]
+    assert run_cli("resnet-train", *command, cwd=tmp_path).code == 0
+    (row,) = csv.DictReader((tmp_path / "runs" / "half" / "metrics.csv").read_text().splitlines())
+    assert f"{evaluate(run_cli, 'runs/half', cwd=tmp_path)['loss']:.6g}" == f"{float(row['test_loss']):.6g}"
+
+
 def test_the_numbers_are_those_of_the_training(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
     with (folder / "metrics.csv").open(newline="") as file:
         last = list(csv.DictReader(file))[-1]

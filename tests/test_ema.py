@@ -35,7 +35,8 @@ def test_equals_torchs_average_with_the_same_decay():
     theirs = AveragedModel(model, multi_avg_fn=average, use_buffers=False)
     for step in range(30):
         scramble(model)
-        ours.update(model, GOOD)
+        ours.advance()
+        ours.update(GOOD)
         if step == 0:  # torch's first update copies
             for mean, start in zip(theirs.module.parameters(), ours.model.parameters()):
                 mean.data.copy_(start)
@@ -52,7 +53,8 @@ def test_the_decay_warms_up():
     with torch.no_grad():
         averaged.model.weight.zero_()
         model.weight.fill_(1.0)
-    averaged.update(model, GOOD)
+    averaged.advance()
+    averaged.update(GOOD)
     assert averaged.model.weight.item() == torch.tensor(0.9).item()  # decay 1/10 at first
 
 
@@ -61,7 +63,8 @@ def test_running_statistics_are_averaged_and_counters_copied():
     averaged = ExponentialMovingAverage(model, 0.5)
     scramble(model)
     before = averaged.model.running_mean.clone()
-    averaged.update(model, GOOD)
+    averaged.advance()
+    averaged.update(GOOD)
     torch.testing.assert_close(averaged.model.running_mean, before + 0.9 * (model.running_mean - before))
     assert averaged.model.num_batches_tracked == model.num_batches_tracked
 
@@ -71,7 +74,8 @@ def test_a_bad_step_leaves_the_average():
     averaged = ExponentialMovingAverage(model, 0.5)
     before = {name: value.clone() for name, value in averaged.model.named_parameters()}
     scramble(model)
-    averaged.update(model, BAD)
+    averaged.advance()
+    averaged.update(BAD)
     assert_same_tensors(dict(averaged.model.named_parameters()), before)
 
 

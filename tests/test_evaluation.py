@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from resnet_train.data.batch import Batch
 from resnet_train.evaluation.evaluate import evaluate
 from resnet_train.evaluation.metrics import compute_scores, top5
-from tests.harness.trainers import CPU
+from tests.harness.trainers import CPU, tiny_trainer
 
 
 class Lookup(nn.Module):
@@ -57,6 +58,26 @@ def test_top5_of_five_classes_is_not_defined():
     result = evaluate(Lookup(torch.eye(5)), batches_of(torch.arange(5), 5), 5, CPU)
     assert top5(result) is None
     assert compute_scores(result)["accuracy"] == 1.0
+
+
+def test_logits_are_kept_although_the_next_call_overwrites_them():
+    static = torch.zeros(2, 4)
+
+    def forward(batch):  # as graphs of kernels do
+        return static.copy_(torch.eye(4)[batch.labels])
+
+    labels = torch.arange(4)
+    result = evaluate(nn.Identity(), batches_of(labels, 2), 4, CPU, forward=forward)
+    assert torch.equal(result.logits, torch.eye(4))
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_a_trainer_evaluates_in_the_format_of_training(amp):
+    trainer = tiny_trainer(amp=amp, ema_decay=0.5)
+    batch = next(trainer.eval_loaders["test"].epoch(0))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp == "bf16"):
+        expected = trainer.averaged.model(batch.images).float()
+    assert torch.equal(trainer.evaluate_on(trainer.eval_loaders["test"]).logits, expected)
 
 
 def test_the_mode_is_kept_and_no_gradient_is_computed():

@@ -114,11 +114,38 @@ def test_adamw_is_that_of_torch() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_a_first_step_that_is_skipped_leaves_a_state_of_zeros(name: str) -> None:
+    model = make_model()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = build(name, model)
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    assert_same_tensors(model.state_dict(), before)
+    state = optimizer.state_dict().get("state", {})
+    tensors = [tensor for of_parameter in state.values() for tensor in of_parameter.values()]
+    assert tensors or name == "muon"
+    assert not any(tensor.any() for tensor in [*tensors, *optimizer.state_dict().get("momentum", [])])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_lr_is_one_tensor_and_a_number_in_the_state(name: str) -> None:
+    optimizer, other = (build(name, make_model(), no_decay_norm_bias=True) for _ in range(2))
+    lr = optimizer.param_groups[0]["lr"]
+    other.step()
+    load_optimizer_state(optimizer, copy.deepcopy(other.state_dict()))  # leaves the tensor where it is
+    set_lr(optimizer, 0.3)
+    assert all(group["lr"] is lr for group in optimizer.param_groups)
+    assert lr == 0.3  # in float64
+    state = optimizer.state_dict()
+    assert {group["lr"] for group in state.get("rest", state)["param_groups"]} == {0.3}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
 def test_set_lr_reaches_every_group(name: str) -> None:
     optimizer = build(name, make_model(), no_decay_norm_bias=True)
     assert len(optimizer.param_groups) > 1
     set_lr(optimizer, 0.5)
-    assert {group["lr"] for group in optimizer.param_groups} == {0.5}
+    assert {float(group["lr"]) for group in optimizer.param_groups} == {0.5}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from resnet_train.data.batch import Batch
 from resnet_train.runtime.device import sum_dtype
 from resnet_train.runtime.distributed import ALONE, Processes
+from resnet_train.runtime.precision import autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,12 @@ class Evaluation:
         return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes).numpy()
 
 
+def compute_logits(model: nn.Module, precision: torch.dtype | None, batch: Batch) -> Tensor:
+    """Return the logits [B, C] of a batch, computed in a number format."""
+    with autocast(batch.images.device, precision):
+        return model(batch.images)
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
@@ -51,12 +58,18 @@ def evaluate(
     num_classes: int,
     device: torch.device,
     processes: Processes = ALONE,
+    forward: Callable[[Batch], Tensor] | None = None,
 ) -> Evaluation:
     """Run the model in evaluation mode on every batch and collect its outputs.
 
     The outputs stay on the device, so the host waits for it once, at the end. Each process brings its part of the
     batches, which may be empty; every process gets the result for all images.
+
+    Args:
+        forward: from a batch to the model's logits, which the next call may overwrite; by default in float32.
     """
+    forward = forward or partial(compute_logits, model, None)
+
     # An empty part comes first, because a rank may have no images.
     was_training = model.training
     model.eval()
@@ -67,7 +80,7 @@ def evaluate(
     # Everything stays on the device.
     for batch in batches:
         if len(batch.labels):
-            logits.append(model(batch.images).float())  # [B, C]
+            logits.append(forward(batch).to(torch.float32, copy=True))  # [B, C]
             labels.append(batch.labels)  # [B]
             loss_sum += F.cross_entropy(logits[-1], labels[-1], reduction="sum")
     model.train(was_training)

@@ -21,7 +21,8 @@ from resnet_train.jobs.measure import RunEstimate, Spread
 from resnet_train.runs.checkpoint import Description, Saver, read_model
 from resnet_train.runs.folder import RunFolder
 from resnet_train.runs.restore import restore_model
-from resnet_train.runtime.device import can_compile, device_name, peak_memory_bytes, prepare_machine
+from resnet_train.runtime.compilation import can_compile
+from resnet_train.runtime.device import device_name, peak_memory_bytes, prepare_machine
 from resnet_train.runtime.environment import describe_environment
 from resnet_train.runtime.precision import choose_precision
 

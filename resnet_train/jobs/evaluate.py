@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ from resnet_train.config import TrainConfig, make_config
 from resnet_train.data.augment import Normalize
 from resnet_train.data.dataset import ImageDataset, find_data_dir, load_dataset, split_indices
 from resnet_train.data.loader import EVAL_BATCH_SIZE, eval_loader
-from resnet_train.evaluation.evaluate import Evaluation, evaluate
+from resnet_train.evaluation.evaluate import Evaluation, compute_logits, evaluate
 from resnet_train.evaluation.metrics import compute_scores, confidence_interval, top5
 from resnet_train.records import About
 from resnet_train.runs.checkpoint import read_model
 from resnet_train.runs.folder import RunFolder, find_best, find_checkpoint
 from resnet_train.runs.restore import restore_model
 from resnet_train.runtime.device import device_name, memory_format, prepare_machine
+from resnet_train.runtime.precision import choose_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,13 +119,19 @@ def evaluate_checkpoint(
         raise ValueError(f"split {split}: {data_dir} does not hold the images this model was trained on")
     images = _with_classes(images, tuple(about.classes))
 
-    # Evaluate.
+    # Evaluate, in the number format of the run.
     normalize = Normalize(tuple(about.mean), tuple(about.std), config.channels_last)
     loader = eval_loader(images.images, images.labels, normalize, torch_device, indices, batch_size)
     order = memory_format(config.channels_last)
+    precision = choose_precision(config.amp, torch_device)
+
+    def run(model: nn.Module) -> Evaluation:
+        forward = partial(compute_logits, model, precision)
+        return evaluate(model, loader.epoch(0), len(images.classes), torch_device, forward=forward)
+
     model = model.to(torch_device).to(memory_format=order)
     start = time.perf_counter()
-    evaluation = evaluate(model, loader.epoch(0), len(images.classes), torch_device)
+    evaluation = run(model)
     seconds = time.perf_counter() - start
 
     # A run that chose a model on its validation split has two numbers to report.
@@ -132,8 +140,7 @@ def evaluate_checkpoint(
         best_path = find_best(given)
         chosen = read_model(best_path)
         model = restore_model(chosen, best_path).to(torch_device).to(memory_format=order)
-        best_epoch = chosen.epoch
-        best_top1 = compute_scores(evaluate(model, loader.epoch(0), len(images.classes), torch_device))["accuracy"]
+        best_epoch, best_top1 = chosen.epoch, compute_scores(run(model))["accuracy"]
 
     scores = compute_scores(evaluation)
     return EvaluationResult(

@@ -294,7 +294,8 @@ def eval_rate(trainer: Trainer, num_batches: int) -> float:
     loader = next(iter(trainer.eval_loaders.values()))
 
     def run(num: int) -> None:
-        evaluate(trainer.eval_model, islice(loader.epoch(0), num), trainer.num_classes, trainer.device)
+        batches = islice(loader.epoch(0), num)
+        evaluate(trainer.eval_model, batches, trainer.num_classes, trainer.device, forward=trainer.run_forward)
 
     run(1)
     started = time.perf_counter()

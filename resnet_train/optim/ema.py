@@ -32,24 +32,27 @@ class ExponentialMovingAverage:
         self.model.requires_grad_(False)
         self.decay, self.num_updates = decay, 0
 
-    @torch.no_grad()
-    def update(self, model: nn.Module, bad: Tensor) -> None:
-        """Move towards `model`, except where `bad` (bool, 0-d, on the device) is true."""
+        # Training changes these tensors in place, so they are listed once.
+        self.values, self.averages = _split_floats(model), _split_floats(self.model)
+        self.weight = torch.zeros((), device=self.averages[0][0].device)
+
+    def advance(self) -> None:
+        """Count an update, and write its weight to the device."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        self.weight.fill_(1 - decay)
         self.num_updates += 1
-        averages, values = self.model.state_dict().values(), model.state_dict().values()
-        is_float = [average.is_floating_point() for average in averages]
 
-        # average += (1 - decay) * (value - average), all tensors at once
-        floats = [average for average, chosen in zip(averages, is_float) if chosen]
-        differences = torch._foreach_sub([value for value, chosen in zip(values, is_float) if chosen], floats)
-        torch._foreach_mul_(differences, torch.where(bad, 0.0, 1 - decay))
-        torch._foreach_add_(floats, differences)
+    @torch.no_grad()
+    def update(self, bad: Tensor) -> None:
+        """Move towards the model, except where `bad` (bool, 0-d, on the device) is true."""
+        (values, counts), (averages, average_counts) = self.values, self.averages
 
-        # Counters such as num_batches_tracked are copied.
-        for average, value, chosen in zip(averages, values, is_float):
-            if not chosen:
-                average.copy_(value)
+        # average += weight * (value - average), all tensors at once; counters such as num_batches_tracked are copied.
+        differences = torch._foreach_sub(values, averages)
+        torch._foreach_mul_(differences, torch.where(bad, 0.0, self.weight))
+        torch._foreach_add_(averages, differences)
+        if counts:
+            torch._foreach_copy_(average_counts, counts)
 
     def state(self) -> AverageState:
         """Return the averaged weights and the number of updates."""
@@ -59,3 +62,9 @@ class ExponentialMovingAverage:
         """Restore what `state` returned."""
         self.model.load_state_dict(state.model)
         self.num_updates = state.num_updates
+
+
+def _split_floats(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what the model learns or counts: its floating-point tensors, and the others."""
+    tensors = model.state_dict().values()
+    return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from resnet_train.optim.groups import can_fuse, decay_groups, set_lr
+from resnet_train.optim.groups import can_fuse, decay_groups, share_lr
 
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)  # Jordan's coefficients, as in torch.optim.Muon
 NUM_STEPS = 5
@@ -31,8 +31,10 @@ class Muon(Optimizer):
         rest = decay_groups((p for p in model.parameters() if p.ndim != 4), weight_decay, no_decay_norm_bias)
         super().__init__([{"params": weights}, *rest], {"lr": lr})
         self.momentum, self.weight_decay = momentum, weight_decay
-        self.rest = torch.optim.AdamW([dict(group) for group in rest], lr=lr, fused=can_fuse(model))
+        on_cuda, groups = next(model.parameters()).is_cuda, [dict(group) for group in rest]
+        self.rest = torch.optim.AdamW(groups, lr=lr, fused=can_fuse(model), capturable=on_cuda)
         self._step_supports_amp_scaling = can_fuse(model)  # torch's flag for optimizers that respect `found_inf`
+        share_lr(self, self.rest)
 
         # The momentum of all matrices of one shape is a single buffer.
         self.shapes: dict[torch.Size, list[nn.Parameter]] = {}
@@ -43,29 +45,29 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all parameters from their gradients, or none if `found_inf` is 1."""
-        lr = self.param_groups[0]["lr"]
+        device = self.buffers[0].device
+        lr = torch.as_tensor(self.param_groups[0]["lr"], device=device)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
+        bad = torch.zeros((), dtype=torch.bool, device=device) if found_inf is None else found_inf > 0
+        decay = torch.where(bad, 1.0, (1 - lr * self.weight_decay).float())
+        scale = lr * -0.2
         for weights, buffer in zip(self.shapes.values(), self.buffers):
-            self._step_of_one_shape(weights, buffer, lr, found_inf)
-        set_lr(self.rest, lr)
+            self._step_of_one_shape(weights, buffer, scale, decay, bad)
         self.rest.found_inf = found_inf  # type: ignore[attr-defined]
         self.rest.step()
 
     def _step_of_one_shape(
-        self, weights: list[nn.Parameter], buffer: Tensor, lr: float, found_inf: Tensor | None
+        self, weights: list[nn.Parameter], buffer: Tensor, scale: Tensor, decay: Tensor, bad: Tensor
     ) -> None:
         # Nesterov momentum: average the gradients, then look one step ahead.
         gradients = torch.stack([_as_matrix(weight.grad, weight) for weight in weights if weight.grad is not None])
         averaged = buffer.lerp(gradients, 1 - self.momentum)  # [n, rows, columns]
-        step_size = 0.2 * lr * max(buffer.shape[1:]) ** 0.5
-        updates = orthogonalize(gradients.lerp(averaged, self.momentum)).to(buffer.dtype) * -step_size
-        decay = torch.full((), 1 - lr * self.weight_decay, device=buffer.device)
+        directions = orthogonalize(gradients.lerp(averaged, self.momentum)).to(buffer.dtype)
+        updates = directions * (scale * max(buffer.shape[1:]) ** 0.5)
 
         # Gradients that are not finite leave momentum and weights as they are.
-        if found_inf is not None:
-            bad = found_inf > 0
-            averaged, decay = torch.where(bad, buffer, averaged), torch.where(bad, 1.0, decay)
-            updates = torch.where(bad, 0.0, updates)
+        averaged = torch.where(bad, buffer, averaged)
+        updates = torch.where(bad, 0.0, updates)
 
         # Decay the weights and add the updates.
         buffer.copy_(averaged)
@@ -74,15 +76,8 @@ class Muon(Optimizer):
         torch._foreach_add_(matrices, list(updates.unbind()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the momentum and the state of AdamW."""
-        return {"momentum": [buffer.clone() for buffer in self.buffers], "rest": self.rest.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the momentum and the state of AdamW; `load_optimizer_state` checks them first."""
-        for buffer, saved in zip(self.buffers, state_dict["momentum"], strict=True):
-            buffer.copy_(saved)
-        self.rest.load_state_dict(state_dict["rest"])
-        set_lr(self.rest, self.param_groups[0]["lr"])
+        """Return the momentum and the state of AdamW; `load_optimizer_state` restores them."""
+        return {"momentum": list(self.buffers), "rest": self.rest.state_dict()}
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def _describe(tensor: Tensor) -> str:
 
 
 def fill(own: Any, saved: Any) -> None:
-    """Copy the tensors of a checked state into those of `own`, which keep their strides and device."""
+    """Copy the tensors of a checked state into those of `own`, which keep their place, strides and device."""
     if isinstance(own, Tensor):
         own.copy_(saved)
     elif isinstance(own, dict):
@@ -107,33 +107,31 @@ def load_optimizer_state(
     Raises:
         ValueError: keys, shapes, types or values are not those of this optimizer.
     """
-    # torch checks no shapes, so the state is compared with the one that the optimizer itself makes.
-    fresh = optimizer.state_dict()
-    _make_state(optimizer)
-    made = optimizer.state_dict()
-
     # Before the first step there is no state. A loss scaler skips steps, unless the optimizer itself does.
     skips = num_steps[0] == 0 and not getattr(optimizer, "_step_supports_amp_scaling", False)
-    if (num_steps[1] == 0 or skips) and _is_like(state, fresh):
-        made = fresh
+    if (num_steps[1] == 0 or skips) and _is_like(state, optimizer.state_dict()):
+        return
+
+    # torch checks no shapes, so the state is compared with the one that the optimizer itself makes. Its tensors are
+    # filled where they are; torch's `load_state_dict` would replace them, and the learning rate.
+    _make_state(optimizer)
+    made = optimizer.state_dict()
     check_state(state, made, "optimizer", num_steps)
     fill(made, state)
-    optimizer.load_state_dict(made)
 
 
 def _make_state(optimizer: Optimizer) -> None:
     """Let the optimizer create its state, by a step with zero gradients and a learning rate of 0."""
     groups = optimizer.param_groups
     parameters = [parameter for group in groups for parameter in group["params"] if parameter.requires_grad]
-    gradients, rates = [parameter.grad for parameter in parameters], [group["lr"] for group in groups]
+    gradients, lr = [parameter.grad for parameter in parameters], float(groups[0]["lr"])
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     set_lr(optimizer, 0.0)
     optimizer.step()
     for parameter, gradient in zip(parameters, gradients):
         parameter.grad = gradient
-    for group, lr in zip(groups, rates):
-        group["lr"] = lr
+    set_lr(optimizer, lr)
 
 
 def _is_like(state: dict[str, Any], expected: dict[str, Any]) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -19,3 +22,8 @@ def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
             return None
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return PRECISIONS.get(amp)
+
+
+def autocast(device: torch.device, precision: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Return a context in which the network computes in a format, or one without effect for None."""
+    return nullcontext() if precision is None else torch.autocast(device.type, dtype=precision)

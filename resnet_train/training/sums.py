@@ -27,19 +27,23 @@ class RunningSums:
 
     def __init__(self, device: torch.device) -> None:
         self.values = torch.zeros(len(self.NAMES), dtype=sum_dtype(device), device=device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start an epoch; the values keep their place on the device."""
+        self.values.zero_()
         self.values[-1] = -1
 
     def add(self, loss: Tensor, correct: Tensor, num_images: int, grad_norm: Tensor, bad_step: Tensor) -> None:
         """Add one step: its mean loss, correct predictions, number of images, gradient norm and first bad step."""
         # A gradient that overflowed in float16 was skipped, so it does not count towards the mean norm.
-        one = torch.ones_like(loss)
+        images = torch.full_like(loss, num_images)
         counts = torch.isfinite(grad_norm)
         norm = torch.where(counts, grad_norm, 0.0)
-        added = torch.stack([loss * num_images, correct, one * num_images, norm, one * counts]).to(self.values.dtype)
 
         # Five sums, then the values of the last step.
-        self.values[:5] += added
-        self.values[5:] = torch.stack([loss, grad_norm, bad_step]).to(self.values.dtype)
+        self.values[:5].add_(torch.stack([loss * images, correct, images, norm, counts]))
+        torch.stack([loss, grad_norm, bad_step], out=self.values[5:])
 
     @property
     def bad_step(self) -> Tensor:
@@ -103,7 +107,8 @@ def mean_scores(sums: dict[str, float]) -> dict[str, float]:
 def count_correct(logits: Tensor, batch: Batch) -> Tensor:
     """Return how many images were classified correctly; a mixed image counts with the share of the predicted label."""
     predicted = logits.argmax(1)
-    own = (predicted == batch.labels).float()
+    own = predicted == batch.labels
     if batch.partner_labels is None or batch.weights is None:
         return own.sum()
+    own = own.float()
     return torch.lerp((predicted == batch.partner_labels).float(), own, batch.weights).sum()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from torch.profiler import record_function
 
 from resnet_train.data.batch import Batch
 from resnet_train.data.loader import BatchLoader
-from resnet_train.evaluation.evaluate import Evaluation, evaluate
+from resnet_train.evaluation.evaluate import Evaluation, compute_logits, evaluate
 from resnet_train.evaluation.metrics import METRICS, compute_scores
 from resnet_train.loggers.base import Logger
 from resnet_train.optim.ema import ExponentialMovingAverage
@@ -30,8 +30,10 @@ from resnet_train.optim.groups import set_lr
 from resnet_train.optim.schedules import Schedule
 from resnet_train.optim.state import check_state, load_optimizer_state
 from resnet_train.records import EpochRecord, EpochTiming
-from resnet_train.runtime.device import peak_memory_bytes
+from resnet_train.runtime.capture import Captured
+from resnet_train.runtime.device import peak_memory_bytes, seed_generators, sum_dtype
 from resnet_train.runtime.distributed import ALONE, Processes
+from resnet_train.runtime.precision import autocast
 from resnet_train.training.signals import Interrupted, SignalWatch
 from resnet_train.training.state import Progress, TrainerState
 from resnet_train.training.sums import TRAIN_METRICS, RunningSums, count_correct, mean_scores
@@ -81,6 +83,7 @@ class Trainer:
         eval_every, save_every, save_every_minutes, log_every: as in the config.
         averaged: if given, the moving average is what is evaluated and saved as the result.
         precision: the format to autocast to; float16 brings a loss scaler.
+        capture: replay training steps and evaluations from CUDA graphs.
         seed: of drop path and dropout.
         processes: the ranks that train this model together.
         loggers, saver: where records and checkpoints go; `attach` sets them.
@@ -102,6 +105,7 @@ class Trainer:
     save_every_minutes: float
     log_every: int
     seed: int
+    capture: bool = False
     averaged: ExponentialMovingAverage | None = None
     precision: torch.dtype | None = None
     processes: Processes = ALONE
@@ -113,9 +117,16 @@ class Trainer:
         self.device = self.train_loader.device
         self.network = self.processes.parallel(self.model, self.device)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
+        self.scaler = self.new_scaler()
         self.progress = Progress()
         self.sums = RunningSums(self.device)
+        self.step_number = torch.zeros((), dtype=sum_dtype(self.device), device=self.device)
+        self.run_step: Callable[[Batch], None] = self.step
+        self.run_forward: Callable[[Batch], Tensor] = self.forward
+        if self.capture:
+            pool = torch.cuda.graph_pool_handle()
+            self.run_step = Captured(self.step, pool=pool, recover=self.forget_step)
+            self.run_forward = Captured(self.forward, pool=pool)
         self.signals = SignalWatch(announces=self.processes.rank == 0)
         self.saved_at = time.monotonic()
         self.epoch_seconds = 0.0  # training time of the running epoch, including the part before a resume
@@ -164,28 +175,34 @@ class Trainer:
         self.epoch_seconds = time.perf_counter() - start
 
     def train_step(self, batch: Batch) -> None:
-        """Do one optimizer step: forward, loss, backward, clip, step, average."""
-        # The step alone determines the learning rate and the random numbers.
+        """Do one optimizer step: write the numbers that vary, run the step, count it."""
         set_lr(self.optimizer, self.lr_at(self.progress.step))
+        self.step_number.fill_(self.progress.step)
         self.seed_step()
-        step_loss = torch.zeros((), device=self.device)
-        correct = torch.zeros((), device=self.device)
+        if self.averaged is not None:
+            self.averaged.advance()
+        self.run_step(batch)
+        self.progress.step += 1
 
+    def step(self, batch: Batch) -> None:
+        """Run the step: forward, loss, backward, clip, update, average. It changes nothing but tensors, in place."""
         # Forward and backward, part by part; the gradients of the parts add up to that of the whole batch.
+        losses, corrects = [], []
         parts = batch.split(len(batch.labels) // self.accumulate) if self.accumulate > 1 else [batch]
         for index, part in enumerate(parts):
             with self.averaging_gradients(is_last_part=index == len(parts) - 1):
                 with mark("forward"):
-                    with self.autocast():
+                    with autocast(self.device, self.precision):
                         logits = self.network(part.images)  # [B, C]
                     # In float32: bfloat16 would round the log-sum-exp to three digits.
                     loss = self.loss(logits.float(), part) / len(parts)
                 with mark("backward"):
                     self.scaler.scale(loss).backward()
-            step_loss += loss.detach()
-            correct += count_correct(logits.detach(), part)
+            losses.append(loss.detach())
+            corrects.append(count_correct(logits.detach(), part))
+        step_loss, correct = sum(losses[1:], losses[0]), sum(corrects[1:], corrects[0])
 
-        # Step, unless the loss or the gradient is not finite; the host learns of that at its next read.
+        # Update, unless the loss or the gradient is not finite; the host learns of that at its next read.
         grad_norm = self.clip_gradients()
         bad_step = self.find_bad_step(step_loss, grad_norm)
         with mark("optimizer"):
@@ -194,26 +211,29 @@ class Trainer:
 
         # Average the weights, and add the step to the sums of the epoch.
         if self.averaged is not None:
-            self.averaged.update(self.model, bad=bad_step >= 0)
+            self.averaged.update(bad=bad_step >= 0)
         self.sums.add(step_loss, correct, len(batch.labels), grad_norm, bad_step)
-        self.progress.step += 1
+
+    def forget_step(self) -> None:
+        """Drop what a step that was not finished left in Python objects: gradients, and the scaler's notes of them."""
+        self.optimizer.zero_grad(set_to_none=True)
+        state, self.scaler = self.scaler.state_dict(), self.new_scaler()
+        self.scaler.load_state_dict(state)
+
+    def new_scaler(self) -> torch.amp.GradScaler:
+        """Return a loss scaler, which is without effect unless training in float16."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
 
     def seed_step(self) -> None:
         """Seed drop path and dropout from (seed, step, rank), so that no generator state has to be saved."""
         entropy = [self.seed, self.progress.step, self.processes.rank]
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+        seed_generators(self.device, int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def averaging_gradients(self, is_last_part: bool) -> AbstractContextManager[Any]:
         """Return a context in which ranks average their gradients if this is the last part, and add them up if not."""
         if is_last_part or not isinstance(self.network, DistributedDataParallel):
             return nullcontext()
         return self.network.no_sync()
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Return a context for mixed precision, or one without effect if it is off."""
-        if self.precision is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.precision)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy; that of a mixed image is the weighted mean over its two labels."""
@@ -242,10 +262,11 @@ class Trainer:
     def find_bad_step(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
         """Return the first step up to this one that was not finite, -1 if there is none; stays on the device."""
         known = self.sums.bad_step
-        good = torch.isfinite(loss)
-        if not self.scaler.is_enabled():  # the scaler raises the scale until gradients overflow: infinity is normal
-            good &= torch.isfinite(grad_norm)
-        return torch.where((known < 0) & ~self.processes.all_true(good), float(self.progress.step), known)
+        if self.scaler.is_enabled():  # the scaler raises the scale until gradients overflow: infinity is normal
+            good = torch.isfinite(loss)
+        else:
+            good = torch.isfinite(torch.stack([loss, grad_norm])).all()
+        return torch.where((known < 0) & ~self.processes.all_true(good), self.step_number, known)
 
     def step_unless_bad(self, bad_step: Tensor) -> None:
         """Update the weights, unless this step or one before it was bad."""
@@ -296,7 +317,11 @@ class Trainer:
     def evaluate_on(self, loader: BatchLoader) -> Evaluation:
         """Evaluate the model on one split."""
         batches = self.until_stopped(loader.epoch(0))
-        return evaluate(self.eval_model, batches, self.num_classes, self.device, self.processes)
+        return evaluate(self.eval_model, batches, self.num_classes, self.device, self.processes, self.run_forward)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the logits [B, C] of the model that is evaluated, computed in the number format of training."""
+        return compute_logits(self.eval_model, self.precision, batch)
 
     def record(self, epoch: int, evaluations: dict[str, Evaluation], eval_seconds: float) -> None:
         """Append the epoch to the history and log it."""
@@ -319,7 +344,8 @@ class Trainer:
 
         # Finish the epoch: clear its sums and its time.
         self.progress.add(record, self.best_split)
-        self.sums, self.epoch_seconds = RunningSums(self.device), 0.0
+        self.sums.reset()
+        self.epoch_seconds = 0.0
 
         for logger in self.loggers:
             logger.log({**record.scalars(), **timing.scalars()}, step=record.step, epoch=record.epoch)

@@ -1,0 +1,69 @@
+"""CUDA graphs: run a function step by step a few times, record its kernels, then launch all of them at once."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import torch
+
+log = logging.getLogger(__name__)
+
+EAGER_CALLS = 3  # for each shape: until then cuDNN chooses algorithms, and optimizers and the loss scaler make state
+
+Inputs = TypeVar("Inputs", bound=Any)  # a named tuple of tensors and None, such as a `Batch`
+Output = TypeVar("Output")
+
+
+class Captured(Generic[Inputs, Output]):
+    """A function of tensors whose kernels are recorded once for each shape and replayed from then on.
+
+    The function must launch the same kernels in every call. It may read and change only tensors that keep their place;
+    numbers that vary are written to such tensors before the call. The next replay overwrites what it returned.
+
+    Args:
+        function: What to capture.
+        recover: Undo what a capture that failed left behind in Python objects, as a capture runs no kernel.
+        pool: The memory that graphs share; what is in it is needed during a replay only.
+    """
+
+    def __init__(
+        self, function: Callable[[Inputs], Output], *, pool: Any, recover: Callable[[], None] = lambda: None
+    ) -> None:
+        self.function, self.pool, self.recover = function, pool, recover
+        self.num_calls: Counter[object] = Counter()
+        self.graphs: dict[object, tuple[torch.cuda.CUDAGraph, Inputs, Output]] = {}
+        self.works = True
+
+    def __call__(self, inputs: Inputs) -> Output:
+        """Run the function, from its graph as soon as there is one for inputs of these shapes."""
+        shapes = tuple(None if tensor is None else tensor.shape for tensor in inputs)
+        self.num_calls[shapes] += 1
+        if not self.works or self.num_calls[shapes] <= EAGER_CALLS:
+            return self.function(inputs)
+        if shapes not in self.graphs:
+            try:
+                self.graphs[shapes] = self.capture(inputs)
+            except RuntimeError as error:
+                log.warning("no CUDA graph, each kernel is launched on its own: %s", " ".join(str(error).split())[:200])
+                self.works = False
+                self.recover()
+                return self.function(inputs)
+
+        graph, own, output = self.graphs[shapes]
+        for place, tensor in zip(own, inputs):
+            if tensor is not None:
+                place.copy_(tensor)
+        graph.replay()
+        return output
+
+    def capture(self, inputs: Inputs) -> tuple[torch.cuda.CUDAGraph, Inputs, Output]:
+        """Return a graph of one call, the tensors that it reads its inputs from, and those it leaves its output in."""
+        own = type(inputs)(*(None if tensor is None else tensor.clone() for tensor in inputs))
+        graph = torch.cuda.CUDAGraph()
+        # The thread that reads images ahead may pin memory meanwhile, which the default mode forbids to all threads.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            output = self.function(own)
+        return graph, own, output
