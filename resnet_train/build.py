@@ -98,6 +98,7 @@ def describe_run(config: TrainConfig, data: RunData, trainer: Trainer, name: str
         batch_size=config.batch_size,
         first_step=trainer.progress.step,
         history=tuple(trainer.progress.history),
+        splits=("train", *trainer.eval_loaders),
         scalar_names=trainer.scalar_names,
     )
 

@@ -87,6 +87,7 @@ class RunInfo:
         epochs, steps_per_epoch, batch_size: the extent of the run.
         first_step: steps that are already done; greater than 0 if the run is resumed.
         history: records of the epochs that are already done.
+        splits: "train" and the splits that the model is evaluated on.
         scalar_names: every name that `EpochRecord.scalars` can have in this run, in the order of CSV columns.
     """
 
@@ -99,6 +100,7 @@ class RunInfo:
     batch_size: int
     first_step: int = 0
     history: tuple[EpochRecord, ...] = ()
+    splits: tuple[str, ...] = ("train",)
     scalar_names: tuple[str, ...] = ()
 
 

@@ -254,7 +254,7 @@ def three_runs(run_cli: RunCli, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 def test_files_of_a_run_with_validation(trained: tuple[Path, Outcome]) -> None:
     files = files_below(trained[0]) - {".lock"}
-    events = {file for file in files if file.startswith("events.out.tfevents.")}
+    events = {file for file in files if file.rpartition("/")[2].startswith("events.out.tfevents.")}
     assert events
     assert files - events == {
         "config.yaml",

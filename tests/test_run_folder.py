@@ -178,7 +178,7 @@ WRITES: dict[str, Callable[[RunFolder], None]] = {
     "description": lambda folder: folder.write_description({}, {}),
     "a log's start": lambda folder: Guard(folder.check_held).start(None),
     "rows and events": lambda folder: Guard(folder.check_held).log({}, step=1),
-    "images": lambda folder: Guard(folder.check_held).log_images("some", None, step=1),
+    "pictures": lambda folder: Guard(folder.check_held).log_picture("some", None, split="test", epoch=1),
 }
 
 

@@ -7,18 +7,22 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer import event_file_writer
 
-from resnet_train.loggers.tensorboard import TensorBoard
+from resnet_train.config import make_config, to_plain
+from resnet_train.loggers.base import MAX_POINTS, PICTURE_BYTES
+from resnet_train.loggers.tensorboard import TensorBoard, describe_settings
+from resnet_train.report.pictures import caption_images
 from tests.harness.cli import SMALL, Outcome, RunCli
 from tests.harness.records import epoch_scalars, make_info, make_record, step_scalars
 
 STEPS_PER_EPOCH = 2
 SPLITS = ("train", "val", "test")
+PICTURE = np.full((4, 6, 3), 128, dtype=np.uint8)
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +43,9 @@ def read_events(folder: Path) -> EventAccumulator:
     return events.Reload()
 
 
-def scalars_of(events: EventAccumulator) -> dict[str, dict[int, float]]:
+def scalars_of(folder: Path) -> dict[str, dict[int, float]]:
     """Tag to step to value; each step must be there once."""
+    events = read_events(folder)
     found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
     for tag, points in found.items():
         steps = [point.step for point in points]
@@ -48,23 +53,37 @@ def scalars_of(events: EventAccumulator) -> dict[str, dict[int, float]]:
     return {tag: {point.step: point.value for point in points} for tag, points in found.items()}
 
 
-def pictures_of(events: EventAccumulator) -> list[tuple[int, int, int]]:
-    """Step, width and height of each picture of augmented images."""
-    return [(event.step, event.width, event.height) for event in events.Images("augmented training images")]
+def pictures_of(folder: Path) -> dict[str, list[tuple[int, int, int]]]:
+    """Tag to step, width and height of each picture."""
+    events = read_events(folder)
+    tags = events.Tags()["images"]
+    return {tag: [(event.step, event.width, event.height) for event in events.Images(tag)] for tag in tags}
 
 
-def texts_of(events: EventAccumulator) -> dict[str, list[str]]:
+def texts_of(folder: Path) -> dict[str, list[str]]:
     """What is shown as text, by tag."""
+    events = read_events(folder)
     tags = events.PluginTagToContent("text")
     return {tag: [event.tensor_proto.string_val[0].decode() for event in events.Tensors(tag)] for tag in tags}
 
 
-def log_run(folder: Path, steps: range, value: float, images: torch.Tensor | None = None) -> None:
+def log_run(folder: Path, steps: range, value: float, epochs: int = 3, config: dict[str, object] | None = None) -> None:
     """Log these steps, and the epochs that end among them."""
     logger = TensorBoard(folder)
-    logger.start(make_info(steps_per_epoch=STEPS_PER_EPOCH, first_step=steps.start))
-    if images is not None:
-        logger.log_images("augmented training images", images, step=0)
+    history = tuple(make_record(epoch) for epoch in range(1, steps.start // STEPS_PER_EPOCH + 1))
+    known = {"config": config} if config else {}
+    logger.start(
+        make_info(
+            name=folder.name,
+            steps_per_epoch=STEPS_PER_EPOCH,
+            first_step=steps.start,
+            history=history,
+            epochs=epochs,
+            **known,
+        )
+    )
+    if steps.start == 0:
+        logger.log_picture("images", PICTURE, split="train", epoch=0)
     for step in range(steps.start + 1, steps.stop + 1):
         logger.log(step_scalars(value), step=step)
         if step % STEPS_PER_EPOCH == 0:
@@ -74,91 +93,138 @@ def log_run(folder: Path, steps: range, value: float, images: torch.Tensor | Non
     logger.close()
 
 
-@pytest.fixture(scope="module")
-def trained_events(trained: tuple[Path, Outcome]) -> EventAccumulator:
-    """The events of a whole run."""
-    return read_events(trained[0])
+# --- Charts ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_has_a_curve_of_every_number(trained_events: EventAccumulator) -> None:
-    scalars = scalars_of(trained_events)
-    by_epoch = {f"{kind}/{split}" for kind in ("loss", "accuracy") for split in SPLITS}
-    by_epoch |= {"epoch/lr", "epoch/grad_norm", "timing/images_per_second"}
-    by_step = {"step/loss", "step/grad_norm", "step/lr", "step/train_loss", "step/train_accuracy"}
-    assert by_epoch | by_step <= set(scalars)
-    assert {tag: list(scalars[tag]) for tag in by_epoch} == {tag: [2, 4] for tag in by_epoch}
-    assert {tag: list(scalars[tag]) for tag in by_step} == {tag: [1, 2, 3, 4] for tag in by_step}
+def test_splits_share_the_tags_of_a_chart_over_epochs(trained: tuple[Path, Outcome]) -> None:
+    for split in SPLITS:
+        scalars = scalars_of(trained[0] / split)
+        assert {"epoch/loss", "epoch/accuracy"} <= set(scalars)
+        assert all(list(points) == [1, 2] for points in scalars.values())
 
 
-def test_curves_have_the_values_of_the_records(trained: tuple[Path, Outcome], trained_events: EventAccumulator) -> None:
+def test_step_curves_have_one_lr_and_one_grad_norm(trained: tuple[Path, Outcome]) -> None:
+    scalars = scalars_of(trained[0])
+    assert set(scalars) == {"step/loss", "step/lr", "step/grad_norm"}
+    assert all(list(points) == [1, 2, 3, 4] for points in scalars.values())
+    below = {tag for split in SPLITS for tag in scalars_of(trained[0] / split)}
+    assert not [tag for tag in below if "lr" in tag or "grad_norm" in tag]
+
+
+def test_curves_have_the_values_of_the_records(trained: tuple[Path, Outcome]) -> None:
     with (trained[0] / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    scalars = scalars_of(trained_events)
-    for row in rows:
-        for split, kind in itertools.product(SPLITS, ("loss", "accuracy")):
-            value = scalars[f"{kind}/{split}"][int(row["step"])]
-            assert value == pytest.approx(float(row[f"{split}_{kind}"]), rel=1e-6)
+    for split, kind in itertools.product(SPLITS, ("loss", "accuracy")):
+        points = scalars_of(trained[0] / split)[f"epoch/{kind}"]
+        expected = {int(row["epoch"]): pytest.approx(float(row[f"{split}_{kind}"]), rel=1e-6) for row in rows}
+        assert points == expected
 
 
-def test_the_first_batch_is_shown_and_the_config_as_a_table(trained_events: EventAccumulator) -> None:
-    assert trained_events.Tags()["images"] == ["augmented training images"]
-    # 32 pictures of 8×8, four times as large, in 2 rows of 16, with 2 pixels around each
-    assert pictures_of(trained_events) == [(0, 16 * 34 + 2, 2 * 34 + 2)]
-    ((tag, (table,)),) = texts_of(trained_events).items()
+def test_what_was_not_measured_has_no_point(tmp_path: Path) -> None:
+    logger = TensorBoard(tmp_path)
+    logger.start(make_info(epochs=1, splits=("train", "test")))
+    logger.log(epoch_scalars(make_record(1, train=(2.0, 0.5))), step=2, epoch=1)
+    logger.close()
+    assert scalars_of(tmp_path / "test") == {}
+    assert not (tmp_path / "val").exists()
+
+
+def test_a_run_of_200_epochs_has_at_most_2_mb_of_events(tmp_path: Path) -> None:
+    logger = TensorBoard(tmp_path)
+    steps, log_every = 1562, 5  # batches of 32 images
+    logger.start(make_info(epochs=200, steps_per_epoch=steps, config={"log_every": log_every}))
+    for epoch in range(1, 201):
+        for step in range((epoch - 1) * steps + 1, epoch * steps + 1):
+            if step % log_every == 0:
+                logger.log(step_scalars(), step=step)
+        record = make_record(epoch, steps_per_epoch=steps, train=(2.0, 0.5), val=(2.0, 0.5), test=(2.0, 0.5))
+        logger.log(epoch_scalars(record), step=record.step, epoch=epoch)
+    noise = np.random.default_rng(0).integers(0, 256, size=(16, 3, 32, 32), dtype=np.uint8)
+    for name in ("a", "b", "c"):
+        logger.log_picture(name, caption_images(noise, ["automobile 98 %\nis truck"] * 16), split="test", epoch=200)
+    logger.close()
+    sizes = {path.parent.name: path.stat().st_size for path in tmp_path.rglob("events.*")}
+    assert sum(sizes.values()) < 2e6, sizes
+    assert sizes["test"] < 2 * PICTURE_BYTES
+    assert MAX_POINTS / 2 < len(scalars_of(tmp_path)["step/loss"]) <= MAX_POINTS
+
+
+# --- Pictures, texts, hyper-parameters -------------------------------------------------------------------------------
+
+
+def test_a_run_shows_images_mistakes_and_confusion(trained: tuple[Path, Outcome]) -> None:
+    assert {tag: size[0][0] for tag, size in pictures_of(trained[0] / "train").items()} == {
+        "pictures/augmented training images": 0
+    }
+    assert {tag: size[0][0] for tag, size in pictures_of(trained[0] / "test").items()} == {
+        "pictures/most confident mistakes": 2,
+        "pictures/confusion matrix": 2,
+    }
+
+
+def test_the_config_is_a_table(trained: tuple[Path, Outcome]) -> None:
+    ((tag, (table,)),) = texts_of(trained[0]).items()
     assert tag.startswith("config")
     assert "| setting | value |\n|---|---|\n| arch | resnet8 |\n" in table
     assert "| batch_size | 32 |" in table
 
 
-def test_settings_and_final_numbers_are_on_the_hparams_page(trained_events: EventAccumulator) -> None:
-    contents = trained_events.PluginTagToContent("hparams")
-    assert set(contents) == {
-        "_hparams_/experiment",
-        "_hparams_/session_start_info",
-        "_hparams_/session_end_info",
-    }
+def test_hparams_are_named_after_the_run(trained: tuple[Path, Outcome]) -> None:
+    contents = read_events(trained[0]).PluginTagToContent("hparams")
+    # An "experiment" would fix the columns for all runs that are compared.
+    assert set(contents) == {"_hparams_/session_start_info", "_hparams_/session_end_info"}
     start = HParamsPluginData.FromString(contents["_hparams_/session_start_info"]).session_start_info
+    assert start.group_name == "run"
     assert start.hparams["arch"].string_value == "resnet8"
     assert start.hparams["lr"].number_value == 0.1
-    assert start.hparams["nesterov"].bool_value is False
-    scalars = scalars_of(trained_events)
-    for name in ("train_loss", "val_accuracy", "test_loss", "test_accuracy"):
-        kind_of = {"loss": f"loss/{name[:-5]}", "accuracy": f"accuracy/{name[:-9]}"}
-        assert scalars[f"final/{name}"] == {4: scalars[kind_of[name.partition("_")[2]]][4]}
+    assert "momentum" not in start.hparams
 
 
-def test_large_image_batches_are_cut_and_values_clamped(tmp_path: Path) -> None:
-    log_run(tmp_path, range(2), 1.0, images=torch.randn(100, 3, 4, 4) * 10)
-    assert pictures_of(read_events(tmp_path)) == [(0, 16 * 18 + 2, 4 * 18 + 2)]
+def test_hparams_are_what_differs_and_three_more() -> None:
+    assert describe_settings(to_plain(make_config({}))) == {"arch": "resnet18", "lr": 0.1, "seed": 0}
+    changed = make_config({"nesterov": True, "milestones": (3, 5.5), "cutout": 16, "tensorboard": False, "seed": 3})
+    assert describe_settings(to_plain(changed)) == {
+        "arch": "resnet18",
+        "lr": 0.1,
+        "seed": 3,
+        "cutout": 16,
+        "nesterov": "true",
+        "milestones": "3,5.5",
+    }
 
 
-def test_what_was_not_measured_has_no_curve(tmp_path: Path) -> None:
-    logger = TensorBoard(tmp_path)
-    logger.start(make_info(epochs=1))
-    logger.log(epoch_scalars(make_record(1, train=(2.0, 0.5))), step=2, epoch=1)
-    logger.close()
-    scalars = scalars_of(read_events(tmp_path))
-    assert {tag for tag in scalars if tag.startswith(("loss/", "accuracy/"))} == {"loss/train", "accuracy/train"}
-    final = {"final/lr", "final/grad_norm", "final/train_loss", "final/train_accuracy"}
-    assert {tag for tag in scalars if tag.startswith("final/")} == final
+# --- Resumed runs ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("seen", "known"), [(4, 2), (5, 3), (6, 2), (5, 4), (2, 2)])
+@pytest.mark.parametrize(("seen", "known"), [(4, 2), (5, 3), (6, 2), (5, 4), (2, 2), (3, 1)])
 def test_a_resumed_run_hides_what_its_checkpoint_does_not_know(seen: int, known: int, tmp_path: Path) -> None:
-    log_run(tmp_path, range(seen), 1.0, images=torch.zeros(4, 3, 4, 4))
+    log_run(tmp_path, range(seen), 1.0)
     log_run(tmp_path, range(known, 6), 2.0)
-    events = read_events(tmp_path)
-    scalars = scalars_of(events)
-    assert scalars["step/loss"] == {step: 1.0 if step <= known else 2.0 for step in range(1, 7)}
-    assert scalars["loss/train"] == {step: 1.0 if step <= known else 2.0 for step in (2, 4, 6)}
-    assert len(pictures_of(events)) == 1
-    assert [len(texts) for texts in texts_of(events).values()] == [1]
+    assert scalars_of(tmp_path)["step/loss"] == {step: 1.0 if step <= known else 2.0 for step in range(1, 7)}
+    for split in SPLITS:
+        points = scalars_of(tmp_path / split)["epoch/loss"]
+        assert points == {epoch: 1.0 if epoch * STEPS_PER_EPOCH <= known else 2.0 for epoch in (1, 2, 3)}
+    assert pictures_of(tmp_path / "train") == {"pictures/images": [(0, 6, 4)]}
+    assert [len(texts) for texts in texts_of(tmp_path).values()] == [1]
 
 
 def test_closing_before_the_start_is_harmless(tmp_path: Path) -> None:
     logger = TensorBoard(tmp_path)
     logger.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_events_follow_a_folder_that_is_moved(tmp_path: Path) -> None:
+    logger = TensorBoard(tmp_path / "x")
+    logger.start(make_info())
+    (tmp_path / "x").rename(tmp_path / "y")
+    (tmp_path / "x").mkdir()
+    for split, writer in logger.writers.items():
+        writer.add_scalar(f"late/{split}", 1.0, 1)  # what was queued before the move
+    logger.flush()
+    logger.close()
+    assert list((tmp_path / "x").iterdir()) == []
+    assert {"late/"} < {tag for path in (tmp_path / "y", tmp_path / "y" / "val") for tag in scalars_of(path)}
 
 
 # --- Through the command line ----------------------------------------------------------------------------------------
@@ -181,9 +247,8 @@ def test_a_run_with_more_epochs_continues_each_curve(
 ) -> None:
     train("--epochs", 2)
     assert run_cli("resnet-train", "--resume", "runs/x", "--epochs", 3, cwd=tmp_path).code == 0
-    scalars = scalars_of(read_events(tmp_path / "runs" / "x"))
-    assert list(scalars["step/loss"]) == [1, 2, 3, 4, 5, 6]
-    assert list(scalars["loss/test"]) == [2, 4, 6]
+    assert list(scalars_of(tmp_path / "runs" / "x")["step/loss"]) == [1, 2, 3, 4, 5, 6]
+    assert list(scalars_of(tmp_path / "runs" / "x" / "test")["epoch/loss"]) == [1, 2, 3]
 
 
 def test_a_run_that_was_never_saved_restarts_its_curves(train: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -193,22 +258,16 @@ def test_a_run_that_was_never_saved_restarts_its_curves(train: Callable[..., Out
         path.unlink()
     (folder / ".unsaved").touch()
     train("--epochs", 2, "--resume", "auto")
-    events = read_events(folder)
-    scalars = scalars_of(events)
-    assert list(scalars["step/loss"]) == [1, 2, 3, 4]
-    assert list(scalars["loss/test"]) == [2, 4]
-    assert len(pictures_of(events)) == 1
+    assert list(scalars_of(folder)["step/loss"]) == [1, 2, 3, 4]
+    assert list(scalars_of(folder / "test")["epoch/loss"]) == [1, 2]
+    assert [len(found) for found in pictures_of(folder / "train").values()] == [1]
 
 
-def test_events_follow_a_folder_that_is_moved(tmp_path: Path) -> None:
-    logger = TensorBoard(tmp_path / "x")
-    logger.start(make_info())
-    (tmp_path / "x").rename(tmp_path / "y")
-    (tmp_path / "x").mkdir()
-    assert logger.writer is not None
-    logger.writer.add_scalar("late", 1.0, 1)  # what was queued before the move
-    logger.flush()
-    logger.close()
-    assert list((tmp_path / "x").iterdir()) == []
-    (events,) = (tmp_path / "y").iterdir()
-    assert b"late" in events.read_bytes()
+def test_a_link_where_curves_are_written_is_refused(run_cli: RunCli, tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "runs" / "x", tmp_path / "elsewhere"
+    folder.mkdir(parents=True)
+    elsewhere.mkdir()
+    (folder / "train").symlink_to(elsewhere)
+    outcome = run_cli("resnet-train", *SMALL, "--name", "x", "--resume", "auto", cwd=tmp_path)
+    assert "runs/x/train is a link or a special file" in outcome.error
+    assert list(elsewhere.iterdir()) == []

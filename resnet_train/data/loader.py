@@ -131,7 +131,7 @@ class BatchLoader:
     ) -> None:
         # What to load, and how.
         indices = np.arange(len(labels)) if indices is None else indices
-        self.num_images = len(indices)
+        self.indices, self.num_images = indices, len(indices)
         self.batch_size, self.drop_last = batch_size, drop_last
         self.normalize, self.transforms = normalize, tuple(transforms)
         self.plan, self.device = plan, device
@@ -149,6 +149,12 @@ class BatchLoader:
         """Return the number of batches per epoch."""
         full, rest = divmod(self.num_images, self.batch_size)
         return full + (rest > 0 and not self.drop_last)
+
+    def gathered_indices(self) -> np.ndarray:
+        """Return the index of each image in the data set, in the order of the joined outputs of all ranks."""
+        order = self.indices[self.plan(0).order]
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        return np.concatenate([batch[rank :: self.num_ranks] for rank in range(self.num_ranks) for batch in batches])
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from `first_batch` on; they do not depend on where the iteration starts."""

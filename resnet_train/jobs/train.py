@@ -16,9 +16,9 @@ from resnet_train.build import (
     load_data,
 )
 from resnet_train.config import TrainConfig, to_plain
-from resnet_train.data.augment import denormalize
 from resnet_train.loggers.log_file import LogFile
 from resnet_train.records import RunResult
+from resnet_train.report.pictures import draw_batch, draw_confusion, draw_mistakes, find_mistakes
 from resnet_train.runs.checkpoint import Description, RunCheckpoint, Saver
 from resnet_train.runs.folder import RunFolder
 from resnet_train.runs.restore import UnusableState, restore_trainer, warn_about_changes
@@ -92,6 +92,8 @@ def train(
         if start is None:
             return None
         saver.save_final(trainer.eval_model.state_dict(), final)
+        if config.tensorboard:
+            _log_mistakes(trainer, data)
         best = trainer.progress.history[trainer.progress.best_epoch - 1]
         return make_result(config, data.train.title, folder, final, best)
 
@@ -132,9 +134,26 @@ def _attach_files(
     for logger in loggers:
         stack.callback(logger.close)
         logger.start(info)
-    if state is None:
-        batch = next(trainer.train_loader.epoch(0))
-        shown = denormalize(batch.images, about.mean, about.std)  # [B, 3, H, W]
+    if state is None and config.tensorboard:
+        picture = draw_batch(next(trainer.train_loader.epoch(0)), about)
         for logger in loggers:
-            logger.log_images("augmented training images", shown, step=0)
+            logger.log_picture("augmented training images", picture, split="train", epoch=0)
     return saver
+
+
+def _log_mistakes(trainer: Trainer, data: RunData) -> None:
+    """Log pictures of what the final network gets wrong, on the test images or else on the validation images."""
+    if not trainer.evaluations:  # the run was resumed after its last epoch
+        return
+    split = "test" if data.test else "val"
+    dataset, evaluation = data.test or data.train, trainer.evaluations[split]
+    positions = find_mistakes(evaluation)
+    images = dataset.images[trainer.eval_loaders[split].gathered_indices()[positions]]
+    pictures = {
+        "most confident mistakes": draw_mistakes(evaluation, positions, images, dataset.classes),
+        "confusion matrix": draw_confusion(evaluation.confusion, dataset.classes),
+    }
+    for logger in trainer.loggers:
+        for name, picture in pictures.items():
+            logger.log_picture(name, picture, split=split, epoch=trainer.epochs)
+        logger.flush()

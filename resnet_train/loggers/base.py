@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 
 from resnet_train.records import RunInfo, Scalars
 
 EVENT_BYTES = 128  # at most, of one point of a curve in TensorBoard
-NUM_SHOWN_IMAGES = 64
+MAX_POINTS = 4000  # of a curve over the steps in TensorBoard, which draws 1,000 of them
+PICTURE_BYTES = 200_000  # about, of the pictures of a run
 
 
 class Logger:
-    """Take the scalars and images of a run; a subclass overrides what it needs.
+    """Take the scalars and pictures of a run; a subclass overrides what it needs.
 
     The order of calls is `start`, then `tick` and `log` as the run proceeds, then `close`.
     """
@@ -31,8 +32,8 @@ class Logger:
             epoch: finished epochs if the scalars describe the one that ends here; None within an epoch.
         """
 
-    def log_images(self, name: str, images: torch.Tensor, *, step: int) -> None:
-        """Log images float [B, 3, H, W] on a 0–1 scale."""
+    def log_picture(self, name: str, picture: np.ndarray, *, split: str, epoch: int) -> None:
+        """Log a picture uint8 [H, W, 3] about a split after so many epochs."""
 
     def flush(self) -> None:
         """Write everything that was logged to disk."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
+import numpy as np
 
 from resnet_train.loggers.base import Logger
 from resnet_train.records import RunInfo, Scalars
@@ -24,7 +24,7 @@ class Guard(Logger):
         """Check."""
         self.check()
 
-    def log_images(self, name: str, images: torch.Tensor, *, step: int) -> None:
+    def log_picture(self, name: str, picture: np.ndarray, *, split: str, epoch: int) -> None:
         """Check."""
         self.check()
 

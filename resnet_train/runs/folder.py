@@ -18,7 +18,8 @@ from resnet_train.runtime.files import open_regular, refuse_special_files, write
 PEEK_SECONDS = 0.1  # a process that only looks whether the folder is in use holds the lock for less than this
 HOLDER_SECONDS = 0.5  # a process that creates the folder locks it and writes its identity within this time
 CSV_FILES = {"metrics.csv", "timing.csv"}
-OTHER_FILES = {".lock", ".holder.json", ".unsaved", "config.yaml", "environment.json", "train.log"}
+OTHER_FILES = {".lock", ".holder.json", ".unsaved", "config.yaml", "environment.json", "train.log", "trace.json"}
+CURVE_FOLDERS = ("train", "val", "test")  # the event files of each split
 
 
 class RunFolder:
@@ -42,6 +43,10 @@ class RunFolder:
     def best(self, split: str) -> Path:
         """Return the path of the best model; the name says so if it was chosen on the test split."""
         return self.checkpoints / ("best.pt" if split == "val" else "best-on-test.pt")
+
+    @property
+    def _curves(self) -> list[Path]:
+        return [self.path / split for split in CURVE_FOLDERS]
 
     @staticmethod
     def create(output_dir: Path, name: str, *, given: bool) -> RunFolder:
@@ -96,7 +101,7 @@ class RunFolder:
             stale.unlink(missing_ok=True)
 
     def _refuse_special_files(self) -> None:
-        for folder in (self.path, self.checkpoints):
+        for folder in (self.path, self.checkpoints, *self._curves):
             refuse_special_files(folder)
 
     def check_held(self) -> None:
@@ -176,18 +181,28 @@ class RunFolder:
         # The files of the run.
         unsaved = self.unsaved.is_file()
         for path in self.path.iterdir():
-            if path.is_symlink() or not (path.is_dir() if path == self.checkpoints else path.is_file()):
+            is_folder = path == self.checkpoints or path in self._curves
+            if path.is_symlink() or not (path.is_dir() if is_folder else path.is_file()):
                 return False
-            is_own = path.name in OTHER_FILES or path.name.startswith("events.out.tfevents.")
+            is_own = is_folder or path.name in OTHER_FILES or _has_events(path)
             if path.name in CSV_FILES:
                 is_own = unsaved or len(path.read_bytes().splitlines()) <= 1
-            if not is_own and path != self.checkpoints:
+            if not is_own:
                 return False
+
+        # The event files of the splits.
+        curves = [path for folder in self._curves if folder.is_dir() for path in folder.iterdir()]
+        if not all(path.is_file() and not path.is_symlink() and _has_events(path) for path in curves):
+            return False
 
         # The checkpoints: none but a best model, and files whose writer was killed.
         files = list(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else []
         best = {self.best(split).name for split in ("val", "test")} if unsaved else set()
         return all(path.name in best or path.match(".*.tmp") for path in files)
+
+
+def _has_events(path: Path) -> bool:
+    return path.name.startswith("events.out.tfevents.")
 
 
 def find_checkpoint(path: Path) -> Path:

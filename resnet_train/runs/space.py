@@ -6,7 +6,7 @@ import logging
 import shutil
 
 from resnet_train.config import TrainConfig
-from resnet_train.loggers.base import EVENT_BYTES, NUM_SHOWN_IMAGES
+from resnet_train.loggers.base import EVENT_BYTES, MAX_POINTS, PICTURE_BYTES
 from resnet_train.runs.checkpoint import count_bytes
 from resnet_train.runs.folder import RunFolder
 from resnet_train.training.trainer import Trainer
@@ -43,8 +43,8 @@ def count_run_bytes(config: TrainConfig, trainer: Trainer) -> int:
 
     # Curves: the rows of both CSV files and a line of the log per epoch; the events of both kinds of points.
     num_scalars = len(trainer.scalar_names)
-    num_logs = config.epochs * len(trainer.train_loader) // config.log_every
+    num_logs = min(MAX_POINTS, config.epochs * len(trainer.train_loader) // config.log_every)
     text_bytes = config.epochs * (CELL_BYTES * num_scalars + LINE_BYTES)
-    event_bytes = EVENT_BYTES * num_scalars * (config.epochs + num_logs) + NUM_SHOWN_IMAGES * 6 * config.image_size**2
+    event_bytes = EVENT_BYTES * num_scalars * (config.epochs + num_logs) + PICTURE_BYTES
     curves = text_bytes + (event_bytes if config.tensorboard else 0)
     return NUM_STATES * state_bytes + NUM_MODELS * model_bytes + curves

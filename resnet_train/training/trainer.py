@@ -129,6 +129,7 @@ class Trainer:
             self.run_forward = Captured(self.forward, pool=pool)
         self.signals = SignalWatch(announces=self.processes.rank == 0)
         self.saved_at = time.monotonic()
+        self.evaluations: dict[str, Evaluation] = {}  # the last of each split
         self.epoch_seconds = 0.0  # training time of the running epoch, including the part before a resume
 
     def attach(self, loggers: Sequence[Logger], saver: Saver | None, interrupted_message: str) -> None:
@@ -310,6 +311,7 @@ class Trainer:
         start = time.perf_counter()
         self.processes.broadcast_buffers(self.eval_model)
         evaluations = {split: self.evaluate_on(loader) for split, loader in self.eval_loaders.items()}
+        self.evaluations = evaluations
         for split, evaluation in evaluations.items():
             self.check_evaluation(epoch, split, evaluation.loss)
         return evaluations, time.perf_counter() - start

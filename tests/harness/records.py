@@ -22,6 +22,7 @@ def make_info(**values: Any) -> RunInfo:
         "epochs": 3,
         "steps_per_epoch": 2,
         "batch_size": 32,
+        "splits": ("train", "val", "test"),
         "scalar_names": SCALAR_NAMES,
     }
     return RunInfo(**{**defaults, **values})

@@ -1,0 +1,1 @@
+"""Pictures of what a network sees and where it is wrong."""
