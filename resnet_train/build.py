@@ -47,23 +47,34 @@ class RunData:
     Attributes:
         train, test: the splits of the data set; some data sets have no test images.
         train_indices, val_indices: int64, the training images to train on and those held out (may be empty).
+        val: validation images that the data set has itself; then none are held out.
     """
 
     train: ImageDataset
     test: ImageDataset | None
     train_indices: np.ndarray
     val_indices: np.ndarray
+    val: ImageDataset | None = None
 
     @property
-    def fingerprints(self) -> tuple[str, str]:
-        """Return the fingerprints of the training and of the test images, "" without any."""
-        return self.train.fingerprint, self.test.fingerprint if self.test else ""
+    def fingerprints(self) -> tuple[str, str, str]:
+        """Return the fingerprints of the training, the test and the validation images, "" without any."""
+        test, val = (part.fingerprint if part else "" for part in (self.test, self.val))
+        return self.train.fingerprint, test, val
+
+    @property
+    def skipped(self) -> list[str]:
+        """Return a line for each file of the data that is not among the images."""
+        parts = (("training", self.train), ("validation", self.val), ("test", self.test))
+        return [f"skipped among the {name} images: {line}" for name, part in parts if part for line in part.skipped]
 
     def describe(self, batch_size: int) -> str:
         """Return how many images are trained on, held out and left out."""
         text = f"{len(self.train_indices):,} training images"
         if len(self.val_indices):
             text += f", {len(self.val_indices):,} held out"
+        if self.val is not None:
+            text += f", {len(self.val):,} validation images"
         if left_out := len(self.train_indices) % batch_size:
             text += f"; {left_out:,} left out of each epoch because they do not fill a batch"
         return text
@@ -71,7 +82,7 @@ class RunData:
 
 def describe_network(config: TrainConfig, data: RunData) -> About:
     """Return what a checkpoint says about its network, which is enough to use it."""
-    fingerprint, test_fingerprint = data.fingerprints
+    fingerprint, test_fingerprint, val_fingerprint = data.fingerprints
     return About(
         arch=config.arch,
         arch_options=arch_options(config),
@@ -83,6 +94,7 @@ def describe_network(config: TrainConfig, data: RunData) -> About:
         title=data.train.title,
         fingerprint=fingerprint,
         test_fingerprint=test_fingerprint,
+        val_fingerprint=val_fingerprint,
     )
 
 
@@ -150,7 +162,7 @@ def _check_effects(config: TrainConfig) -> None:
     changed = [name for name, field in TrainConfig.model_fields.items() if getattr(config, name) != field.default]
 
     # One of several components is selected by its name.
-    for registry, selector in ((OPTIMIZERS, "optimizer"), (SCHEDULES, "schedule")):
+    for registry, selector in ((OPTIMIZERS, "optimizer"), (SCHEDULES, "schedule"), (DATASETS, "dataset")):
         chosen = getattr(config, selector)
         for name in _of_same_panel(changed, selector):
             users = [user for user in registry.names() if accepts(registry[user], name)]
@@ -197,22 +209,31 @@ def load_data(config: TrainConfig) -> RunData:
     Raises:
         ValueError: the splits are larger than the data, or no images are left to evaluate the model on.
     """
-    train_set = load_dataset(config.dataset, "train", config.data_dir, config.image_size)
+    place = (config.data_dir, config.image_size, dict(config))
+    train_set, val_set, test_set = (load_dataset(config.dataset, split, *place) for split in ("train", "val", "test"))
     assert train_set is not None
-    test_set = load_dataset(config.dataset, "test", config.data_dir, config.image_size)
 
     # There must be something to learn and something to evaluate on.
-    if test_set is not None and test_set.classes != train_set.classes:
-        raise ValueError("train and test images have different classes")
-    if test_set is None and not config.val_size:
-        raise ValueError(f"{config.data_dir} has no test/ folder; hold out images to evaluate on, as --val-size 1000")
+    for name, part in (("validation", val_set), ("test", test_set)):
+        if part is not None and part.classes != train_set.classes:
+            raise ValueError(f"train and {name} images have different classes")
+    if val_set is not None and config.val_size:
+        raise ValueError(
+            f"val_size (={config.val_size}) has no effect: {config.data_dir} has {len(val_set):,} validation images; "
+            f"leave --val-size out"
+        )
+    if test_set is None and val_set is None and not config.val_size:
+        raise ValueError(
+            f"{config.data_dir} has no test images; hold out images to evaluate on, as --test-size 1000 or "
+            f"--val-size 1000"
+        )
     if len(train_set.classes) < 2:
         raise ValueError(
             f"{config.data_dir} has one class only ({train_set.classes[0]!r}); there is nothing to tell apart"
         )
 
     train_indices, val_indices = split_indices(train_set.labels, config.val_size, config.train_size)
-    return RunData(train=train_set, test=test_set, train_indices=train_indices, val_indices=val_indices)
+    return RunData(train=train_set, test=test_set, train_indices=train_indices, val_indices=val_indices, val=val_set)
 
 
 def arch_options(config: TrainConfig) -> dict[str, Any]:
@@ -320,7 +341,9 @@ def build_loaders(
     # Evaluation uses the same statistics on all splits: those of the training images.
     of_split = partial(eval_loader, normalize=normalize, device=device, processes=processes)
     eval_loaders = {}
-    if len(data.val_indices):
+    if data.val is not None:
+        eval_loaders["val"] = of_split(data.val.images, data.val.labels)
+    elif len(data.val_indices):
         eval_loaders["val"] = of_split(data.train.images, data.train.labels, indices=data.val_indices)
     if data.test is not None:
         eval_loaders["test"] = of_split(data.test.images, data.test.labels)

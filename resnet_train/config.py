@@ -85,13 +85,17 @@ class TrainConfig(BaseModel):
     dataset: str = _option("cifar10", DATA)
     """Data set: cifar10, cifar100, digits (bundled, no download) or folder (your own images)."""
     data_dir: Path = _option(Path("data"), DATA, on_resume="free")
-    """Directory of the data, and target of downloads; for folder, the one with train/ and test/."""
+    """Directory of the data, and target of downloads; for folder, it holds train/ and test/, or the classes."""
     image_size: int = _option(32, DATA, ge=8, le=1024)
     """Height and width of the images in pixels; always 32 for CIFAR."""
     train_size: int | None = _option(None, DATA, ge=1)
     """Train on N images only, drawn class-balanced; all of them if not given."""
     val_size: int = _option(0, DATA, ge=0)
     """Hold out N training images, in proportion to the classes, and select best.pt on them."""
+    test_size: int = _option(0, DATA, ge=0)
+    """folder without test/: hold out N images, in proportion to the classes, as test images; 0: there are none."""
+    max_unreadable: float = _option(0.05, DATA, on_resume="free", ge=0, le=1)
+    """folder: share of images that may be unreadable and are left out; one always may, unless it is 0."""
 
     # --- Augmentation --------------------------------------------------------------------------------------------
     crop_padding: int = _option(4, AUGMENTATION, ge=0, le=256)

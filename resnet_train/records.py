@@ -26,6 +26,7 @@ class About(BaseModel):
     title: str  # of the data set
     fingerprint: str  # of the training images
     test_fingerprint: str | None = None  # of the test images, "" without any; None in files of older versions
+    val_fingerprint: str | None = None  # of validation images that are not held out of the training images, likewise
 
 
 @dataclass(frozen=True, kw_only=True)

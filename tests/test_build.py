@@ -555,23 +555,23 @@ def test_what_can_be_built_is_not_refused(settings):
     build.check_config(make_config({**STRIDE_32, **settings}))
 
 
-def load(monkeypatch, test="same", **settings):
+def load(monkeypatch, test="same", val=None, **settings):
     """Load the data of a config from a source that notes what it is asked for."""
     asked, train = [], settings.pop("train", tiny_data().train)
 
     def load_dataset(*arguments):
         asked.append(arguments)
-        return train if arguments[1] == "train" or test == "same" else test
+        return {"train": train, "val": val}.get(arguments[1], train if test == "same" else test)
 
     monkeypatch.setattr(build, "load_dataset", load_dataset)
     config = make_config({**TINY, "dataset": "folder", "data_dir": "there", **settings})
-    return build.load_data(config), [(name, split, str(folder), size) for name, split, folder, size in asked]
+    return build.load_data(config), [(name, split, str(folder), size) for name, split, folder, size, _ in asked]
 
 
 def test_data_is_loaded_as_the_settings_say_and_split(monkeypatch):
     other = tiny_data(12).train
     data, asked = load(monkeypatch, test=other, val_size=9, train_size=30)
-    assert asked == [("folder", "train", "there", 8), ("folder", "test", "there", 8)]
+    assert asked == [("folder", split, "there", 8) for split in ("train", "val", "test")]
     assert len(data.train) == 48
     assert data.test is other
     assert (len(data.train_indices), len(data.val_indices)) == (30, 9)
@@ -587,8 +587,21 @@ def test_a_batch_may_be_all_training_images_but_no_more():
 
 def test_without_test_images_validation_images_are_needed(monkeypatch):
     assert load(monkeypatch, test=None, val_size=9)[0].test is None
-    with pytest.raises(ValueError, match=r"^there has no test/ folder"):
+    with pytest.raises(ValueError, match=r"^there has no test images; hold out .* --test-size 1000 or"):
         load(monkeypatch, test=None)
+
+
+def test_validation_images_of_the_data_set_are_used(monkeypatch):
+    own = replace(tiny_data(12).train, fingerprint="own")
+    data = load(monkeypatch, test=None, val=own)[0]
+    assert data.val is own
+    assert len(data.val_indices) == 0
+    config = make_config({**TINY, "dataset": "folder"})
+    assert build.describe_network(config, data).val_fingerprint == "own"
+    _, eval_loaders = build.build_loaders(config, data, torch.device("cpu"))
+    assert {split: loader.num_images for split, loader in eval_loaders.items()} == {"val": 12}
+    with pytest.raises(ValueError, match=r"^val_size \(=9\) has no effect: there has 12 validation images"):
+        load(monkeypatch, val=own, val_size=9)
 
 
 def test_classes_must_be_the_same_and_at_least_two(monkeypatch):
@@ -618,4 +631,5 @@ def test_a_checkpoint_describes_its_network():
         "title": "tiny",
         "fingerprint": "tiny",
         "test_fingerprint": "tiny",
+        "val_fingerprint": "",
     }

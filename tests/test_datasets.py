@@ -400,8 +400,8 @@ def test_cifar_without_files_and_network_says_what_to_do(tmp_path, cifar10):
 
 def test_every_data_set_refuses_an_unknown_split(tmp_path):
     for name in DATASETS.names():
-        with pytest.raises(ValueError, match="unknown split 'val'; use train or test"):
-            load_dataset(name, "val", tmp_path)
+        with pytest.raises(ValueError, match="unknown split 'dev'; use train, val or test"):
+            load_dataset(name, "dev", tmp_path)
 
 
 def test_the_data_dir_may_be_text(tmp_path):

@@ -7,13 +7,19 @@ import logging
 import os
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image
+import torchvision
+from PIL import Image, features
+from PIL.PngImagePlugin import PngInfo
 
+from resnet_train.config import make_config
+from resnet_train.data import pictures
 from resnet_train.data.dataset import load_dataset
-from resnet_train.data.sources.folder import MAX_PIXELS, find_images, read_image
+from resnet_train.data.layout import find_images
+from resnet_train.data.pictures import BUDGET, MAX_PIXELS, MEMORY_BYTES, read_image
 
 ORIENTATION = 0x0112
 
@@ -40,8 +46,8 @@ def fill_folder(data_dir, split="train", classes=("cat", "dog"), each=3, size=8)
             save(data_dir / split / name / f"{i:03}.png", random_pixels(size, size, seed=100 * number + i))
 
 
-def load(data_dir, split="train", image_size=8):
-    return load_dataset("folder", split, data_dir, image_size)
+def load(data_dir, split="train", image_size=8, **settings):
+    return load_dataset("folder", split, data_dir, image_size, dict(make_config(settings)))
 
 
 def reports(caplog):
@@ -211,7 +217,7 @@ def png_header(path, width, height):
     )
 
 
-@pytest.mark.parametrize("side", [20_000, 7_000])
+@pytest.mark.parametrize("side", [20_000, 8_000])
 def test_decompression_bomb_is_skipped_and_reported(tmp_path, caplog, side):
     fill_folder(tmp_path, each=10)
     png_header(tmp_path / "train" / "dog" / "bomb.png", side, side)
@@ -222,9 +228,19 @@ def test_decompression_bomb_is_skipped_and_reported(tmp_path, caplog, side):
 
 
 def test_pixel_limit_is_exact(tmp_path):
-    png_header(tmp_path / "x.png", MAX_PIXELS // 4096, 4097)
-    with pytest.raises(ValueError, match=f"8192 × 4097 pixels are more than {MAX_PIXELS}"):
+    png_header(tmp_path / "x.png", MAX_PIXELS // 4000, 4001)
+    with pytest.raises(ValueError, match=f"15000 × 4001 pixels are more than {MAX_PIXELS}, the limit"):
         read_image(tmp_path / "x.png", 32)
+
+
+def test_pictures_that_take_too_much_memory_are_refused(tmp_path):
+    """A WebP takes more than a PNG; the file is of a few bytes."""
+    size = (8000 - 1).to_bytes(3, "little")
+    (tmp_path / "x.webp").write_bytes(b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + 2 * size + bytes(40))
+    with pytest.raises(
+        ValueError, match=r"8000 × 8000 pixels are more than fit: they take 1220 MiB .* limit is 512 MiB"
+    ):
+        read_image(tmp_path / "x.webp", 32)
 
 
 # The folder
@@ -252,17 +268,17 @@ def test_statistics_are_of_the_pictures(tmp_path):
 
 def test_all_formats_and_spellings_are_found_and_no_others(tmp_path):
     folder = tmp_path / "train" / "cat"
-    names = ["a.png", "b.PNG", "c.jpg", "d.JPEG", "e.webp", "f.bmp", ".hidden.png"]
+    names = ["a.png", "b.PNG", "c.jpg", "d.JPEG", "e.webp", "f.bmp", "g.tif", "h.gif", "i.ppm"]
     for name in names:
         save(folder / name)
-    for name in ("notes.txt", "x.gif", "png", "Thumbs.db"):
+    for name in ("notes.txt", "x.svg", "png", "Thumbs.db", ".hidden.png", "._a.png"):
         (folder / name).write_text("no picture")
     (folder / "deeper.png").mkdir()
     (tmp_path / "train" / "loose.png").write_text("belongs to no class")
     (tmp_path / "train" / ".git").mkdir()
-    files, classes = find_images(tmp_path, "train")
-    assert sorted(file.path.name for file in files) == sorted(names)
-    assert classes == ("cat",)
+    listing = find_images(tmp_path, "train")
+    assert sorted(file.path.name for file in listing.files) == sorted(names)
+    assert listing.classes == ("cat",)
     assert len(load(tmp_path)) == len(names)
 
 
@@ -279,7 +295,7 @@ def test_folder_with_test_images_only_is_a_test_set(tmp_path):
     test = load(tmp_path, "test")
     assert test.classes == ("cat", "dog")
     assert len(test) == 6
-    with pytest.raises(ValueError, match=r"has no folder train/; images must lie in train/<class>/\*"):
+    with pytest.raises(ValueError, match=r"has no folder train/; it must hold train/<class>/\*"):
         load(tmp_path, "train")
 
 
@@ -292,7 +308,7 @@ def test_folder_with_training_images_only_has_no_test_set(tmp_path):
 def test_class_only_in_test_is_refused(tmp_path):
     fill_folder(tmp_path, "train")
     fill_folder(tmp_path, "test", ("cat", "emu"))
-    with pytest.raises(ValueError, match=r"test.emu is a class that .*train does not have"):
+    with pytest.raises(ValueError, match=r"test.emu is a class that the training images do not have \(cat, dog\)"):
         load(tmp_path, "test")
 
 
@@ -310,7 +326,7 @@ def test_data_dir_that_is_a_file_is_refused(tmp_path):
 def test_class_without_training_pictures_is_refused(tmp_path):
     fill_folder(tmp_path)
     (tmp_path / "train" / "emu").mkdir()
-    with pytest.raises(ValueError, match=r"emu holds no images \(\.bmp, \.jpeg, \.jpg, \.png, \.webp\)"):
+    with pytest.raises(ValueError, match=r"emu holds no images \(\.avif, \.bmp, .*\.webp\)$"):
         load(tmp_path)
 
 
@@ -433,7 +449,7 @@ def test_a_broken_file_with_an_undecodable_name_is_reported(tmp_path, caplog):
     assert len(load(tmp_path)) == 20
     assert len(load(tmp_path)) == 20
     assert len(reports(caplog)) == 2
-    assert all(r"\udcff\udcfe.png" in report for report in reports(caplog))
+    assert all(r"\xff\xfe.png" in report for report in reports(caplog))
 
 
 # The cache
@@ -455,7 +471,7 @@ def test_cache_holds_npy_and_json_files_only_and_no_pickles(tmp_path):
         if path.suffix == ".npy":
             assert len(np.load(path, allow_pickle=False)) == 6
         else:
-            assert len(json.loads(path.read_text())["content"]["facts"]["skipped"]) == 1
+            assert len(json.loads(path.read_text())["content"]["facts"]["unreadable"]) == 1
 
 
 def test_pictures_are_decoded_once(tmp_path, monkeypatch):
@@ -501,7 +517,7 @@ def test_cache_is_rebuilt_when_a_source_changes(tmp_path, change):
     data = load(tmp_path)
     assert len(before) == len(cache_folders(tmp_path)) == 1
     assert before != cache_folders(tmp_path)
-    files, _ = find_images(tmp_path, "train")
+    files = find_images(tmp_path, "train").files
     assert data.labels.tolist() == [file.label for file in files]
     for image, file in zip(data.images, files, strict=True):
         assert np.array_equal(image, read_image(file.path, 8))
@@ -545,16 +561,37 @@ def test_damaged_cache_is_rebuilt(tmp_path, caplog):
     assert [r.levelno for r in caplog.records if r.name == "resnet_train.data.cache"] == [logging.WARNING]
 
 
-def test_a_warning_counts_entries_that_are_not_pictures(tmp_path, caplog):
+def test_skipped_files_are_counted_by_kind(tmp_path, caplog):
     fill_folder(tmp_path)
-    (tmp_path / "train" / "cat" / "notes.txt").write_text("")
-    (tmp_path / "train" / "cat" / "more").mkdir()
-    (tmp_path / "train" / "dog" / "x.gif").write_bytes(b"")
-    with caplog.at_level(logging.WARNING, logger="resnet_train"):
-        files, _ = find_images(tmp_path, "train")
-    (record,) = [record for record in caplog.records if record.name == "resnet_train.data.sources.folder"]
-    assert "ignoring 3 entries of class folders that are not PNG, JPEG, WebP or BMP" in record.getMessage()
-    assert len(files) == 6
+    for name in ("a.svg", "b.SVG", "notes.txt", ".DS_Store", "._x.jpg", ".x.jpg", "Makefile"):
+        (tmp_path / "train" / "cat" / name).write_bytes(b"")
+    save(tmp_path / "train" / "loose.png")
+    data = load(tmp_path)
+    (report,) = reports(caplog)
+    kinds = "2 .svg, 1 .DS_Store, 1 ._*, 1 .png outside the class folders, 1 .txt, 1 hidden .jpg, 1 without extension"
+    assert report == f"{tmp_path / 'train'}: 8 skipped: {kinds}"
+    assert len(data) == 6
+    assert len(data.skipped) == 8
+    assert f"{tmp_path / 'train' / 'cat' / 'a.svg'} (.svg)" in data.skipped
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".HEIF"])
+def test_heic_files_are_named_with_a_remedy(tmp_path, caplog, suffix):
+    fill_folder(tmp_path)
+    (tmp_path / "train" / "cat" / f"x{suffix}").write_bytes(b"")
+    load(tmp_path)
+    assert f"1 skipped: 1 {suffix.lower()}; HEIC can't be read: convert it to JPEG" in reports(caplog)[0]
+    (tmp_path / "train" / "emu").mkdir()
+    (tmp_path / "train" / "emu" / f"x{suffix}").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"emu holds no images .*convert it to JPEG"):
+        load(tmp_path)
+
+
+def test_heic_under_the_name_of_a_jpeg_is_named_with_a_remedy(tmp_path):
+    for brand in (b"heic", b"heix", b"mif1"):
+        (tmp_path / "x.jpg").write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(4) + b"mif1heic" + bytes(100))
+        with pytest.raises(ValueError, match="HEIC can't be read: convert it to JPEG"):
+            read_image(tmp_path / "x.jpg", 8)
 
 
 def test_class_folders_of_pictures_alone_give_no_warning(tmp_path, caplog):
@@ -573,3 +610,277 @@ def test_the_fingerprint_depends_on_the_pictures_alone(tmp_path):
     first, second, other = (load(tmp_path / name).fingerprint for name in ("a", "b", "c"))
     assert first == second
     assert first != other
+
+
+# Layouts
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
+def test_a_folder_of_validation_images_is_the_validation_split(tmp_path, name):
+    fill_folder(tmp_path, "train", ("ape", "cat", "dog"))
+    fill_folder(tmp_path, name, ("cat",), each=2)
+    assert load(tmp_path, "val").labels.tolist() == [1, 1]
+    assert load(tmp_path, "val").classes == ("ape", "cat", "dog")
+    assert load(tmp_path, "test") is None
+    assert len(load(tmp_path)) == 9
+
+
+def test_two_folders_of_validation_images_are_refused(tmp_path):
+    for name in ("train", "val", "valid"):
+        fill_folder(tmp_path, name)
+    with pytest.raises(ValueError, match="has both val/ and valid/; keep one of them"):
+        load(tmp_path)
+
+
+def test_a_flat_folder_of_classes_is_split_in_proportion(tmp_path):
+    for name, each in (("ape", 20), ("cat", 10), ("dog", 4)):
+        fill_folder(tmp_path, "", (name,), each)
+    train, test = (load(tmp_path, split, test_size=7) for split in ("train", "test"))
+    assert np.bincount(test.labels).tolist() == [4, 2, 1]
+    assert np.bincount(train.labels).tolist() == [16, 8, 3]
+    assert train.classes == test.classes == ("ape", "cat", "dog")
+    (tmp_path / "cat" / "notes.txt").write_text("")
+    assert [len(load(tmp_path, split, test_size=7).skipped) for split in ("train", "test")] == [1, 0]
+    whole = load(tmp_path)
+    assert len(whole) == 34
+    assert load(tmp_path, "test") is None
+    assert load(tmp_path, "val") is None
+
+
+def test_the_test_split_of_a_flat_folder_is_always_the_same(tmp_path):
+    for name in ("a", "b"):
+        fill_folder(tmp_path / name, "", each=10)
+    assert len({load(tmp_path / name, "test", test_size=4).fingerprint for name in ("a", "b")}) == 1
+    files = [{f.path.name for f in find_images(tmp_path / "a", split, 4).files} for split in ("train", "test")]
+    assert len(find_images(tmp_path / "a", "test", 4).files) == 4
+    assert files[1] != {"000.png", "001.png"}
+
+
+def test_training_images_without_test_folder_are_split_too(tmp_path):
+    fill_folder(tmp_path, each=10)
+    assert len(load(tmp_path, "test", test_size=4)) == 4
+    assert len(load(tmp_path, "train", test_size=4)) == 16
+
+
+def test_a_test_size_leaves_validation_images_alone(tmp_path):
+    for split in ("train", "val"):
+        fill_folder(tmp_path, split, each=10)
+    sizes = {split: len(load(tmp_path, split, test_size=4)) for split in ("train", "val", "test")}
+    assert sizes == {"train": 16, "val": 20, "test": 4}
+
+
+def test_a_test_size_beside_a_test_folder_is_refused(tmp_path):
+    for split in ("train", "test"):
+        fill_folder(tmp_path, split)
+    with pytest.raises(ValueError, match=r"test_size \(=2\) has no effect: .* has a folder test/"):
+        load(tmp_path, test_size=2)
+
+
+def test_a_test_size_that_leaves_a_class_untrained_is_refused(tmp_path):
+    fill_folder(tmp_path, "", each=3)
+    with pytest.raises(ValueError, match=r"test_size \(=5\) must be at most 4, so that every class keeps"):
+        load(tmp_path, test_size=5)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    fill_folder(tmp_path, "", ("car", "test", "train"))
+    assert load(tmp_path).classes == ("car", "test", "train")
+
+
+def test_subfolders_of_a_class_are_walked_as_imagefolder_does(tmp_path):
+    for path in ("b.png", "a/z.png", "a/deep/y.png", "c/x.png"):
+        save(tmp_path / "train" / "cat" / path)
+    save(tmp_path / "train" / "dog" / "a.png")
+    expected = torchvision.datasets.ImageFolder(tmp_path / "train").samples
+    found = find_images(tmp_path, "train").files
+    assert [(str(file.path), file.label) for file in found] == expected
+
+
+@pytest.mark.parametrize("name", ["__MACOSX", "@eaDir", ".ipynb_checkpoints", ".git", "$RECYCLE.BIN"])
+def test_folders_of_systems_are_neither_classes_nor_walked(tmp_path, name):
+    fill_folder(tmp_path)
+    fill_folder(tmp_path, "", (name,))
+    for place in ("train", "train/cat", "train/cat/deep"):
+        save(tmp_path / place / name / "x.png")
+    assert load(tmp_path).classes == ("cat", "dog")
+    assert len(load(tmp_path)) == 6
+
+
+def test_links_that_form_a_loop_are_skipped(tmp_path, caplog):
+    fill_folder(tmp_path)
+    cat = tmp_path / "train" / "cat"
+    (cat / "deep").mkdir()
+    save(cat / "deep" / "x.png")
+    links = {"self": "self", "self.png": "self.png", "here": ".", "up": "..", "top": "../..", "deep/back": "../deep"}
+    for name, target in (links | {"deep/out": "..", "gone.png": "nowhere.png"}).items():
+        (cat / name).symlink_to(target)
+    (tmp_path / "train" / "loop").symlink_to("loop")
+    (cat / "linked.png").symlink_to("000.png")
+    data = load(tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert data.labels.tolist() == [0] * 5 + [1] * 3
+    assert "8 skipped" in reports(caplog)[0]
+
+
+def test_a_fifo_among_pictures_is_skipped(tmp_path, caplog):
+    fill_folder(tmp_path)
+    os.mkfifo(tmp_path / "train" / "cat" / "x.png")
+    assert len(load(tmp_path)) == 6
+    assert "1 skipped: 1 special file" in reports(caplog)[0]
+
+
+def test_names_composed_and_decomposed_are_one_class(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    fill_folder(tmp_path, classes=(composed, "zoo"))
+    fill_folder(tmp_path, "test", (decomposed,))
+    save(tmp_path / "train" / decomposed / "more.png")
+    assert load(tmp_path).classes == load(tmp_path, "test").classes == (composed, "zoo")
+    assert load(tmp_path).labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_names_that_are_not_utf_8_become_text(tmp_path):
+    data_dir = tmp_path / os.fsdecode(b"data \xe4")
+    fill_folder(data_dir, classes=(os.fsdecode(b"caf\xe9"), os.fsdecode(b"\x8e")))
+    data = load(data_dir)
+    assert data.classes == (r"\x8e", r"caf\xe9")
+    assert data.title == r"folder data \xe4"
+    assert load(data_dir).fingerprint == data.fingerprint
+
+
+@pytest.mark.parametrize(("share", "broken"), [(0.5, 10), (1, 19), (0.25, 5)])
+def test_max_unreadable_lifts_the_limit(tmp_path, share, broken):
+    fill_folder(tmp_path, "train", ("cat",), each=20, size=2)
+    for number in range(broken):
+        (tmp_path / "train" / "cat" / f"{number:03}.png").write_bytes(b"bad")
+    assert len(load(tmp_path, image_size=2, max_unreadable=share)) == 20 - broken
+    with pytest.raises(ValueError, match=rf"{broken} of 20 images can't be read: .*; --max-unreadable 0.05 allows"):
+        load(tmp_path, image_size=2)
+
+
+def test_max_unreadable_0_allows_none(tmp_path):
+    fill_folder(tmp_path, each=10)
+    (tmp_path / "train" / "cat" / "bad.png").write_bytes(b"bad")
+    with pytest.raises(ValueError, match="1 of 21 images can't be read"):
+        load(tmp_path, max_unreadable=0)
+
+
+def test_a_class_that_loses_all_its_pictures_is_refused(tmp_path):
+    fill_folder(tmp_path, each=2)
+    for number in range(2):
+        (tmp_path / "train" / "cat" / f"{number:03}.png").write_bytes(b"bad")
+    with pytest.raises(ValueError, match="class 'cat' has no image that can be read"):
+        load(tmp_path, max_unreadable=0.9)
+
+
+# More formats
+
+
+def draw(mode, size=(32, 32)):
+    return Image.fromarray(random_pixels(size[1], size[0])).convert(mode)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK"])
+def test_first_page_of_a_tiff_is_read(tmp_path, mode, compression):
+    page = draw(mode)
+    page.save(tmp_path / "x.tif", compression=compression, save_all=True, append_images=[draw("RGB", (8, 8))])
+    assert np.array_equal(upright(read_image(tmp_path / "x.tif", 32)), np.asarray(page.convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_tiff_orientation_is_turned_upright_once(tmp_path, orientation):
+    for compression in (None, "tiff_lzw"):
+        Image.fromarray(random_pixels()).save(
+            tmp_path / "x.tif", tiffinfo={ORIENTATION: orientation}, compression=compression
+        )
+        assert np.array_equal(upright(read_image(tmp_path / "x.tif", 32)), TURNS[orientation](random_pixels()))
+
+
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_16_bit_tiff_is_scaled_not_clipped(tmp_path, order):
+    deep = np.linspace(0, 65535, 32 * 32).round().astype(np.uint16).reshape(32, 32)
+    Image.fromarray(deep.astype(order)).save(tmp_path / "x.tif")
+    for channel in read_image(tmp_path / "x.tif", 32):
+        assert np.abs(channel - deep / 257).max() <= 1
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_without_a_fixed_range_are_refused(tmp_path, kind):
+    Image.fromarray(np.ones((8, 8), dtype=kind)).save(tmp_path / "x.tif")
+    with pytest.raises(ValueError, match="32 bits and no fixed range: save it with 8 or 16 bits"):
+        read_image(tmp_path / "x.tif", 8)
+
+
+def test_first_frame_of_a_gif_is_read_on_white(tmp_path):
+    colors = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90]], dtype=np.uint8)
+    numbers = (np.indices((32, 32)).sum(0) % 3).astype(np.uint8)
+    frame = Image.fromarray(numbers).convert("P")
+    frame.putpalette(colors.ravel().tolist())
+    frame.putdata(numbers.ravel().tolist())
+    frame.save(tmp_path / "x.gif", transparency=1, save_all=True, append_images=[draw("P")], disposal=2)
+    colors[1] = 255
+    assert np.array_equal(upright(read_image(tmp_path / "x.gif", 32)), colors[numbers])
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF decoder")
+def test_avif_is_read(tmp_path):
+    smooth = (np.indices((32, 32)).sum(0)[..., None] * [4, 3, 2]).astype(np.uint8)
+    save(tmp_path / "x.avif", smooth, quality=95, speed=10)
+    assert np.abs(upright(read_image(tmp_path / "x.avif", 32)).astype(int) - smooth).max() < 12
+
+
+def test_avif_without_a_decoder_is_named_with_a_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr("resnet_train.data.pictures.FORMATS", ("PNG", "JPEG"))
+    (tmp_path / "x.jpg").write_bytes(b"\0\0\0\x18ftypavif" + bytes(100))
+    with pytest.raises(ValueError, match="this Pillow has no AVIF decoder: upgrade it"):
+        read_image(tmp_path / "x.jpg", 8)
+
+
+def test_a_png_with_megabytes_of_text_and_profile_is_read(tmp_path):
+    texts = PngInfo()
+    for compressed in (False, True):
+        texts.add_text("a text", "x" * 3_000_000, zip=compressed)
+        texts.add_itxt("an international text", "é" * 3_000_000, zip=compressed)
+    save(tmp_path / "x.png", pnginfo=texts, icc_profile=bytes(5_000_000))
+    assert (tmp_path / "x.png").stat().st_size > 6_000_000
+    with pytest.raises(ValueError, match="too large"):
+        Image.open(tmp_path / "x.png").load()
+    assert np.array_equal(upright(read_image(tmp_path / "x.png", 32)), random_pixels())
+
+
+def test_texts_behind_the_pixels_are_left_out(tmp_path):
+    content = save(tmp_path / "x.png").read_bytes()
+    text = b"zTXt" + b"key\0\0" + zlib.compress(bytes(5_000_000))
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    (tmp_path / "x.png").write_bytes(content[:-12] + chunk + content[-12:])
+    assert np.array_equal(upright(read_image(tmp_path / "x.png", 32)), random_pixels())
+
+
+def test_transparency_is_blended_after_reducing(tmp_path):
+    """Hidden colors under transparent pixels do not bleed into the others."""
+    pixels = np.zeros((64, 64, 4), dtype=np.uint8)
+    pixels[:, :32] = (0, 200, 0, 255)
+    pixels[:, 32:] = (255, 0, 0, 0)
+    result = upright(read_image(save(tmp_path / "x.png", pixels), 16)).astype(int)
+    assert np.abs(result[:, :6] - [0, 200, 0]).max() <= 1
+    assert np.abs(result[:, 10:] - 255).max() <= 1
+    assert (result[:, 7:9, 0] <= result[:, 7:9, 1] + 80).all()
+
+
+def test_one_large_picture_is_decoded_at_a_time(tmp_path, monkeypatch):
+    free, opened = [], pictures._open
+    monkeypatch.setattr("resnet_train.data.pictures.BUDGET", pictures.MemoryBudget(80_000_000))
+    monkeypatch.setattr("resnet_train.data.pictures._open", lambda *_: free.append(pictures.BUDGET.free) or opened(*_))
+    draw("RGB", (2000, 1500)).save(tmp_path / "x.webp", lossless=True, method=0)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: read_image(tmp_path / "x.webp", 32), range(8)))
+    assert free == [80_000_000 - 20 * 2000 * 1500] * 8
+    assert pictures.BUDGET.free == 80_000_000
+
+
+def test_memory_is_free_again_after_a_broken_picture(tmp_path):
+    path = save(tmp_path / "x.png", random_pixels(64, 64))
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(OSError, match="truncated"):
+        read_image(path, 8)
+    assert BUDGET.free == MEMORY_BYTES

@@ -1,94 +1,182 @@
 """Decoded images on disk: two plain `.npy` files and a description, verified whenever they are opened.
 
-There are no pickles. A cache is named after the fingerprint of its sources, so changed sources get a new cache. It
-appears under its name only when it is complete.
+There are no pickles. A cache says what it is of inside its checksummed description, so a cache that was moved, renamed
+or made by something else is rebuilt. It appears under its name only when it is complete.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Generic, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict
+
+from resnet_train.runtime.files import open_regular
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 BUILDING = ".building-"
+FILES = ("images.npy", "labels.npy")
 CHUNK_BYTES = 1 << 24
+MAX_DESCRIPTION_BYTES = 1 << 28
+
+
+class CacheSource(BaseModel):
+    """What a cache is of.
+
+    Attributes:
+        dataset: The name of the data set.
+        split: The part of it.
+        image_size: Height and width of the images.
+        fingerprint: Hexadecimal digest of the sources.
+        num_classes: The number of classes.
+        classes: The class names, if they are known before the sources are read.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str
+    split: str
+    image_size: int
+    fingerprint: str
+    num_classes: int
+    classes: tuple[str, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """Return what is cached, as `folder-train-32`; a newer cache of the same name replaces an older one."""
+        return f"{self.dataset}-{self.split}-{self.image_size}"
+
+    @property
+    def folder_name(self) -> str:
+        """Return the name of the cache's folder, which tells apart other sources."""
+        return f"{self.name}-{self.fingerprint[:20]}"
+
+
+class Facts(BaseModel):
+    """What is stored beside the arrays; a data set that knows more adds fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    classes: tuple[str, ...]
+
+
+F = TypeVar("F", bound=Facts)
 
 
 @dataclass(frozen=True)
-class CachedArrays:
+class CachedArrays(Generic[F]):
     """The content of a cache.
 
     Attributes:
         images: uint8 [N, 3, H, W], memory-mapped and read-only.
-        labels: int64 [N].
+        labels: int64 [N], each in 0 … len(facts.classes) - 1.
         fingerprint: The checksums of both as text.
-        facts: What `fill` returned (JSON values).
+        facts: What `fill` returned.
     """
 
     images: np.ndarray
     labels: np.ndarray
     fingerprint: str
-    facts: dict[str, Any]
+    facts: F
 
 
-# Writes images.npy and labels.npy into the given folder and returns the facts.
-Fill = Callable[[Path], dict[str, Any]]
-
-
-def open_or_build(data_dir: Path, name: str, fingerprint: str, fill: Fill) -> CachedArrays:
+def open_or_build(
+    data_dir: Path, source: CacheSource, facts_type: type[F], fill: Callable[[Path], F]
+) -> CachedArrays[F]:
     """Open the cache of these sources, or build it with `fill`.
 
+    A finished cache is used wherever it is. A new one is built in the folder `.resnet_train` of `data_dir`, or in the
+    user's cache folder if that can't be written, or in a temporary folder.
+
     Args:
-        data_dir: The cache is in its folder `.resnet_train`, or in the user's cache folder if that can't be written.
-        name: What is cached, as `folder-train-32`; older caches of the same name are removed.
-        fingerprint: Hexadecimal digest of the sources.
+        data_dir: The folder of the data.
+        source: What must be cached.
+        facts_type: The type that the stored facts must have.
         fill: Writes `images.npy` and `labels.npy` into a folder and returns the facts.
 
     Raises:
         OSError: No location is writable, or the disk is full.
     """
-    # The fast way: a whole cache is there, and no lock is needed.
-    root = _writable_root(data_dir)
-    folder = root / f"{name}-{fingerprint[:20]}"
-    if (cached := _open_if_whole(folder)) is not None:
-        if any(root.glob(f"{BUILDING}*")):
-            with _builder_lock(root, wait=False):  # taking the lock deletes what a killed builder left
-                pass
-        return cached
-
-    # Otherwise one process builds it while the others wait.
-    with _builder_lock(root):
-        if (cached := _open_if_whole(folder)) is not None:  # another process has built it in the meantime
+    places = _places(data_dir)
+    for root in places:
+        if (cached := _open_if_whole(root / source.folder_name, source, facts_type)) is not None:
+            if any(root.glob(f"{BUILDING}*")):
+                with _builder_lock(root, wait=False):  # taking the lock deletes what a killed builder left
+                    pass
             return cached
-        _build(folder, fill)
-        _remove_older(folder, name)
-    return _open(folder)
+    root = next(filter(_is_writable, places), None) or _temporary_place()
+    folder = root / source.folder_name
+    with _builder_lock(root):
+        if (cached := _open_if_whole(folder, source, facts_type)) is not None:  # another process has built it
+            return cached
+        _build(folder, source, fill)
+        for older in root.glob(f"{source.name}-*"):
+            if older != folder:
+                _remove(older)
+    return _open(folder, source, facts_type)
 
 
-def _open_if_whole(folder: Path) -> CachedArrays | None:
-    """Return the cache, or None if there is none or it is damaged; a damaged one is deleted."""
-    if not folder.is_dir():
-        return None
+# --- Where caches are ------------------------------------------------------------------------------------------------
+
+
+def _places(data_dir: Path) -> list[Path]:
+    """Return the folders in which a cache may be, in the order of preference."""
+    places = [data_dir / ".resnet_train"]
+    with suppress(RuntimeError):  # there is no home: HOME is not set and the user has no name
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        digest = zlib.crc32(os.fsencode(data_dir.resolve()))
+        places.append(home / "resnet_train" / f"{digest:08x}")
+    if _temporary_place.cache_info().currsize:
+        places.append(_temporary_place())
+    return places
+
+
+def _is_writable(root: Path) -> bool:
+    """Create a folder for caches and return whether files can be written to it; links are not followed."""
     try:
-        return _open(folder)
-    except ValueError as damage:
-        log.warning("the data cache %s is damaged (%s); rebuilding it", folder, damage)
-        shutil.rmtree(folder, ignore_errors=True)
-    return None
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            return not root.is_symlink()
+    except OSError:
+        return False
+
+
+@cache
+def _temporary_place() -> Path:
+    """Return a folder of this process, which is deleted at its end."""
+    root = Path(tempfile.mkdtemp(prefix="resnet_train-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    log.warning(
+        "neither the data folder nor a cache folder in your home can be written: the decoded images are kept in the "
+        "temporary folder %s until the program ends (XDG_CACHE_HOME chooses another place)",
+        root,
+    )
+    return root
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder, or whatever has its name; a link is not followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 @contextmanager
@@ -98,7 +186,10 @@ def _builder_lock(root: Path, *, wait: bool = True) -> Iterator[None]:
     Where files can't be locked, processes build at the same time and nothing is deleted. If another process holds the
     lock and `wait` is false, continue without it.
     """
-    lock = FileLock(root / ".lock", mode=0o666)  # the system releases it when the process ends
+    path = root / ".lock"
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        _remove(path)  # locking would open it and might truncate what a link points to
+    lock = FileLock(path, mode=0o666)  # the system releases it when the process ends
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -112,39 +203,32 @@ def _builder_lock(root: Path, *, wait: bool = True) -> Iterator[None]:
         return
     try:
         for abandoned in root.glob(f"{BUILDING}*"):
-            shutil.rmtree(abandoned, ignore_errors=True)
+            _remove(abandoned)
         yield
     finally:
         lock.release()
 
 
-def _writable_root(data_dir: Path) -> Path:
-    """Return the folder for caches, and create it."""
-    beside = data_dir / ".resnet_train"
-    try:
-        beside.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=beside):
-            return beside
-    except OSError:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        root = home / "resnet_train" / f"{zlib.crc32(str(data_dir.resolve()).encode()):08x}"
-        root.mkdir(parents=True, exist_ok=True)
-        return root
+# --- Writing and reading ---------------------------------------------------------------------------------------------
 
 
-def _build(folder: Path, fill: Fill) -> None:
+def _build(folder: Path, source: CacheSource, fill: Callable[[Path], F]) -> None:
     """Build the cache in a temporary folder and rename it."""
-    # Fill a folder of another name.
-    work = Path(tempfile.mkdtemp(prefix=BUILDING, dir=folder.parent))
+    work = folder.with_name(f"{BUILDING}{secrets.token_hex(8)}")
+    work.mkdir()  # unlike one of mkdtemp, other users may read it if the umask says so
     try:
         facts = fill(work)
-
-        # Describe the files and the description with checksums.
-        checksums = {file: _crc32(work / file) for file in ("images.npy", "labels.npy")}
-        content = {"format": FORMAT, "crc32": checksums, "facts": facts}
+        checksums = {}
+        for name in FILES:
+            with open_regular(work / name, "rb") as file:
+                checksums[name] = _crc32(file)
+        content = {
+            "format": FORMAT,
+            "source": source.model_dump(mode="json"),
+            "crc32": checksums,
+            "facts": facts.model_dump(mode="json"),
+        }
         (work / "cache.json").write_text(json.dumps({"content": content, "crc32": _json_crc32(content)}))
-
-        # The rename makes the whole cache appear at once.
         try:
             work.rename(folder)
         except OSError:
@@ -154,48 +238,87 @@ def _build(folder: Path, fill: Fill) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _open(folder: Path) -> CachedArrays:
+def _open_if_whole(folder: Path, source: CacheSource, facts_type: type[F]) -> CachedArrays[F] | None:
+    """Return the cache, or None if there is none or it can't be used; then it is deleted if possible."""
+    if folder.parent.is_symlink() or not os.path.lexists(folder):
+        return None
+    try:
+        return _open(folder, source, facts_type)
+    except Exception as damage:  # the parsers of JSON and of array headers raise almost anything
+        reason = " ".join(f"{type(damage).__name__}: {damage}".split())[:300]
+        log.warning("the data cache %s is damaged (%s); rebuilding it", folder, reason)
+        _remove(folder)
+    return None
+
+
+def _open(folder: Path, source: CacheSource, facts_type: type[F]) -> CachedArrays[F]:
     """Open and verify a cache.
 
     Raises:
-        ValueError: A file is missing, or differs in a single bit from what was written.
+        ValueError: A file is not a regular file, differs in a single bit from what was written, or is of other sources.
+        Exception: Another error of a parser.
     """
-    try:
-        # The description vouches for itself first, then for the files.
-        described = json.loads((folder / "cache.json").read_text())
-        content = described["content"]
-        if described["crc32"] != _json_crc32(content):
-            raise ValueError("the checksum of cache.json differs")
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}, but this version reads {FORMAT}")
-        for file, checksum in content["crc32"].items():
-            if _crc32(folder / file) != checksum:
-                raise ValueError(f"the checksum of {file} differs")
+    if folder.is_symlink():
+        raise ValueError("it is a link")
 
-        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        # Map before copying: a header of a few bytes can claim an array of any size.
-        labels = np.array(np.load(folder / "labels.npy", mmap_mode="r", allow_pickle=False))
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images.npy holds {images.dtype} {images.shape} instead of uint8 [N, 3, H, W]")
-        if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
-            raise ValueError(f"labels.npy holds {labels.dtype} {labels.shape} for {len(images)} images")
-    except (OSError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from None
-    fingerprint = "-".join(f"{content['crc32'][file]:08x}" for file in ("images.npy", "labels.npy"))
-    return CachedArrays(images, labels, fingerprint, content["facts"])
+    # The description vouches for itself first, then for the files.
+    with open_regular(folder / "cache.json", "rb") as file:
+        described = json.loads(file.read(MAX_DESCRIPTION_BYTES))
+    content = described["content"]
+    if described["crc32"] != _json_crc32(content):
+        raise ValueError("the checksum of cache.json differs")
+    if content["format"] != FORMAT:
+        raise ValueError(f"format {content['format']}, but this version reads {FORMAT}")
+    _check_source(CacheSource.model_validate(content["source"]), source)
+    facts = facts_type.model_validate(content["facts"])
+    if len(facts.classes) != source.num_classes or source.classes not in (None, facts.classes):
+        raise ValueError(f"it has {len(facts.classes)} other classes")
 
-
-def _remove_older(folder: Path, name: str) -> None:
-    for other in folder.parent.glob(f"{name}-*"):
-        if other != folder:
-            shutil.rmtree(other, ignore_errors=True)
+    images, labels = (_map_array(folder / name, content["crc32"][name]) for name in FILES)
+    shape = (3, source.image_size, source.image_size)
+    if images.dtype != np.uint8 or images.shape[1:] != shape:
+        raise ValueError(f"images.npy holds {images.dtype} {images.shape} instead of uint8 [N, {shape}]")
+    if labels.dtype != np.int64 or labels.shape != images.shape[:1] or not len(labels):
+        raise ValueError(f"labels.npy holds {labels.dtype} {labels.shape} for {len(images)} images")
+    if labels.min() < 0 or labels.max() >= len(facts.classes):
+        raise ValueError(f"labels {labels.min()} to {labels.max()} for {len(facts.classes)} classes")
+    fingerprint = "-".join(f"{content['crc32'][name]:08x}" for name in FILES)
+    return CachedArrays(images, np.array(labels), fingerprint, facts)
 
 
-def _crc32(path: Path) -> int:
+def _check_source(found: CacheSource, wanted: CacheSource) -> None:
+    """Check that a cache is of the wanted sources.
+
+    Raises:
+        ValueError: It is of others; the message names the first difference.
+    """
+    for name in CacheSource.model_fields:
+        if getattr(found, name) != getattr(wanted, name):
+            raise ValueError(f"its {name} is {getattr(found, name)!r} instead of {getattr(wanted, name)!r}")
+
+
+def _map_array(path: Path, checksum: int) -> np.ndarray:
+    """Map an array file into memory, after its checksum is verified.
+
+    A header of a few bytes can claim an array of any size. Mapping raises if the file is smaller.
+    """
+    with open_regular(path, "rb") as file:
+        if _crc32(file) != checksum:
+            raise ValueError(f"the checksum of {path.name} differs")
+        file.seek(0)
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"{path.name} has version {version} of the array format")
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+        if dtype.hasobject or fortran_order:
+            raise ValueError(f"{path.name} holds objects or is in Fortran order")
+        return np.memmap(file, dtype=dtype, mode="r", offset=file.tell(), shape=shape)
+
+
+def _crc32(file: IO[bytes]) -> int:
     checksum = 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            checksum = zlib.crc32(chunk, checksum)
+    while chunk := file.read(CHUNK_BYTES):
+        checksum = zlib.crc32(chunk, checksum)
     return checksum
 
 

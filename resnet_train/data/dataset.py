@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from resnet_train.config import TrainConfig
-from resnet_train.registry import Registry
+from resnet_train.registry import Registry, call_with
 
 # All runs on a data set share its validation split and its subsets, whatever their seed.
 SPLIT_SEED = 20260101
@@ -27,6 +28,7 @@ class ImageDataset:
         std: Standard deviation of the training pixels per channel, on a 0–1 scale.
         title: The name of the data set in every output.
         fingerprint: Equal for equal images and labels in the same order.
+        skipped: The files that are not among the images, as `path (reason)`.
     """
 
     images: np.ndarray
@@ -36,6 +38,7 @@ class ImageDataset:
     std: tuple[float, ...]
     title: str
     fingerprint: str
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,31 +56,35 @@ class DatasetFacts:
     std: tuple[float, ...] = ()
 
 
-# (split "train" or "test", data_dir, image_size) → the split, or None if the data set has no test images.
-LoadSplit = Callable[[str, Path, int], ImageDataset | None]
+# (split, data_dir, image_size, settings that its signature names) → the split, or None if it has no such images.
+LoadSplit = Callable[..., ImageDataset | None]
 DATASETS: Registry[LoadSplit] = Registry("data set")
 FACTS: dict[str, DatasetFacts] = {}  # of the data sets whose content is fixed, by name
 
 
-def load_dataset(name: str, split: str, data_dir: Path | str, image_size: int = 32) -> ImageDataset | None:
+def load_dataset(
+    name: str, split: str, data_dir: Path | str, image_size: int = 32, settings: Mapping[str, Any] | None = None
+) -> ImageDataset | None:
     """Load one split of a data set, from its cache if it has one.
 
     Args:
         name: A name registered in `DATASETS`.
-        split: "train" or "test".
+        split: "train", "val" or "test".
         data_dir: Where the files are, or where they are downloaded to.
         image_size: Side in pixels.
+        settings: Others, of which the data set takes those that it names; the defaults if not given.
 
     Returns:
-        The split, or None if it is "test" and the data set has no test images.
+        The split, or None if the data set has no such images. Most have no images for validation.
 
     Raises:
         ValueError: The name or the split is unknown, the image size is wrong, or files are missing or unusable.
         ConnectionError: A download failed.
     """
-    if split not in {"train", "test"}:
-        raise ValueError(f"unknown split {split!r}; use train or test")
-    return DATASETS[name](split, Path(data_dir), image_size)
+    if split not in {"train", "val", "test"}:
+        raise ValueError(f"unknown split {split!r}; use train, val or test")
+    given = dict(TrainConfig()) if settings is None else settings
+    return call_with(DATASETS[name], given, split=split, data_dir=Path(data_dir), image_size=image_size)
 
 
 def find_data_dir(config: TrainConfig, data_path: str | None) -> Path:

@@ -13,6 +13,7 @@ from torch import nn
 from resnet_train.config import TrainConfig, make_config
 from resnet_train.data.augment import Normalize
 from resnet_train.data.dataset import ImageDataset, find_data_dir, load_dataset, split_indices
+from resnet_train.data.layout import to_text
 from resnet_train.data.loader import EVAL_BATCH_SIZE, eval_loader
 from resnet_train.evaluation.evaluate import Evaluation, compute_logits, evaluate
 from resnet_train.evaluation.metrics import compute_scores, confidence_interval, top5
@@ -115,7 +116,7 @@ def evaluate_checkpoint(
         is_same = dataset in (None, config.dataset)
         data_dir = find_data_dir(config, checkpoint.data_path) if is_same else TrainConfig().data_dir
     split, images, indices = _load_split(dataset or config.dataset, split, Path(data_dir), config)
-    if split != "test" and images.fingerprint != about.fingerprint:
+    if indices is not None and images.fingerprint != about.fingerprint:
         raise ValueError(f"split {split}: {data_dir} does not hold the images this model was trained on")
     images = _with_classes(images, tuple(about.classes))
 
@@ -202,31 +203,34 @@ def _load_split(
     """Return the split's name, the data set it is part of, and the indices of its images (None: all of them)."""
     if split not in (None, "test", "val", "train"):
         raise ValueError(f"unknown split {split!r}; use test, val or train")
-    # Test images, unless there are none and the model has a validation split.
-    if split in (None, "test"):
-        images = load_dataset(dataset, "test", data_dir, config.image_size)
-        if images is not None:
-            return "test", images, None
-        if split == "test" or not config.val_size:
-            raise ValueError(f"{data_dir} has no test/ folder")
+    # Test images, then those that the data set has for validation.
+    place = (data_dir, config.image_size, dict(config))
+    if split != "train":
+        for name in ("test", "val") if split is None else (split,):
+            images = load_dataset(dataset, name, *place)
+            if images is not None:
+                return name, images, None
+        if split == "test" or (split is None and not config.val_size):
+            raise ValueError(f"{data_dir} has no test images")
 
     # The other splits are parts of the training images.
-    images = load_dataset(dataset, "train", data_dir, config.image_size)
+    images = load_dataset(dataset, "train", *place)
     assert images is not None
     train_indices, val_indices = split_indices(images.labels, config.val_size, config.train_size)
     if split == "train":
         return "train", images, train_indices
     if not config.val_size:
-        raise ValueError("split val: this model was trained without --val-size")
+        raise ValueError("split val: this model was trained without validation images (--val-size)")
     return "val", images, val_indices
 
 
 def _with_classes(images: ImageDataset, classes: tuple[str, ...]) -> ImageDataset:
     """Return the same images with labels that index the checkpoint's classes."""
-    unknown = sorted(set(images.classes) - set(classes))
+    known = [to_text(name) for name in classes]  # older versions stored names as the file system has them
+    unknown = sorted(set(images.classes) - set(known))
     if unknown:
         raise ValueError(
             f"the data has a class {unknown[0]!r} that the checkpoint does not know ({', '.join(classes)})"
         )
-    new_labels = np.array([classes.index(name) for name in images.classes], dtype=np.int64)
-    return replace(images, labels=new_labels[images.labels], classes=classes)
+    new_labels = np.array([known.index(name) for name in images.classes], dtype=np.int64)
+    return replace(images, labels=new_labels[images.labels], classes=tuple(known))

@@ -120,9 +120,12 @@ def _attach_files(
     trainer.attach(loggers, saver, f"the state is saved; continue with: resnet-train --resume {folder.path}")
 
     # From here on, train.log has all messages and the error that ends the run.
-    stack.enter_context(LogFile(folder.path / "train.log"))
+    log_file = stack.enter_context(LogFile(folder.path / "train.log"))
     if state is not None:
         warn_about_changes(state, environment, trainer.processes.num_ranks)
+    else:  # the terminal has shown how many there are
+        for line in data.skipped:
+            log_file.write(logging.WARNING, line)
     params = sum(parameter.numel() for parameter in trainer.parameters)
     log.info(
         f"{'new run' if state is None else 'resuming'} {folder.path}: {config.arch} ({params:,} parameters) on "

@@ -37,15 +37,20 @@ class LogFile:
         self.handler = _Handler(path, encoding="utf-8", errors="backslashreplace")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> LogFile:
         logging.getLogger("resnet_train").addHandler(self.handler)
+        return self
+
+    def write(self, level: int, message: str) -> None:
+        """Write a line to the file only."""
+        record = {"levelno": level, "levelname": logging.getLevelName(level), "msg": message}
+        self.handler.handle(logging.makeLogRecord(record))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:  # to the file only, because the command shows it to the user
-            record = {"levelno": logging.ERROR, "levelname": "ERROR", "msg": f"{type(error).__name__}: {error}"}
-            self.handler.handle(logging.makeLogRecord(record))
+            self.write(logging.ERROR, f"{type(error).__name__}: {error}")
         logging.getLogger("resnet_train").removeHandler(self.handler)
         with suppress(OSError):  # the disk is full
             self.handler.close()

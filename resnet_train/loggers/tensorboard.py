@@ -65,7 +65,7 @@ class TensorBoard(Logger):
 
         # A new run also shows its settings.
         if not is_resumed:
-            rows = "\n".join(f"| {key} | {value} |" for key, value in info.config.items())
+            rows = "\n".join(f"| {key} | {_to_utf8(str(value))} |" for key, value in info.config.items())
             self.writers[RUN].add_text("config", f"| setting | value |\n|---|---|\n{rows}", 0)
             settings = hparams_pb(describe_settings(info.config), trial_id=info.name)
             self.writers[RUN]._get_file_writer().add_summary(settings, 0)
@@ -128,9 +128,14 @@ def describe_settings(plain: dict[str, Any]) -> dict[str, int | float | str]:
     return {name: _as_hparam(value) for name, value in shown.items()}
 
 
+def _to_utf8(text: str) -> str:
+    """Return a text with escapes for what is not UTF-8, as in file names; protocol buffers hold no such text."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _as_hparam(value: Any) -> int | float | str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
         return ",".join(f"{part:g}" for part in value)
-    return value if isinstance(value, int | float) else str(value)
+    return value if isinstance(value, int | float) else _to_utf8(str(value))

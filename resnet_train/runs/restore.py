@@ -47,22 +47,24 @@ def restore_model(checkpoint: AnyCheckpoint, path: Path) -> nn.Module:
     return model.eval()
 
 
-def restore_trainer(trainer: Trainer, state: RunCheckpoint, config: TrainConfig, fingerprints: tuple[str, str]) -> None:
+def restore_trainer(
+    trainer: Trainer, state: RunCheckpoint, config: TrainConfig, fingerprints: tuple[str, str, str]
+) -> None:
     """Load the state of a run into its trainer.
 
     Args:
         trainer: built from `config`.
         state: read from the run's folder.
         config: all settings.
-        fingerprints: of the training and of the test images that the trainer was built with.
+        fingerprints: of the training, the test and the validation images that the trainer was built with.
 
     Raises:
         UnusableState: the state does not fit the run.
-        ValueError: the training or the test images are not those of the run.
+        ValueError: the images are not those of the run.
     """
     folder, about = RunFolder(config.output_dir / str(config.name)), state.about
-    saved = (about.fingerprint, about.test_fingerprint)
-    for split, before, now in zip(("training", "test"), saved, fingerprints):
+    saved = (about.fingerprint, about.test_fingerprint, about.val_fingerprint)
+    for split, before, now in zip(("training", "test", "validation"), saved, fingerprints):
         if before not in (None, now):
             raise ValueError(f"{config.data_dir} does not hold the {split} images that {folder.path} was started with")
     try:

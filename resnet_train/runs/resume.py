@@ -19,8 +19,8 @@ from resnet_train.runs.naming import default_name
 
 log = logging.getLogger(__name__)
 
-# The fingerprints of the training and of the test images that a config names.
-Fingerprints = Callable[[TrainConfig], tuple[str, str]]
+# The fingerprints of the training, the test and the validation images that a config names.
+Fingerprints = Callable[[TrainConfig], tuple[str, str, str]]
 
 
 class OtherRun(ValueError):
@@ -352,8 +352,9 @@ def _check_images(folder: RunFolder, state: RunCheckpoint, config: TrainConfig, 
     """Raise OtherRun if the run was trained or evaluated on other images."""
     about = state.about
     if config.data_dir.is_dir():
-        train, test = fingerprints(config)
+        train, test, val = fingerprints(config)
         same = train == about.fingerprint and about.test_fingerprint in (None, test)
+        same &= about.val_fingerprint in (None, val)
     else:  # a finished run needs no images, but the folder must have been the same
         same = state.data_path in (None, str(config.data_dir.absolute()))
     if not same:

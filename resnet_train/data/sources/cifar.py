@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from resnet_train.data.cache import open_or_build
+from resnet_train.data.cache import CacheSource, Facts, open_or_build
 from resnet_train.data.dataset import DATASETS, FACTS, DatasetFacts, ImageDataset
 from resnet_train.runtime.files import NO_SPACE_ERRORS, explain_write_errors
 
@@ -73,7 +73,7 @@ ARCHIVE_BYTES = {"cifar-10-python.tar.gz": 170_498_071, "cifar-100-python.tar.gz
 
 
 @DATASETS.register("cifar10")
-def cifar10(split: str, data_dir: Path, image_size: int) -> ImageDataset:
+def cifar10(split: str, data_dir: Path, image_size: int) -> ImageDataset | None:
     """CIFAR-10 (Krizhevsky 2009): 50,000 and 10,000 images of 10 classes, downloaded if needed."""
     from torchvision import datasets
 
@@ -81,21 +81,25 @@ def cifar10(split: str, data_dir: Path, image_size: int) -> ImageDataset:
 
 
 @DATASETS.register("cifar100")
-def cifar100(split: str, data_dir: Path, image_size: int) -> ImageDataset:
+def cifar100(split: str, data_dir: Path, image_size: int) -> ImageDataset | None:
     """CIFAR-100 (Krizhevsky 2009): 50,000 and 10,000 images of 100 classes, downloaded if needed."""
     from torchvision import datasets
 
     return _load(CIFAR100, datasets.CIFAR100, split, data_dir, image_size)
 
 
-def _load(facts: DatasetFacts, torchvision_class: Any, split: str, data_dir: Path, image_size: int) -> ImageDataset:
+def _load(
+    facts: DatasetFacts, torchvision_class: Any, split: str, data_dir: Path, image_size: int
+) -> ImageDataset | None:
     """Read a split through torchvision, whose constructor checks the MD5 of every file before it unpickles it."""
     # Download only if the files are missing or damaged.
     if image_size != IMAGE_SIZE:
         raise ValueError(f"image_size (={image_size}) must be {IMAGE_SIZE} for {facts.title}")
+    if split == "val":
+        return None
     read = partial(torchvision_class, str(data_dir), train=split == "train", download=False)
 
-    def fill(folder: Path) -> dict[str, Any]:
+    def fill(folder: Path) -> Facts:
         try:
             source = read()
         except RuntimeError:  # torchvision's error for missing or damaged files
@@ -104,15 +108,17 @@ def _load(facts: DatasetFacts, torchvision_class: Any, split: str, data_dir: Pat
         images = np.ascontiguousarray(source.data.transpose(0, 3, 1, 2))  # [N, H, W, 3] → [N, 3, H, W]
         np.save(folder / "images.npy", images, allow_pickle=False)
         np.save(folder / "labels.npy", np.array(source.targets, dtype=np.int64), allow_pickle=False)
-        return {"classes": list(source.classes)}
+        return Facts(classes=tuple(source.classes))
 
     # Later runs open the cache.
-    cached = open_or_build(data_dir, f"{facts.title.lower()}-{split}", torchvision_class.tgz_md5, fill)
-    classes = tuple(cached.facts["classes"])
+    name = facts.title.lower()
+    md5, size = torchvision_class.tgz_md5, IMAGE_SIZE
+    key = CacheSource(dataset=name, split=split, image_size=size, fingerprint=md5, num_classes=facts.num_classes)
+    cached = open_or_build(data_dir, key, Facts, fill)
     return ImageDataset(
         images=cached.images,
         labels=cached.labels,
-        classes=classes,
+        classes=cached.facts.classes,
         mean=facts.mean,
         std=facts.std,
         title=facts.title,

@@ -1,0 +1,268 @@
+"""One picture file as a small square array, decoded within the memory that all threads share."""
+
+from __future__ import annotations
+
+import bisect
+import io
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import accumulate
+from pathlib import Path
+from threading import Condition, Lock
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, features
+
+# What a file is, is read from its content. Pillow knows more formats, and would run Ghostscript for PostScript.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *(["AVIF"] if features.check("avif") else []))
+FORMAT_NAMES = "PNG, JPEG, WebP, AVIF, TIFF, GIF, BMP or PNM"
+HEAD_BYTES = 64
+HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
+HEIC_REMEDY = "HEIC can't be read: convert it to JPEG, for example with `magick mogrify -format jpg *.heic`"
+AVIF_REMEDY = "this Pillow has no AVIF decoder: upgrade it (`pip install -U pillow`), or convert the picture to JPEG"
+
+MEMORY_BYTES = 1 << 29  # 512 MiB for all pictures that are being decoded, so one large one at a time
+MAX_PIXELS = 60_000_000  # after a JPEG was reduced while decoding; beyond it, a file is taken for a bomb
+
+# Bytes per pixel that Pillow keeps, and that converting to RGB takes; 4 and 4 for other modes.
+KEPT_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2}
+COPIED_BYTES = {"1": 1, "L": 0, "P": 4, "I;16": 6, "I;16L": 6, "I;16B": 6}
+WEBP_BYTES, AVIF_BYTES = 20, 12  # of their decoders, which keep several copies
+
+
+class MemoryBudget:
+    """Bytes that threads share: a thread waits until what it needs is free, first come, first served."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self.free = num_bytes
+        self.turn = Lock()
+        self.changed = Condition()
+
+    @contextmanager
+    def claim(self, num_bytes: int) -> Iterator[None]:
+        """Hold so many bytes while entered."""
+        with self.turn, self.changed:
+            self.changed.wait_for(lambda: self.free >= num_bytes)
+            self.free -= num_bytes
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free += num_bytes
+                self.changed.notify()
+
+
+BUDGET = MemoryBudget(MEMORY_BYTES)
+
+
+def read_image(path: Path, image_size: int) -> np.ndarray:
+    """Read one picture as uint8 [3, S, S]: upright, on white, short side resized to `image_size`, center cropped.
+
+    Raises:
+        ValueError: Its format can't be read, or it has more pixels than fit into `MAX_PIXELS` or `MEMORY_BYTES`.
+        OSError: It can't be decoded.
+    """
+    with ExitStack() as stack:
+        file: IO[bytes] = stack.enter_context(path.open("rb"))
+        head = file.read(HEAD_BYTES)
+        file.seek(0)
+        _check_known(head)
+        if head.startswith(b"RIFF"):  # the decoder of WebP takes its memory when it is opened
+            width, height = _webp_size(head)
+            stack.enter_context(_claim(width, height, WEBP_BYTES * width * height))
+            image = _open(file, head)
+        else:
+            image = _open(_without_texts(file) if head.startswith(b"\x89PNG") else file, head)
+            decoder_bytes = _decoder_bytes(image, image_size)
+            width, height = image.size  # the size it is decoded at
+            stack.enter_context(_claim(width, height, decoder_bytes + _pixel_bytes(image) * width * height))
+        with image:
+            return np.asarray(_to_square(image, image_size)).transpose(2, 0, 1)
+
+
+# --- Opening ---------------------------------------------------------------------------------------------------------
+
+
+def _check_known(head: bytes) -> None:
+    """Raise with a remedy if a file has a format that people often have and Pillow can't read."""
+    if head[4:8] != b"ftyp":
+        return
+    brands = {head[8:12], *(head[i : i + 4] for i in range(16, len(head), 4))}
+    if brands & {b"avif", b"avis"}:
+        if "AVIF" not in FORMATS:
+            raise ValueError(AVIF_REMEDY)
+    elif brands & HEIC_BRANDS:
+        raise ValueError(HEIC_REMEDY)
+
+
+def _open(file: IO[bytes], head: bytes) -> ImageFile.ImageFile:
+    """Open a picture of a known format.
+
+    `Image.open` would do the same, but refuses JPEGs by their pixels that can be reduced while decoding.
+
+    Raises:
+        ValueError: Its format is unknown or its header is damaged.
+    """
+    Image.init()
+    reason = ""
+    for name in FORMATS:
+        factory, accept = Image.OPEN[name]
+        try:
+            if accept is not None and accept(head) in (False, ""):
+                continue
+            file.seek(0)
+            return factory(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error) as error:
+            reason = f": {error}"
+    raise ValueError(f"it is not a {FORMAT_NAMES} picture{reason}")
+
+
+def _webp_size(head: bytes) -> tuple[int, int]:
+    """Return width and height, which the three kinds of WebP have in different places."""
+    kind = head[12:16]
+    if kind == b"VP8X":
+        return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
+    raise ValueError("it is not a WebP picture")
+
+
+class _Parts(io.RawIOBase):
+    """Parts of a file, read as if they were all of it."""
+
+    def __init__(self, file: IO[bytes], parts: list[tuple[int, int]]) -> None:
+        self.file, self.starts = file, [start for start, _ in parts]
+        self.ends = list(accumulate(length for _, length in parts))  # in what is read
+        self.position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.ends[-1]}[whence]
+        self.position = max(0, base + offset)
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        part = bisect.bisect_right(self.ends, self.position)
+        if part == len(self.ends):
+            return 0
+        start = self.ends[part - 1] if part else 0
+        self.file.seek(self.starts[part] + self.position - start)
+        content = self.file.read(min(len(buffer), self.ends[part] - self.position))
+        buffer[: len(content)] = content
+        self.position += len(content)
+        return len(content)
+
+
+def _without_texts(file: IO[bytes]) -> IO[bytes]:
+    """Return a PNG without its texts and color profile: Pillow refuses large ones, which are not needed here."""
+    num_bytes = os.fstat(file.fileno()).st_size
+    parts, position = [(0, 8)], 8
+    while position < num_bytes:
+        file.seek(position)
+        header = file.read(8)
+        length = min(12 + int.from_bytes(header[:4], "big"), num_bytes - position)
+        if header[4:] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            parts.append((position, length))
+        position += length
+    return io.BufferedReader(_Parts(file, parts))
+
+
+# --- Memory ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _claim(width: int, height: int, num_bytes: int) -> Iterator[None]:
+    """Hold the memory for a picture.
+
+    Raises:
+        ValueError: It has too many pixels, or takes more memory than there is for pictures.
+    """
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} × {height} pixels are more than {MAX_PIXELS}, the limit for one picture: reduce it")
+    if num_bytes > MEMORY_BYTES:
+        raise ValueError(
+            f"{width} × {height} pixels are more than fit: they take {num_bytes >> 20} MiB while they are decoded, and "
+            f"the limit is {MEMORY_BYTES >> 20} MiB: reduce the picture"
+        )
+    with BUDGET.claim(num_bytes):
+        yield
+
+
+def _pixel_bytes(image: Image.Image) -> int:
+    """Return the bytes per pixel for the decoded picture and for a copy that is turned, converted or premultiplied."""
+    kept = KEPT_BYTES.get(image.mode, 4)
+    copied = COPIED_BYTES.get(image.mode, 4)
+    if image.has_transparency_data and image.mode not in ("RGBA", "LA", "PA"):
+        copied = 8
+    return kept + max(kept, copied)
+
+
+def _decoder_bytes(image: ImageFile.ImageFile, image_size: int) -> int:
+    """Return the bytes that a decoder keeps beside the picture; let JPEGs be decoded at a fraction of their size."""
+    width, height = image.size
+    if image.format in ("JPEG", "MPO"):
+        several_scans = _has_several_scans(image)
+        image.draft("RGB", (image_size, image_size))
+        if not several_scans:
+            return 0
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width} × {height} pixels are more than {MAX_PIXELS} in a progressive JPEG: reduce it")
+        sampling = [(across, down) for _, across, down, _ in image.layer]  # type: ignore[attr-defined]
+        largest = max(across for across, _ in sampling) * max(down for _, down in sampling)
+        return 2 * width * height * sum(across * down for across, down in sampling) // largest  # of coefficients
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        bits = sum(tags.get(258, (1,)))
+        strip, tile = min(tags.get(278, height), height) * width, tags.get(322, 0) * tags.get(323, 0)
+        return max(strip, tile) * max(32, bits) // 8
+    return AVIF_BYTES * width * height if image.format == "AVIF" else 0
+
+
+def _has_several_scans(image: ImageFile.ImageFile) -> bool:
+    """Return whether it is a JPEG whose decoder keeps all coefficients, whatever size it decodes at."""
+    if "progressive" in image.info:
+        return True
+    assert image.fp is not None
+    # Pillow has read up to the start of the first scan, and seeks before it decodes.
+    return b"\xff\xda" in image.fp.read().partition(b"\xff\xd9")[0]
+
+
+# --- Pixels ----------------------------------------------------------------------------------------------------------
+
+
+def _to_square(image: Image.Image, image_size: int) -> Image.Image:
+    """Return the upright picture as RGB [S, S] on white; transparent pixels are blended after it is reduced."""
+    ImageOps.exif_transpose(image, in_place=True)
+    square = ImageOps.fit(_to_bands(image), (image_size, image_size), method=Image.Resampling.BICUBIC)
+    if square.mode in ("RGBA", "LA"):
+        white = Image.new("RGBA", square.size, "white")
+        square = Image.alpha_composite(white, square.convert("RGBA"))
+    return square.convert("RGB")
+
+
+def _to_bands(image: Image.Image) -> Image.Image:
+    """Return the picture in a mode that can be resized: L, RGB, and LA or RGBA if it has transparent pixels.
+
+    Raises:
+        ValueError: Its pixels have 32 bits, whose range is unknown.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow would clip, not scale
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits and no fixed range: save it with 8 or 16 bits per channel")
+    if image.has_transparency_data:
+        return image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
+    if image.mode in ("1", "L"):
+        return image.convert("L")
+    return image if image.mode == "RGB" else image.convert("RGB")
