@@ -278,6 +278,9 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
 
     # Everything else takes the settings that its signature names.
     train_loader, eval_loaders = build_loaders(config, data, device, processes)
+    class_weights = None
+    if config.class_weights == "balanced":
+        class_weights = balanced_class_weights(data.train.labels[data.train_indices], num_classes).to(device)
     steps_per_epoch = len(train_loader)
     return call_with(
         Trainer,
@@ -288,10 +291,22 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
         train_loader=train_loader,
         eval_loaders=eval_loaders,
         num_classes=num_classes,
+        class_weights=class_weights,
         averaged=averaged,
         precision=choose_precision(config.amp, device),
         processes=processes,
     )
+
+
+def balanced_class_weights(labels: np.ndarray, num_classes: int) -> torch.Tensor:
+    """Return N / (C · N_c) for each class, float32, where C counts the classes with images.
+
+    The mean weight of an image is 1. A class without images has weight 0, so that label smoothing ignores it.
+    """
+    counts = np.bincount(labels, minlength=num_classes)  # [C]
+    present = counts > 0
+    weights = np.divide(len(labels), present.sum() * counts, out=np.zeros(num_classes), where=present)
+    return torch.from_numpy(weights).float()
 
 
 def build_model(config: TrainConfig, num_classes: int, device: torch.device) -> nn.Module:

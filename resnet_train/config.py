@@ -145,6 +145,8 @@ class TrainConfig(BaseModel):
     """Factor by which step and multi-step drop lr."""
     label_smoothing: float = _option(0.0, OPTIMIZATION, ge=0, lt=1)
     """Share of the target that is spread evenly over all classes."""
+    class_weights: Literal["none", "balanced"] = _option("none", OPTIMIZATION)
+    """Weight of each class in the training loss; balanced: inversely proportional to its training images."""
     clip_grad: float = _option(0.0, OPTIMIZATION, ge=0)
     """Clip the L2 norm of the gradient to this value; 0 disables it."""
     accumulate: int = _option(1, OPTIMIZATION, ge=1)

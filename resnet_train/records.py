@@ -34,7 +34,8 @@ class EpochRecord:
     """The numbers of one finished epoch: a function of config and seed alone, so it holds no times.
 
     The scores of the split "train" are those of training itself: on augmented images, with weights that change from
-    step to step, and with label smoothing and mixing in the loss. The other splits are evaluated on plain images.
+    step to step, and with label smoothing, mixing and class weights in the loss. The other splits are evaluated on
+    plain images, and every image counts the same in their loss.
 
     Attributes:
         epoch: finished epochs.

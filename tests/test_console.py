@@ -125,6 +125,13 @@ def test_an_epoch_is_one_line_with_every_split(lines: Lines) -> None:
     ]
 
 
+def test_an_epoch_line_shows_loss_and_accuracy_only(lines: Lines) -> None:
+    record = make_record(1, test=(1.0, 0.5))
+    record.scores["test"] |= {"balanced_accuracy": 0.25, "macro_f1": 0.125}
+    started().log(epoch_scalars(record), step=2, epoch=1)
+    assert lines() == ["epoch  1/10  test loss 1.0000 accuracy 50.00%  123 images/s"]
+
+
 def test_a_long_run_is_estimated_once(monkeypatch: pytest.MonkeyPatch, lines: Lines) -> None:
     logger = started(epochs=100, steps_per_epoch=100)
     monkeypatch.setattr(console, "time", Clock(2.0))

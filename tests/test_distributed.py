@@ -19,13 +19,16 @@ from resnet_train.runs.checkpoint import read_checkpoint
 from resnet_train.runtime.distributed import ALONE, Processes, join_processes
 from tests.harness.cli import ON_DIGITS, PACKAGE_PARENT
 from tests.harness.processes import needs_fork, run_ranks
-from tests.harness.trainers import assert_same_tensors, tiny_trainer
+from tests.harness.trainers import assert_same_tensors, tiny_trainer, unequal_data
 
 pytestmark = [
     needs_fork,
     pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo"),
 ]
 TRAIN = [*ON_DIGITS, "--train-size", "128", "--batch-size", "16", "--no-tensorboard"]
+
+
+STEPS = [(accumulate, weights) for accumulate in (1, 2) for weights in ("none", "balanced")]
 
 
 @contextmanager
@@ -64,9 +67,12 @@ def assert_same_run(left: Path, right: Path) -> None:
         assert_same_tensors(one[key], other[key], key)
 
 
-def gradients_of_a_step(processes: Processes, accumulate: int) -> tuple[list[torch.Tensor], dict[str, float]]:
+def gradients_of_a_step(
+    processes: Processes, accumulate: int, class_weights: str
+) -> tuple[list[torch.Tensor], dict[str, float]]:
     """Return what one training step computes with frozen batch norms, whose statistics would be a rank's own."""
-    trainer = tiny_trainer(accumulate=accumulate, processes=processes)
+    data = unequal_data()
+    trainer = tiny_trainer(data=data, accumulate=accumulate, class_weights=class_weights, mixup=1, processes=processes)
     trainer.model.eval()
     trainer.step_unless_bad = trainer.optimizer.zero_grad = lambda *_, **__: None
     trainer.train_step(next(trainer.train_loader.epoch(0)))
@@ -76,7 +82,7 @@ def gradients_of_a_step(processes: Processes, accumulate: int) -> tuple[list[tor
 def save_gradients() -> None:
     """Save what a rank's steps compute in the folder that the command line names."""
     with join_processes() as processes:
-        results = [gradients_of_a_step(processes, accumulate) for accumulate in (1, 2)]
+        results = [gradients_of_a_step(processes, *case) for case in STEPS]
         torch.save((processes.num_ranks, results), Path(sys.argv[1]) / f"{processes.rank}.pt")
 
 
@@ -85,9 +91,9 @@ def test_two_ranks_compute_the_gradients_of_one_process(tmp_path):
         assert ended.code == 0, ended.output
         num_ranks, results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)  # noqa: TID251 - our own
         assert num_ranks == 2
-        gradients, sums = gradients_of_a_step(ALONE, 1)
-        assert max(gradient.abs().max() for gradient in gradients) > 1e-3
-        for other_gradients, other_sums in results:
+        for (_, class_weights), (other_gradients, other_sums) in zip(STEPS, results, strict=True):
+            gradients, sums = gradients_of_a_step(ALONE, 1, class_weights)
+            assert max(gradient.abs().max() for gradient in gradients) > 1e-3
             for one, other in zip(gradients, other_gradients, strict=True):
                 torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
             assert other_sums == pytest.approx(sums, abs=1e-5)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch.nn import functional as F
 
 from resnet_train.evaluation.evaluate import Evaluation
@@ -54,6 +56,23 @@ def test_the_confusion_matrix_counts_labels_by_prediction() -> None:
 def test_the_table_has_loss_and_accuracy() -> None:
     assert {"loss": 0.5, "accuracy": 17 / 20}.items() <= compute_scores(evaluation_of(CONFUSION)).items()
     assert list(compute_scores(evaluation_of(CONFUSION))) == METRICS.names()
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 10, 100])
+def test_balanced_accuracy_and_macro_f1_equal_sklearns(num_classes: int) -> None:
+    rng = np.random.default_rng(num_classes)
+    for _ in range(20):
+        # Some classes have no label, some are never predicted, some are neither.
+        known = rng.choice(num_classes, size=max(1, num_classes - rng.integers(3)), replace=False)
+        labels, predicted = rng.choice(known, 50), rng.integers(num_classes, size=50)
+        logits = F.one_hot(torch.tensor(predicted), num_classes).float()
+        scores = compute_scores(Evaluation(loss=0.5, logits=logits, labels=torch.tensor(labels)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # sklearn warns about classes without a label
+            expected = balanced_accuracy_score(labels, predicted)
+        assert scores["balanced_accuracy"] == pytest.approx(expected, abs=1e-12, rel=0)
+        expected = f1_score(labels, predicted, average="macro", zero_division=0)
+        assert scores["macro_f1"] == pytest.approx(expected, abs=1e-12, rel=0)
 
 
 def test_classes_have_accuracy_precision_and_count() -> None:

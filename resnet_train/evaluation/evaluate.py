@@ -22,7 +22,7 @@ class Evaluation:
     """What an evaluation collects; metrics are functions of it.
 
     Attributes:
-        loss: mean cross-entropy, without label smoothing.
+        loss: mean cross-entropy, without label smoothing and class weights.
         logits: float32 [N, C] on the CPU, in the order of the images (by rank if there are several processes).
         labels: int64 [N] on the CPU.
     """

@@ -14,6 +14,7 @@ from resnet_train.evaluation.evaluate import Evaluation
 from resnet_train.registry import Registry
 
 METRICS: Registry[Callable[[Evaluation], float]] = Registry("metric")
+SHARES = ("accuracy", "balanced_accuracy", "macro_f1")  # from 0 to 1
 Z95 = 1.959963984540054  # the normal distribution's 97.5th percentile
 
 
@@ -24,7 +25,7 @@ def compute_scores(evaluation: Evaluation) -> dict[str, float]:
 
 @METRICS.register("loss")
 def loss(evaluation: Evaluation) -> float:
-    """Return the mean cross-entropy, without label smoothing."""
+    """Return the mean cross-entropy, without label smoothing and class weights."""
     return evaluation.loss
 
 
@@ -32,6 +33,24 @@ def loss(evaluation: Evaluation) -> float:
 def accuracy(evaluation: Evaluation) -> float:
     """Return the share of images whose most likely class is their label, 0–1."""
     return float(np.trace(evaluation.confusion) / evaluation.n)
+
+
+@METRICS.register("balanced_accuracy")
+def balanced_accuracy(evaluation: Evaluation) -> float:
+    """Return the mean over the classes with images of the share classified correctly (recall), 0–1."""
+    confusion = evaluation.confusion
+    support = confusion.sum(axis=1)
+    present = support > 0
+    return float(np.mean(confusion.diagonal()[present] / support[present]))
+
+
+@METRICS.register("macro_f1")
+def macro_f1(evaluation: Evaluation) -> float:
+    """Return the mean F1 score over the classes that are a label or a prediction of some image, 0–1."""
+    confusion = evaluation.confusion
+    marked = confusion.sum(axis=0) + confusion.sum(axis=1)  # true positives count twice
+    present = marked > 0
+    return float(np.mean(2 * confusion.diagonal()[present] / marked[present]))
 
 
 def top5(evaluation: Evaluation) -> float | None:

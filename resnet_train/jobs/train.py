@@ -131,6 +131,8 @@ def _attach_files(
         f"{'new run' if state is None else 'resuming'} {folder.path}: {config.arch} ({params:,} parameters) on "
         f"{info.title} ({images}), {config.epochs} epochs, {info.device}"
     )
+    if trainer.class_weights is not None and bool((trainer.class_weights == 1).all()):
+        log.warning("class_weights (=balanced) changes nothing: every class has the same number of training images")
     warn_if_nearly_full(folder, config, trainer)
 
     # Curves continue where the state ends; a new run first shows what the network sees.

@@ -15,6 +15,7 @@ from resnet_train.runtime.duration import format_duration
 
 log = logging.getLogger(__name__)
 
+SHOWN_METRICS = ("loss", "accuracy")
 LONG_RUN_SECONDS = 60  # longer runs are announced with an estimate
 
 
@@ -108,7 +109,7 @@ def _describe_scores(scalars: Scalars) -> list[str]:
     splits: dict[str, list[str]] = {}
     for name, value in scalars.items():
         split, slash, metric = name.partition("/")
-        if slash and split != "timing":
+        if slash and metric in SHOWN_METRICS:
             shown = f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
             splits.setdefault(split, [split]).append(f"{metric} {shown}")
     return [" ".join(parts) for parts in splits.values()]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field, StrictFloat, model_validator
 
+from resnet_train.evaluation.metrics import SHARES
 from resnet_train.optim.ema import AverageState
 from resnet_train.records import EpochRecord
 from resnet_train.training.sums import ROUNDING, TRAIN_METRICS, RunningSums
@@ -90,9 +91,11 @@ class TrainerState(BaseModel):
 
             # Only the loss of an evaluation may be infinite or NaN: that of training ends the run.
             values = {"lr": record.lr, "grad_norm": record.grad_norm, "train loss": record.scores["train"]["loss"]}
-            accuracies = {f"{split} accuracy": row.get("accuracy", 0.0) for split, row in record.scores.items()}
-            for name, value in (values | accuracies).items():
-                if not 0 <= value < math.inf or (name in accuracies and value > 1 + ROUNDING):
+            shares = {
+                f"{split} {name}": row[name] for split, row in record.scores.items() for name in SHARES if name in row
+            }
+            for name, value in (values | shares).items():
+                if not 0 <= value < math.inf or (name in shares and value > 1 + ROUNDING):
                     raise ValueError(f"history.{number}: {name} (={value}) is out of range")
 
         # The best epoch is a function of the history.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -80,6 +81,7 @@ class Trainer:
         eval_loaders: "val", "test" or both; the best model is chosen on "val" if it is present.
         num_classes: C.
         epochs, lr, label_smoothing, clip_grad, accumulate: as in the config.
+        class_weights: float [C], the weight of each class in the training loss; None: all are equal.
         eval_every, save_every, save_every_minutes, log_every: as in the config.
         averaged: if given, the moving average is what is evaluated and saved as the result.
         precision: the format to autocast to; float16 brings a loss scaler.
@@ -106,6 +108,7 @@ class Trainer:
     log_every: int
     seed: int
     capture: bool = False
+    class_weights: Tensor | None = None
     averaged: ExponentialMovingAverage | None = None
     precision: torch.dtype | None = None
     processes: Processes = ALONE
@@ -189,6 +192,7 @@ class Trainer:
         """Run the step: forward, loss, backward, clip, update, average. It changes nothing but tensors, in place."""
         # Forward and backward, part by part; the gradients of the parts add up to that of the whole batch.
         losses, corrects = [], []
+        class_weights = self.scaled_class_weights(batch)
         parts = batch.split(len(batch.labels) // self.accumulate) if self.accumulate > 1 else [batch]
         for index, part in enumerate(parts):
             with self.averaging_gradients(is_last_part=index == len(parts) - 1):
@@ -196,7 +200,7 @@ class Trainer:
                     with autocast(self.device, self.precision):
                         logits = self.network(part.images)  # [B, C]
                     # In float32: bfloat16 would round the log-sum-exp to three digits.
-                    loss = self.loss(logits.float(), part) / len(parts)
+                    loss = self.loss(logits.float(), part, class_weights) / len(parts)
                 with mark("backward"):
                     self.scaler.scale(loss).backward()
             losses.append(loss.detach())
@@ -236,17 +240,31 @@ class Trainer:
             return nullcontext()
         return self.network.no_sync()
 
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy; that of a mixed image is the weighted mean over its two labels."""
-        if batch.partner_labels is None or batch.weights is None:
-            return F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+    def scaled_class_weights(self, batch: Batch) -> Tensor | None:
+        """Return the class weights, divided by the mean weight of the images of the whole batch.
 
-        # Each image has its own weight, so the mean is taken last.
-        own, partner = (
-            F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
-            for labels in (batch.labels, batch.partner_labels)
+        So the mean over any equal parts and ranks is `sum(weight * loss) / sum(weight)` of the whole batch, as in
+        `torch.nn.CrossEntropyLoss(weight)`. The weight of a mixed image is the weighted mean over its two labels.
+        """
+        if self.class_weights is None:
+            return None
+        image_weights = self.class_weights[batch.labels]  # [B]
+        if batch.partner_labels is not None and batch.weights is not None:
+            image_weights = torch.lerp(self.class_weights[batch.partner_labels], image_weights, batch.weights)
+        return self.class_weights / (self.processes.sum(image_weights.mean()) / self.processes.num_ranks)
+
+    def loss(self, logits: Tensor, batch: Batch, class_weights: Tensor | None = None) -> Tensor:
+        """Return the mean cross-entropy; that of a mixed image is the weighted mean over its two labels."""
+        # Each image has a weight, so the mean is taken last.
+        cross_entropy = partial(
+            F.cross_entropy, logits, weight=class_weights, label_smoothing=self.label_smoothing, reduction="none"
         )
-        return torch.lerp(partner, own, batch.weights).mean()
+        if batch.partner_labels is not None and batch.weights is not None:
+            own, partner = cross_entropy(batch.labels), cross_entropy(batch.partner_labels)
+            return torch.lerp(partner, own, batch.weights).mean()
+        if class_weights is not None:
+            return cross_entropy(batch.labels).mean()
+        return cross_entropy(batch.labels, reduction="mean")
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""

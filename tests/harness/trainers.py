@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 from unittest.mock import patch
@@ -57,6 +58,13 @@ def tiny_data(
     )
     train_indices, val_indices = split_indices(labels, val_size, train_size)
     return build.RunData(train=dataset, test=dataset, train_indices=train_indices, val_indices=val_indices)
+
+
+def unequal_data(num_images: int = 48) -> build.RunData:
+    """Return tiny images of which the second class trains on half and the third on a quarter as many as the first."""
+    data = tiny_data(num_images)
+    kept = [i for i in range(num_images) if i // NUM_CLASSES % (1 << data.train.labels[i]) == 0]
+    return replace(data, train_indices=np.array(kept))
 
 
 def tiny_trainer(
