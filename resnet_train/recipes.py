@@ -2,23 +2,62 @@
 
 from __future__ import annotations
 
+import codecs
 import re
+import reprlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from resnet_train.registry import nearest
+from resnet_train.text import escape
+
+# The longest first: that of UTF-32 starts with that of UTF-16.
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 class _Loader(yaml.SafeLoader):
-    """Load scalars as in YAML 1.2: 1e-3 is a number, 010 is ten, and on, off, yes, no and 1:30 are strings."""
+    """Load scalars as in YAML 1.2: 1e-3 is a number, 010 is ten, and on, off, yes, no and 1:30 are strings.
+
+    A key that stands twice in one mapping is an error. A key may override one that a merge (`<<`) brings in.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return a mapping as it is written, before merges.
+
+        Raises:
+            ComposerError: it has a key twice.
+        """
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if (key.tag, key.value) in lines:
+                first = lines[key.tag, key.value] + 1
+                problem = f"{reprlib.repr(key.value)} is set twice, first in line {first}"
+                raise ComposerError(None, None, problem, key.start_mark)
+            lines[key.tag, key.value] = key.start_mark.line
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quote strings that `_Loader` would not load as strings."""
+    """Quote strings that `_Loader` would not load as strings, and escape those that are not printable."""
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Return a string as a node."""
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 _SCALARS = (
     ("bool", r"true|false|True|False|TRUE|FALSE", "tTfF"),
@@ -77,12 +116,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file can't be read, is not valid YAML, or is not a mapping with string keys.
     """
+    text = _read_text(path)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - it is a SafeLoader
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not a text file") from None
+        values = yaml.load(text, Loader=_Loader)  # noqa: S506 - it is a SafeLoader
     # The constructors of explicit tags, such as `!!int ''`, raise all kinds of exceptions.
     except Exception as error:
         mark = getattr(error, "problem_mark", None)
@@ -98,6 +134,35 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def to_yaml(values: dict[str, Any]) -> str:
-    """Return settings as YAML text that `read_yaml` reads back to the same values."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+def _read_text(path: Path) -> str:
+    """Return the text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark, as PowerShell writes.
+
+    Raises:
+        ValueError: the file can't be read, or has another encoding.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line} is not {encoding.upper()} text (byte 0x{content[error.start]:02x}); save it as UTF-8"
+        ) from None
+    if "\0" in text:
+        raise ValueError(f"{path} has null bytes, as UTF-16 without a byte order mark has; save it as UTF-8")
+    return text
+
+
+def to_yaml(values: dict[str, Any], encoding: str = "utf-8") -> str:
+    """Return settings as YAML text that `read_yaml` reads back to the same values.
+
+    Characters that the encoding lacks, or that a terminal could not show, are escaped as YAML does.
+    """
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    if all(escape(line, encoding) == line for line in text.splitlines()):
+        return text
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=False)

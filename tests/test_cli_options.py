@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from resnet_train import __version__
-from resnet_train.cli.options import gather_settings
+from resnet_train.cli.options import expand_path, expand_paths, gather_settings
 from resnet_train.config import TrainConfig, make_config, option_metadata, option_names, to_plain
 from resnet_train.recipes import read_yaml
 from tests.harness.cli import MODULES, Outcome, RunCli, run_python
@@ -112,6 +112,69 @@ def test_invalid_yaml_is_an_error_even_under_a_flag(run_cli: RunCli, tmp_path: P
     error = run_cli("resnet-train", "--config", "own.yaml", "--epochs", "9", "--print-config", cwd=tmp_path).error
     assert "epochs (=0)" in error
     assert "own.yaml" in error
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DISK", str(tmp_path / "disk"))
+    monkeypatch.delenv("UNSET", raising=False)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("~/x", "/home/x"),
+        ("~", "/home"),
+        ("$DISK/x", "/disk/x"),
+        ("${DISK}", "/disk"),
+        ("$HOME/$DISK", "/home/{}/disk"),
+    ],
+)
+def test_home_and_variables_in_paths_are_expanded(
+    written: str, expected: str, home: str, run_cli: RunCli, tmp_path: Path
+) -> None:
+    (tmp_path / "own.yaml").write_text(f"data_dir: '{written}'\n")
+    arguments = ["-c", "own.yaml", f"--output-dir={written}", "--print-config"]
+    config = printed_config(run_cli("resnet-train", *arguments, cwd=tmp_path), tmp_path)
+    assert config.data_dir == config.output_dir == Path(home + expected.format(home))
+
+
+@pytest.mark.parametrize("written", ["./~/x", "a~/x", "$", "cost$5", "$(x)", "a\\$"])
+def test_other_paths_are_not_expanded(written: str) -> None:
+    assert expand_path(written, "data_dir") == written
+
+
+def test_a_path_that_exists_as_written_is_kept(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "$DISK").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert expand_path("$DISK", "data_dir") == "$DISK"
+
+
+def test_expanding_needs_a_known_variable_and_home(home: str, run_cli: RunCli, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("data_dir: ${UNSET}/x\n")
+    message = "error: data_dir (='${UNSET}/x') needs the environment variable UNSET, which is not set"
+    assert run_cli("resnet-train", "-c", "own.yaml", cwd=tmp_path).error == message
+    assert run_cli("resnet-train", "-c", "own.yaml", "--data-dir", "x", "--print-config", cwd=tmp_path).code == 0
+    with pytest.raises(ValueError, match=r"^output_dir \(='~nobody-here'\) needs a home folder that is not known"):
+        expand_paths({"output_dir": "~nobody-here"})
+
+
+@pytest.mark.parametrize(
+    ("command", "argument"),
+    [
+        ("resnet-train", "--resume=~/none"),
+        ("resnet-train", "--config=~/none"),
+        ("resnet-eval", "~/none"),
+        ("resnet-info", "~/none"),
+        ("resnet-bench", "--config=$HOME/none"),
+    ],
+)
+def test_every_path_argument_is_expanded(
+    command: str, argument: str, home: str, run_cli: RunCli, tmp_path: Path
+) -> None:
+    assert f"{home}/home/none" in run_cli(command, argument, cwd=tmp_path).error
 
 
 def as_flags(name: str, value: Any) -> list[str]:

@@ -22,7 +22,7 @@ LAYERS = [
     {"evaluation"},
     {"data", "models", "optim", "loggers"},
     {"config", "recipes", "records", "runtime"},
-    {"registry"},
+    {"registry", "text"},
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,13 @@ def test_empty_file_holds_no_settings(text: str, tmp_path: Path) -> None:
         ("lr: " + "[" * 1000 + "\n", "is not valid YAML"),
         ("lr: " + "[" * 1000 + "]" * 1000 + "\n", "is not valid YAML"),
         ("lr: \x07\n", "is not valid YAML"),
-        ("a\0b", "is not valid YAML"),
+        ("a\0b", "has null bytes, as UTF-16 without a byte order mark has; save it as UTF-8"),
+        ("lr: 1\nepochs: 3\nlr: 2\n", "line 3 is not valid YAML: 'lr' is set twice, first in line 1"),
+        ("lr: 1\n'lr': 1\n", "line 2 is not valid YAML: 'lr' is set twice, first in line 1"),
+        ("{lr: 1, epochs: 3, lr: 1}\n", "line 1 is not valid YAML: 'lr' is set twice, first in line 1"),
+        ("lr:\n  - a: 1\n    a: 2\n", "line 3 is not valid YAML: 'a' is set twice, first in line 2"),
+        ("a: &a {x: 1}\nb:\n  <<: *a\n  <<: *a\n", "line 4 is not valid YAML: '<<' is set twice"),
+        ("b:\n  <<: {x: 1, x: 2}\n", "'x' is set twice"),
         ("lr: !!bool perhaps\n", "is not valid YAML"),
         ("lr: !!int ''\n", "is not valid YAML"),
         ("lr: !!float ''\n", "is not valid YAML"),
@@ -147,12 +154,57 @@ def test_invalid_file_gives_one_line_with_its_path(text: str, message: str, tmp_
     assert len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01", b"lr: \x80\n", bytes(range(256))])
-def test_binary_file_gives_one_line(content: bytes, tmp_path: Path) -> None:
+def test_a_merge_may_be_overridden(tmp_path: Path) -> None:
+    text = "a: &a {lr: 1, seed: 1}\nb: &b {<<: *a, lr: 2}\nc: {<<: [*b, *a], seed: 3}\nd: {<<: *b, seed: 4}\n"
+    found = read_text(text, tmp_path)
+    assert found["b"] == {"lr": 2, "seed": 1}
+    assert found["c"] == {"lr": 2, "seed": 3}
+    assert found["d"] == {"lr": 2, "seed": 4}
+
+
+MARKED = {"utf-8-sig": b"", "utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE,
+          "utf-32-le": codecs.BOM_UTF32_LE, "utf-32-be": codecs.BOM_UTF32_BE}  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", MARKED)
+def test_a_byte_order_mark_tells_the_encoding(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_bytes(MARKED[encoding] + "epochs: 3\r\ndata_dir: größer/画像\r\n".encode(encoding))
+    assert read_yaml(path) == {"epochs": 3, "data_dir": "größer/画像"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"lr: 1\nname: gr\xf6sser\n", r"line 2 is not UTF-8 text \(byte 0xf6\); save it as UTF-8$"),
+        (bytes(range(256)), r"line 2 is not UTF-8 text \(byte 0x80\); save it as UTF-8$"),
+        ("name: 画像\n".encode("cp932"), r"line 1 is not UTF-8 text \(byte 0x89\)"),
+        (codecs.BOM_UTF8 + b"lr: \xff\n", r"line 1 is not UTF-8 text \(byte 0xff\)"),
+        (codecs.BOM_UTF16_LE + b"a\0\0\xd8", r"line 1 is not UTF-16 text"),
+        ("lr: 1\n".encode("utf-16-le"), "has null bytes, as UTF-16 without a byte order mark has; save it as UTF-8$"),
+    ],
+)
+def test_another_encoding_is_named_in_one_line(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "some.yaml"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"^.*some\.yaml is not a text file$"):
+    with pytest.raises(ValueError, match=rf"^.*some\.yaml,? {message}"):
         read_yaml(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp437", "cp932", "latin-1"])
+def test_yaml_survives_every_encoding_and_holds_no_control(encoding: str, tmp_path: Path) -> None:
+    values = {
+        "a": "größer",
+        "b": "画像 – ×",
+        "c": "\x1b[31m\x9b\x7f",
+        "d": "two\nlines",
+        "e": "\u202ex\u2028",
+        "f": "\udcff",
+    }
+    text = to_yaml(values, encoding).encode(encoding).decode(encoding)
+    assert text.replace("\n", "").isprintable()
+    assert len(text.splitlines()) == len(values)
+    assert read_text(text, tmp_path) == values
 
 
 def test_missing_file_and_folder_give_one_line(tmp_path: Path) -> None:

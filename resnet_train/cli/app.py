@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import logging
 import math
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
@@ -18,11 +21,14 @@ import typer
 from resnet_train import __version__
 from resnet_train.cli import exit_at_once
 from resnet_train.runtime.ranks import rank
+from resnet_train.text import LineFormatter, escape, escape_all
 
 DONE, FAILED, BAD_INPUT, NOT_FINITE = 0, 1, 2, 3
 SIGNALLED = 128  # plus the number of the signal
 # By name, because importing the classes would import torch. Any other exception is FAILED.
 EXIT_CODES = {"ValueError": BAD_INPUT, "NotFinite": NOT_FINITE}
+# Of the same width, so that tables stay aligned, except for the dots.
+ASCII = {"–": "-", "—": "-", "×": "x", "·": "*", "→": ">", "…": "...", "±": "+/-", "≥": ">=", "≤": "<="}
 
 
 def new_app() -> typer.Typer:
@@ -45,6 +51,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of
 
 def run_app(app: typer.Typer, prog_name: str) -> None:
     """Run the application on `sys.argv` and exit with its exit code."""
+    accept_all_characters()
     code = _run(lambda: app(prog_name=prog_name, standalone_mode=False))
     # Python exits with 120 if it can't flush what is left, as after a hang-up of the terminal.
     for stream in (sys.stdout, sys.stderr):
@@ -54,6 +61,23 @@ def run_app(app: typer.Typer, prog_name: str) -> None:
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
+
+
+def accept_all_characters() -> None:
+    """Let stdout and stderr take every character, whatever their encoding."""
+    codecs.register_error("to_ascii", _to_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="to_ascii")
+
+
+def _to_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Replace typographic characters by similar ones, and all others by backslash escapes."""
+    if isinstance(error, UnicodeEncodeError):
+        character = error.object[error.start]
+        if character in ASCII:
+            return ASCII[character], error.start + 1
+    return codecs.backslashreplace_errors(error)
 
 
 def hand_back_interrupts() -> None:
@@ -76,18 +100,19 @@ def _run(command: Callable[[], Any]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
-        if "--debug" in sys.argv:
-            raise
         line, code = describe_error(error)
-        # Messages may quote file names, which may contain terminal escape sequences.
-        _print_error("".join(c if c.isprintable() else "?" for c in line))
+        if "--debug" in sys.argv:
+            for part in "".join(traceback.format_exception(error)).splitlines():
+                _print_error(part)
+            return FAILED
+        _print_error(line)
     return code if isinstance(code, int) else DONE
 
 
 def _print_error(line: str) -> None:
-    """Print to stderr, unless its terminal has hung up."""
+    """Print to stderr, unless its terminal has hung up. Messages may quote names, which may hold anything."""
     with suppress(OSError):
-        print(line, file=sys.stderr)
+        print(escape(line), file=sys.stderr)
 
 
 def describe_error(error: Exception) -> tuple[str, int]:
@@ -111,6 +136,16 @@ def describe_error(error: Exception) -> tuple[str, int]:
     return f"error: {message}", code
 
 
+def print_result(result: Any, describe: Callable[[Any], str], as_json: bool) -> None:
+    """Print a result as JSON, which is ASCII, or as the text of `describe`, with every name in it escaped."""
+    print(to_json(result) if as_json else describe(escape_all(result, stdout_encoding())))  # echo ignores the encoding
+
+
+def stdout_encoding() -> str:
+    """Return the encoding of stdout; UTF-8 if it is closed or in memory."""
+    return getattr(sys.stdout, "encoding", None) or "utf-8"
+
+
 def to_json(value: Any) -> str:
     """Return dataclasses and plain values as strict JSON, with null for numbers that are not finite."""
 
@@ -131,13 +166,13 @@ def log_to_stderr() -> None:
     from resnet_train.loggers.console import BarHandler
 
     handler = BarHandler()
-    handler.setFormatter(_LineFormatter())
+    handler.setFormatter(_LevelFormatter())
     logger = logging.getLogger("resnet_train")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO if rank() == 0 else logging.ERROR)
 
 
-class _LineFormatter(logging.Formatter):
+class _LevelFormatter(LineFormatter):
     """Format a record as its message, with the level in front of warnings and errors."""
 
     def format(self, record: logging.LogRecord) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resnet_train.cli.app import Debug, Version, hand_back_interrupts, log_to_stderr, new_app, run_app, to_json
+from resnet_train.cli.app import Debug, Version, hand_back_interrupts, log_to_stderr, new_app, print_result, run_app
 from resnet_train.cli.options import gather_settings, with_config_options
 from resnet_train.config import make_config
 
@@ -46,7 +46,7 @@ def bench(
 
     hand_back_interrupts()
     result = job.bench(resolved, steps, rounds, try_compile)
-    typer.echo(to_json(result) if as_json else _describe(result))
+    print_result(result, _describe, as_json)
 
 
 def _describe(result: BenchResult) -> str:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from resnet_train.cli.app import Debug, Version, hand_back_interrupts, log_to_stderr, new_app, run_app, to_json
+from resnet_train.cli.app import Debug, Version, hand_back_interrupts, log_to_stderr, new_app, print_result, run_app
+from resnet_train.cli.options import expand_path
 
 app = new_app()
 
@@ -34,6 +35,9 @@ def evaluate(
     version: Version = False,
 ) -> None:
     """Evaluate a checkpoint: top-1 with its 95 % interval, top-5, loss, and accuracy per class."""
+    checkpoint = Path(expand_path(str(checkpoint), "checkpoint"))
+    if data_dir is not None:
+        data_dir = Path(expand_path(str(data_dir), "data_dir"))
     log_to_stderr()
     from resnet_train.jobs.evaluate import evaluate_checkpoint  # torch takes 2 s to import
 
@@ -48,7 +52,7 @@ def evaluate(
         device=device,
         threads=threads,
     )
-    typer.echo(to_json(result) if as_json else _describe(result))
+    print_result(result, _describe, as_json)
 
 
 def _describe(result: Any) -> str:
@@ -62,6 +66,8 @@ def _describe(result: Any) -> str:
         f"top-5       {result.top5:.2%}"
         if result.top5 is not None
         else "top-5       not defined for fewer than 6 classes",
+        f"balanced    {result.scores['balanced_accuracy']:.2%}   (mean accuracy of the classes)",
+        f"macro-F1    {result.scores['macro_f1']:.4f}",
         f"loss        {result.loss:.4f}",
         *([] if result.best_top1 is None else [_describe_best(result)]),
         f"speed       {result.images_per_second:,.0f} images/s on {result.device}",

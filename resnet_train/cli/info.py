@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from resnet_train.cli.app import Debug, Version, new_app, run_app, to_json
+from resnet_train.cli.app import Debug, Version, new_app, print_result, run_app
+from resnet_train.cli.options import expand_path
 from resnet_train.jobs import info as job
 
 app = new_app()
@@ -30,11 +31,11 @@ def info(
     """List the architectures or another topic, or describe an architecture or a checkpoint."""
     if topic in job.TOPICS:
         rows = job.TOPICS[topic]()
-        typer.echo(to_json(rows) if as_json else _format_table(rows))
+        print_result(rows, _format_table, as_json)
     else:
-        contents = asdict(job.describe(topic))
+        contents = asdict(job.describe(expand_path(topic, "topic")))
         contents = {**contents.pop("about", {}), **contents}  # of a checkpoint
-        typer.echo(to_json(contents) if as_json else _format_tree(contents))
+        print_result(contents, _format_tree, as_json)
 
 
 def _format_table(rows: Sequence[Any]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,8 @@ from pydantic.fields import FieldInfo
 
 from resnet_train.config import TrainConfig, make_config, option_metadata
 from resnet_train.recipes import find_recipe, read_yaml
+
+VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 
 
 def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -44,10 +48,47 @@ def gather_settings(config: str | None, flags: dict[str, Any]) -> dict[str, Any]
     """
     from_file: dict[str, Any] = {}
     if config is not None:
-        path = find_recipe(config)
+        path = find_recipe(expand_path(config, "config"))
         from_file = read_yaml(path)
         make_config(from_file, source=str(path))
     return {**from_file, **flags}
+
+
+def expand_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings with those that are paths expanded.
+
+    Raises:
+        ValueError: see `expand_path`.
+    """
+    is_path = {name: field.annotation is Path for name, field in TrainConfig.model_fields.items()}
+    return {
+        name: expand_path(value, name) if is_path.get(name) and isinstance(value, str) else value
+        for name, value in settings.items()
+    }
+
+
+def expand_path(text: str, name: str) -> str:
+    """Return a path with `~`, `~user`, `$VARIABLE` and `${VARIABLE}` expanded, unless it exists as it is written.
+
+    A shell does so only where nothing is quoted and a word starts with the path, not in `--flag=~/x`.
+
+    Raises:
+        ValueError: a variable is not set, or the home folder is not known; the message has the name of the setting.
+    """
+
+    def value_of(match: re.Match[str]) -> str:
+        variable = match[1] or match[2]
+        if variable not in os.environ:
+            raise ValueError(f"{name} (={text!r}) needs the environment variable {variable}, which is not set")
+        return os.environ[variable]
+
+    if os.path.lexists(text):
+        return text
+    try:
+        home = str(Path(text).expanduser()) if text.startswith("~") else text
+    except (RuntimeError, ValueError):
+        raise ValueError(f"{name} (={text!r}) needs a home folder that is not known here") from None
+    return VARIABLE.sub(value_of, home)
 
 
 def _option_for(name: str) -> inspect.Parameter:

@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resnet_train.cli.app import Debug, Version, hand_back_interrupts, log_to_stderr, new_app, run_app, to_json
-from resnet_train.cli.options import gather_settings, with_config_options
+from resnet_train.cli.app import (
+    Debug,
+    Version,
+    hand_back_interrupts,
+    log_to_stderr,
+    new_app,
+    print_result,
+    run_app,
+    stdout_encoding,
+)
+from resnet_train.cli.options import expand_path, expand_paths, gather_settings, with_config_options
 from resnet_train.config import make_config, to_plain
 from resnet_train.recipes import to_yaml
 
@@ -44,10 +53,12 @@ def train(
     Flags override --config, which overrides the defaults. Everything a run writes is in runs/<name>/.
     """
     # Check the flags before torch is imported.
-    given = gather_settings(config, settings)
+    given = expand_paths(gather_settings(config, settings))
     if resume is not None and (dry_run or print_config):
         raise ValueError("--resume cannot be combined with --dry-run or --print-config")
     by_path = resume is not None and resume != "auto"  # the settings are those of the run at this path
+    if by_path:
+        resume = expand_path(str(resume), "resume")
     if by_path and (moved := {"name", "output_dir"} & given.keys()):
         raise ValueError(f"--{sorted(moved)[0].replace('_', '-')} cannot be combined with --resume PATH")
     resolved = make_config({} if by_path else given)
@@ -61,15 +72,14 @@ def train(
     if not by_path:
         check_config(resolved)
     if print_config:
-        typer.echo(to_yaml(to_plain(resolved)), nl=False)
+        print(to_yaml(to_plain(resolved), stdout_encoding()), end="")
     elif dry_run:
-        estimate = bench.dry_run(resolved)
-        typer.echo(to_json(estimate) if as_json else _describe_estimate(estimate))
+        print_result(bench.dry_run(resolved), _describe_estimate, as_json)
     else:
         recipe = (Path(config).stem, make_config(gather_settings(config, {}))) if config is not None else None
         result = train.train(resolved, given, resume, default_name(resolved, recipe))
         if result is not None:  # rank 0 has the result
-            typer.echo(to_json(result) if as_json else _describe_result(result))
+            print_result(result, _describe_result, as_json)
 
 
 def _describe_estimate(estimate: DryRunResult) -> str:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import cast
 
 from resnet_train.runtime.files import open_regular
+from resnet_train.text import LineFormatter
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class LogFile:
 
     def __init__(self, path: Path) -> None:
         self.handler = _Handler(path, encoding="utf-8", errors="backslashreplace")
-        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
 
     def __enter__(self) -> LogFile:
         logging.getLogger("resnet_train").addHandler(self.handler)

@@ -62,10 +62,11 @@ def _restored_globals() -> Iterator[None]:
             sys.modules["torch"].set_num_threads(threads)
 
 
-def run_in_process(command: str, *arguments: object, cwd: Path) -> Outcome:
-    """Run a console script in this process, which saves the import of torch; exceptions pass only with --debug."""
+def run_in_process(command: str, *arguments: object, cwd: Path, encoding: str = "utf-8") -> Outcome:
+    """Run a console script in this process, which saves the import of torch; its streams have this encoding."""
     main = importlib.import_module(MODULES[command]).main
-    stdout, stderr = io.StringIO(), io.StringIO()
+    written = io.BytesIO(), io.BytesIO()
+    stdout, stderr = (io.TextIOWrapper(file, encoding=encoding, newline="", write_through=True) for file in written)
     with (
         _restored_globals(),
         contextlib.chdir(cwd),
@@ -76,7 +77,7 @@ def run_in_process(command: str, *arguments: object, cwd: Path) -> Outcome:
         with pytest.raises(SystemExit) as leaving:
             main()
     assert isinstance(leaving.value.code, int)
-    return Outcome(leaving.value.code, stdout.getvalue(), stderr.getvalue())
+    return Outcome(leaving.value.code, *(file.getvalue().decode(encoding) for file in written))
 
 
 def run_python(*arguments: object, cwd: Path, **environment: str) -> Outcome:
@@ -90,4 +91,5 @@ def run_python(*arguments: object, cwd: Path, **environment: str) -> Outcome:
         timeout=300,
         check=False,
     )
-    return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+    encoding = environment.get("PYTHONIOENCODING") or "utf-8"
+    return Outcome(done.returncode, done.stdout.decode(encoding), done.stderr.decode(encoding))
