@@ -34,7 +34,7 @@ from resnet_train.runtime.compilation import can_compile, compile_mode, compile_
 from resnet_train.runtime.device import device_name, memory_format
 from resnet_train.runtime.distributed import ALONE, Processes
 from resnet_train.runtime.precision import choose_precision
-from resnet_train.training.trainer import Trainer
+from resnet_train.training.trainer import Trainer, list_scalars
 
 # Batches made at once on a GPU, in float32 bytes: 21,845 images of 32 pixels, so that one launch serves many steps.
 CUDA_CHUNK_BYTES = 1 << 28
@@ -111,7 +111,7 @@ def describe_run(config: TrainConfig, data: RunData, trainer: Trainer, name: str
         first_step=trainer.progress.step,
         history=tuple(trainer.progress.history),
         splits=("train", *trainer.eval_loaders),
-        scalar_names=trainer.scalar_names,
+        scalar_names=list_scalars(),
     )
 
 
@@ -372,4 +372,8 @@ def build_loggers(config: TrainConfig, folder: Path, check: Callable[[], None]) 
         from resnet_train.loggers.tensorboard import TensorBoard  # takes 1 s to import
 
         loggers.append(TensorBoard(folder))
+    elif any(folder.glob("events.*")):
+        from resnet_train.loggers.events import EventCut  # takes 1 s to import
+
+        loggers.append(EventCut(folder))
     return loggers

@@ -16,6 +16,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from resnet_train.evaluation.metrics import METRICS
+from resnet_train.jobs.verify import verify
 from resnet_train.records import EpochTiming
 from resnet_train.runs.checkpoint import read_checkpoint
 from resnet_train.runs.folder import RunFolder, existing_run_message
@@ -48,12 +49,12 @@ def files_of(folder: Path) -> set[str]:
 
 
 def assert_no_file_is_damaged(folder: Path, saved_before: bool) -> bool:
-    """Assert that every checkpoint of a killed run is complete; return whether it has a state."""
-    for path in (folder / "checkpoints").glob("*.pt"):
-        read_checkpoint(path)
-    saved = (folder / "checkpoints" / "last.pt").exists()
-    assert saved or not saved_before, "the state that was there is gone"
-    return saved
+    """Assert that checkpoints are complete and best epochs in the history; return whether there is a state."""
+    found = {path.name: read_checkpoint(path) for path in (folder / "checkpoints").glob("*.pt")}
+    assert "last.pt" in found or not saved_before, "the state that was there is gone"
+    history = [repr(record) for record in found["last.pt"]["history"]] if "last.pt" in found else []
+    assert all(repr(found[name]["metrics"]) in history for name in ("best.pt", "best-on-test.pt") if name in found)
+    return "last.pt" in found
 
 
 TRIES = 3  # of each stop: a run that ends before an instant is reached leaves it to the next one
@@ -235,49 +236,88 @@ BY_EPOCH |= {(split, f"epoch/{metric}") for metric in METRICS.names() for split 
 BY_EPOCH |= {("train", f"timing/{field.name}") for field in fields(EpochTiming)}
 BY_STEP = {("", f"step/{name}") for name in ("loss", "grad_norm", "lr")}
 EPOCHS = 6
-KILLS = [
+LAST = EPOCHS * STEPS_PER_EPOCH
+NOON = 2_000_000_000.0
+KILLS: list[Stop | list[Stop]] = [
     Stop("step", 3),  # before anything was saved
-    Stop("record", 2),  # logged to TensorBoard, not saved
+    Stop("record", 2),
     Stop("step", 2 * STEPS_PER_EPOCH + 3),
     Stop("system", 21),  # in the second save that the process makes
     Stop("step", 5 * STEPS_PER_EPOCH),
 ]
+# Saved within an evaluation, which the process finishes and logs before it is killed.
+SAVED_IN_EVALUATION: list[Stop | list[Stop]] = [
+    [Stop("evaluation", epoch, "SIGUSR1"), Stop("step", epoch * STEPS_PER_EPOCH + steps)]
+    for epoch, steps in ((1, 1), (2, 3), (3, 6), (5, 2))
+]
+CLOCKS = {
+    "goes on": lambda number: NOON + 10 * number,
+    "an hour back": lambda number: NOON - 3600 * number,
+    "the same second": lambda number: NOON,
+}
 
 
 def curves_of(folder: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    """Return the steps and values of each split and tag in TensorBoard's order."""
+    """Return the steps and values of each split and tag in TensorBoard's order; their times never run backwards."""
     curves = {}
     for split in ("", "train", "val", "test"):
         events = EventAccumulator(str(folder / split), size_guidance={"scalars": 0}).Reload()
         for tag in events.Tags()["scalars"]:
-            curves[split, tag] = [(event.step, event.value) for event in events.Scalars(tag)]
+            points = events.Scalars(tag)
+            times = [point.wall_time for point in points]
+            assert times == sorted(times), tag
+            curves[split, tag] = [(point.step, point.value) for point in points]
     return curves
 
 
-def check_curves_of_killed_runs(kills: list[Stop], run: Callable[..., Ended], cwd: Path) -> None:
-    """Kill a run at each of these places, resume it, and compare its curves with an undisturbed run's."""
-    command = [*SMALL, "--epochs", EPOCHS, "--val-size", 50, "--log-every", 1]
-    whole = run(*command, "--name", "whole", cwd=cwd)
-    assert whole.code == 0, whole
-    for number, stop in enumerate([*kills, None]):
-        clock = {"log_time": 2_000_000_000 + 10 * number} if run is run_forked else {}
-        ended = run(*command, "--name", "x", "--resume", "auto", cwd=cwd, stop=stop, **clock)
-        assert ended.code == (0 if stop is None else KILLED), ended
-    curves, expected = curves_of(cwd / "runs" / "x"), curves_of(cwd / "runs" / "whole")
+def check_curves(folder: Path, whole: Path) -> None:
+    """Assert that tags have every step and CSV files every epoch once, with the values of an undisturbed run."""
+    curves, expected = curves_of(folder), curves_of(whole)
     assert curves.keys() == expected.keys() == BY_EPOCH | BY_STEP
     steps = {tag: [step for step, _ in points] for tag, points in curves.items()}
-    last = EPOCHS * STEPS_PER_EPOCH
-    assert {tag: steps[tag] for tag in BY_STEP} == {tag: [*range(1, last + 1)] for tag in BY_STEP}
+    assert {tag: steps[tag] for tag in BY_STEP} == {tag: [*range(1, LAST + 1)] for tag in BY_STEP}
     assert {tag: steps[tag] for tag in BY_EPOCH} == {tag: [*range(1, EPOCHS + 1)] for tag in BY_EPOCH}
     for tag in {tag for tag in curves if not tag[1].startswith("timing/")}:
         assert curves[tag] == expected[tag], tag
-    assert len(list((cwd / "runs" / "x").glob("events.*"))) > len(kills)
+    metrics, timing = ((folder / name).read_text().splitlines() for name in ("metrics.csv", "timing.csv"))
+    assert [row.split(",")[:2] for row in metrics] == [row.split(",")[:2] for row in timing]
+    assert (folder / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+def check_curves_of_killed_runs(
+    kills: list[Stop | list[Stop]], run: Callable[..., Ended], cwd: Path, clocks: list[str], *arguments: object
+) -> int:
+    """Kill a run at each of these places, resume it, and compare its curves with an undisturbed run's."""
+    command = [*SMALL, "--epochs", EPOCHS, "--val-size", 50, "--log-every", 1, *arguments]
+    whole = run(*command, "--name", "whole", cwd=cwd)
+    assert whole.code == 0, whole
+    num_kills = 0
+    for clock in clocks:
+        name = clock.replace(" ", "-")
+        for number, stop in enumerate([*kills, None]):
+            ended = run(*command, "--name", name, "--resume", "auto", cwd=cwd, stop=stop, clock=CLOCKS[clock](number))
+            assert ended.code == (0 if stop is None else KILLED), ended
+            num_kills += stop is not None
+        check_curves(cwd / "runs" / name, cwd / "runs" / "whole")
+        assert verify(cwd / "runs" / name).difference is None
+    return num_kills
 
 
 def test_curves_have_every_step_once_after_two_kills(tmp_path: Path) -> None:
-    check_curves_of_killed_runs(KILLS[1:3], run_forked, tmp_path)
+    check_curves_of_killed_runs(KILLS[1:3], run_forked, tmp_path, ["an hour back"])
+
+
+def test_a_save_within_an_evaluation_repeats_no_point(tmp_path: Path) -> None:
+    arguments = ["--save-every", EPOCHS]
+    check_curves_of_killed_runs(SAVED_IN_EVALUATION[1:2], run_forked, tmp_path, ["the same second"], *arguments)
 
 
 @pytest.mark.slow
 def test_curves_have_every_step_once_after_five_kills(tmp_path: Path) -> None:
-    check_curves_of_killed_runs(KILLS, run_fresh, tmp_path)
+    print(check_curves_of_killed_runs(KILLS, run_fresh, tmp_path, [*CLOCKS]))
+
+
+@pytest.mark.slow
+def test_saves_within_evaluations_repeat_no_point_whatever_the_clock(tmp_path: Path) -> None:
+    arguments = ["--save-every", EPOCHS]
+    print(check_curves_of_killed_runs(SAVED_IN_EVALUATION, run_forked, tmp_path, [*CLOCKS], *arguments))

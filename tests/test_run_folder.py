@@ -382,11 +382,22 @@ def test_a_saved_state_makes_the_final_model_outdated(saved: RunFolder) -> None:
 def test_the_best_model_says_which_split_chose_it(saved: RunFolder) -> None:
     saver, record = Saver(saved, DESCRIPTION), make_record(1, train=(2.5, 0.1))
     saver.save_best({}, "test", record)
+    saver.save_state(state_of(3))
     assert [path.name for path in saved.checkpoints.glob("best*")] == ["best-on-test.pt"]
     saver.save_best({}, "val", record)
+    saver.save_state(state_of(4))
     assert sorted(path.name for path in saved.checkpoints.glob("best*")) == ["best-on-test.pt", "best.pt"]
     contents = read_checkpoint(saved.best("val"))
     assert (contents["metrics"], contents["chosen_on"]) == (record.to_plain(), "val")
+
+
+def test_the_best_model_waits_for_the_state_that_knows_its_epoch(saved: RunFolder) -> None:
+    saver = Saver(saved, DESCRIPTION)
+    saver.save_best({}, "val", make_record(3, train=(2.5, 0.1)))
+    assert not saved.best("val").exists()
+    saver.save_state(state_of(3))
+    assert read_checkpoint(saved.best("val"))["metrics"]["epoch"] == 3
+    assert not saved.next_best("val").exists()
 
 
 def test_saving_leaves_no_temporary_files(saved: RunFolder) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from tensorboard.summary.writer import event_file_writer
 
 from resnet_train.config import make_config, to_plain
 from resnet_train.loggers.base import MAX_POINTS, PICTURE_BYTES
@@ -23,18 +22,6 @@ from tests.harness.records import epoch_scalars, make_info, make_record, step_sc
 STEPS_PER_EPOCH = 2
 SPLITS = ("train", "val", "test")
 PICTURE = np.full((4, 6, 3), 128, dtype=np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def files_in_the_order_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """File names begin with the second they are made in; a reader sorts by it, and these runs take less than one."""
-    seconds = itertools.count(2_000_000_000)
-
-    class Clock:
-        def time(self) -> int:
-            return next(seconds)
-
-    monkeypatch.setattr(event_file_writer, "time", Clock())
 
 
 def read_events(folder: Path) -> EventAccumulator:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from resnet_train.cli.app import Debug, Version, new_app, print_result, run_app
+from resnet_train.cli.app import Debug, Version, log_to_stderr, new_app, print_result, run_app
 from resnet_train.cli.options import expand_path
 from resnet_train.jobs import info as job
 
 app = new_app()
+
+
+class Differs(OSError):
+    """The files of a run do not agree, which is a failure and not a bad input."""
 
 
 @app.command()
@@ -24,18 +29,53 @@ def info(
             help=f"One of {', '.join(job.TOPICS)}; an architecture; a checkpoint or a run folder.",
         ),
     ] = "models",
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Check that the files of the run folder TOPIC agree, and train its last stretch again, from "
+            "previous.pt to last.pt, to compare every bit; writes nothing there. Exits with 1 if something differs.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: a list for a topic, else an object.")] = False,
     debug: Debug = False,
     version: Version = False,
 ) -> None:
-    """List the architectures or another topic, or describe an architecture or a checkpoint."""
-    if topic in job.TOPICS:
+    """List the architectures or another topic, describe an architecture or a checkpoint, or verify a run."""
+    if verify:
+        _verify(topic, as_json)
+    elif topic in job.TOPICS:
         rows = job.TOPICS[topic]()
         print_result(rows, _format_table, as_json)
     else:
         contents = asdict(job.describe(expand_path(topic, "topic")))
         contents = {**contents.pop("about", {}), **contents}  # of a checkpoint
         print_result(contents, _format_tree, as_json)
+
+
+def _verify(topic: str, as_json: bool) -> None:
+    """Print what agrees in a run, or the first thing that differs.
+
+    Raises:
+        Differs: something differs.
+    """
+    from resnet_train.jobs.verify import verify  # imports torch
+
+    log_to_stderr()
+    found = verify(Path(expand_path(topic, "topic")))
+    if as_json or found.difference is None:
+        print_result(found, _format_verification, as_json)
+    if found.difference is not None:
+        raise Differs(f"{topic}: {found.difference}")
+
+
+def _format_verification(found: Any) -> str:
+    """Format what agrees and what could not be checked."""
+    replayed = f"{found.num_tensors} tensors identical"
+    lines = [replayed if found.num_tensors else "no difference found; the last stretch could not be trained again"]
+    lines += [f"  checked: {part}" for part in found.checked]
+    lines += [f"  not checked: {part}" for part in found.not_checked]
+    return "\n".join(lines)
 
 
 def _format_table(rows: Sequence[Any]) -> str:

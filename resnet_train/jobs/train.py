@@ -19,6 +19,7 @@ from resnet_train.config import TrainConfig, to_plain
 from resnet_train.loggers.log_file import LogFile
 from resnet_train.records import RunResult
 from resnet_train.report.pictures import draw_batch, draw_confusion, draw_mistakes, find_mistakes
+from resnet_train.runs.agreement import follow_checkpoint
 from resnet_train.runs.checkpoint import Description, RunCheckpoint, Saver
 from resnet_train.runs.folder import RunFolder
 from resnet_train.runs.restore import UnusableState, restore_trainer, warn_about_changes
@@ -85,6 +86,7 @@ def train(
         if start is not None:
             folder = start.open_folder()
             stack.callback(folder.unlock)
+            follow_checkpoint(folder, state, start.file)
             saver = _attach_files(stack, folder, config, data, trainer, state)
 
         # Train the epochs that are left.
@@ -112,11 +114,13 @@ def _attach_files(
     info = describe_run(config, data, trainer, folder.name)
     loggers = build_loggers(config, folder.path, folder.check_held)
     settings, environment = to_plain(config), describe_environment(trainer.device)
-    folder.write_description(settings, environment)
+    if state is None:  # else with the first save: until then the folder describes the checkpoint
+        folder.write_description(settings, environment)
 
     # Records go to the loggers, and states to the saver, which adds the description to each.
     data_path = str(config.data_dir.absolute())
-    saver = Saver(folder, Description(about=about, config=settings, environment=environment, data_path=data_path))
+    description = Description(about=about, config=settings, environment=environment, data_path=data_path)
+    saver = Saver(folder, description, describes=state is not None)
     trainer.attach(loggers, saver, f"the state is saved; continue with: resnet-train --resume {folder.path}")
 
     # From here on, train.log has all messages and the error that ends the run.

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet_train.loggers.base import Logger
-from resnet_train.records import EpochTiming, RunInfo, Scalars
-from resnet_train.runtime.files import explain_write_errors, open_regular, write_text
+from resnet_train.records import EpochRecord, EpochTiming, RunInfo, Scalars
+from resnet_train.runtime.files import explain_write_errors, open_regular, replace_text
 
 TIMING = tuple(f"timing/{field.name}" for field in fields(EpochTiming))
 
@@ -28,22 +28,31 @@ class MetricsCsv(Logger):
         """Write metrics.csv from the history and drop the timings of epochs that are not part of it."""
         # metrics.csv is a function of the history.
         self.columns = info.scalar_names
-        rows = [_row(r.epoch, r.step, r.scalars(), self.columns) for r in info.history]
-        _write(self.metrics, [_header(self.columns), *rows])
+        replace_text(self.metrics, format_metrics(info.history, self.columns))
 
         # timing.csv is not: keep its rows, except those of epochs after the checkpoint.
         known = {str(record.epoch) for record in info.history}
-        old: list[list[str]] = []
-        if os.path.lexists(self.timing):
-            with open_regular(self.timing, "r", encoding="utf-8", newline="") as file:
-                old = list(csv.reader(file))
-        _write(self.timing, [_header(TIMING), *(row for row in old[1:] if row and row[0] in known)])
+        kept = {row[0]: row for row in read_rows(self.timing)[1:] if row and row[0] in known}
+        replace_text(self.timing, _format([_header(TIMING), *kept.values()]))
 
     def log(self, scalars: Scalars, *, step: int, epoch: int | None = None) -> None:
         """Append one row to each file after an epoch."""
         if epoch is not None:
             _append(self.metrics, _row(epoch, step, scalars, self.columns))
             _append(self.timing, _row(epoch, step, scalars, TIMING))
+
+
+def format_metrics(history: Sequence[EpochRecord], columns: Sequence[str]) -> str:
+    """Return the text of metrics.csv after these epochs."""
+    return _format([_header(columns), *(_row(r.epoch, r.step, r.scalars(), columns) for r in history)])
+
+
+def read_rows(path: Path) -> list[list[str]]:
+    """Return the cells of a CSV file, none if there is no such file."""
+    if not os.path.lexists(path):
+        return []
+    with open_regular(path, "r", encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
 
 
 def _header(columns: Sequence[str]) -> list[str]:
@@ -53,10 +62,6 @@ def _header(columns: Sequence[str]) -> list[str]:
 def _row(epoch: int, step: int, scalars: Scalars, columns: Sequence[str]) -> list[Any]:
     """Return the cells of an epoch. `repr` keeps every bit of a float, so that equal runs have equal files."""
     return [epoch, step, *(repr(scalars[name]) if name in scalars else "" for name in columns)]
-
-
-def _write(path: Path, rows: list[list[Any]]) -> None:
-    write_text(path, _format(rows))
 
 
 def _append(path: Path, row: list[Any]) -> None:

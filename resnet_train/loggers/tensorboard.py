@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard import summary
 
 from resnet_train.config import TrainConfig, changed_settings, make_config
-from resnet_train.loggers.base import EVENT_BYTES, MAX_POINTS, Logger
+from resnet_train.loggers.base import MAX_POINTS
+from resnet_train.loggers.events import RUN, EventCut, EventFile, find_curve
 from resnet_train.records import RunInfo, Scalars
-from resnet_train.runtime.files import check_room, open_regular
 
-RUN = ""  # the run's folder itself, beside those of the splits
 ALWAYS_SHOWN = ("arch", "lr", "seed")
 
 
-class _HeldFile:
-    """Keep the event file open for TensorBoard's writer.
-
-    TensorBoard itself opens the path again for each write, and would write into another run's folder if this run's was
-    moved.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.file = open_regular(path, "ab", buffering=0)
-
-    def append(self, filename: bytes, content: bytes, binary_mode: bool) -> None:
-        """Append to the file, wherever it is now."""
-        self.file.write(content)
-
-
-class TensorBoard(Logger):
-    """Write event files into the run folder. A resumed run hides the events after its checkpoint.
+class TensorBoard(EventCut):
+    """Write event files into the run folder. When a run is resumed, those before are first cut to its checkpoint.
 
     TensorBoard draws one line for each folder, and puts the lines of one tag into one chart. So each split has a
     folder, and train, validation and test accuracy share a chart. Their axis is the epoch. The axis of the run's
@@ -44,20 +26,21 @@ class TensorBoard(Logger):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.writers: dict[str, SummaryWriter] = {}  # by split
-        self.held: list[_HeldFile] = []
+        super().__init__(folder)
+        self.writers: dict[str, EventFile] = {}  # by split
+        self.step, self.epoch = 0, 0
         self.info: RunInfo | None = None
         self.log_interval = 1
 
     def start(self, info: RunInfo) -> None:
-        """Open an event file for each split, which hides everything after the state that the run resumes from."""
+        """Cut the event files to what the checkpoint knows, and open another one for each split."""
         # One event file for each split and each start of the run.
-        self.info = info
+        super().start(info)
+        self.info, self.step, self.epoch = info, info.first_step, len(info.history)
         is_resumed = info.first_step > 0
-        self._open(RUN, purge_from=info.first_step + 1 if is_resumed else 0)
-        for split in info.splits:
-            self._open(split, purge_from=len(info.history) + 1 if is_resumed else 0)
+        for split in (RUN, *info.splits):
+            self.writers[split] = EventFile(self.folder / split)
+            self.writers[split].add_start(self._position(split) + 1 if is_resumed else 0)
 
         # Of long runs with small batches, leave out points that no screen could show.
         log_every = int(info.config.get("log_every", 1))
@@ -66,41 +49,55 @@ class TensorBoard(Logger):
         # A new run also shows its settings.
         if not is_resumed:
             rows = "\n".join(f"| {key} | {_to_utf8(str(value))} |" for key, value in info.config.items())
-            self.writers[RUN].add_text("config", f"| setting | value |\n|---|---|\n{rows}", 0)
-            settings = hparams_pb(describe_settings(info.config), trial_id=info.name)
-            self.writers[RUN]._get_file_writer().add_summary(settings, 0)
+            table = summary.text("config", f"| setting | value |\n|---|---|\n{rows}")
+            self.writers[RUN].add_summary(table, 0)
+            self.writers[RUN].add_summary(hparams_pb(describe_settings(info.config), trial_id=info.name), 0)
 
-    def _open(self, split: str, *, purge_from: int) -> None:
-        """Open the event file of a split; what older files of its folder have from `purge_from` on is hidden."""
-        writer = SummaryWriter(str(self.folder / split), purge_step=purge_from)
-        self.writers[split] = writer
-        file = writer._get_file_writer().event_writer._general_file_writer
-        if hasattr(file, "fs"):  # TensorFlow's writer, if it is installed, keeps the file open itself
-            file.fs = held = _HeldFile(Path(os.fsdecode(file.filename)))
-            self.held.append(held)
+        # Fill in the epochs that were trained without TensorBoard, or whose event files were deleted.
+        for record in info.history:
+            self._add_epoch(record.scalars(), record.epoch)
+
+    def tick(self, step: int) -> None:
+        """Remember the step."""
+        self.step = step
 
     def log(self, scalars: Scalars, *, step: int, epoch: int | None = None) -> None:
         """Add a point to each curve: over the step within an epoch, over the epoch after it."""
-        check_room(self.folder, EVENT_BYTES * len(scalars))
-        for name, value in scalars.items():
-            split, slash, metric = name.partition("/")
-            if epoch is None and not slash and step % self.log_interval == 0:
-                self.writers[RUN].add_scalar(f"step/{name}", value, step)
-            elif epoch is not None and split == "timing":
-                self.writers["train"].add_scalar(name, value, epoch)
-            elif epoch is not None and slash:
-                self.writers[split].add_scalar(f"epoch/{metric}", value, epoch)
+        if epoch is not None:
+            self.epoch = epoch
+            self._add_epoch(scalars, epoch)
+        elif step % self.log_interval == 0:
+            for name, value in scalars.items():
+                if (curve := find_curve(name, within_epoch=True)) is not None:
+                    self.writers[curve[0]].add_scalar(curve[1], value, step)
         if epoch == self._info.epochs:
-            *_, end = hparams({}, {})
-            self.writers[RUN]._get_file_writer().add_summary(end, step)
+            *_, end = summary.hparams({}, {})
+            self.writers[RUN].add_summary(end, step)
+        self._write()
+
+    def _add_epoch(self, scalars: Scalars, epoch: int) -> None:
+        """Add the points of an epoch that the curves do not have."""
+        for name, value in scalars.items():
+            if (curve := find_curve(name, within_epoch=False)) is not None:
+                writer, tag = self.writers[curve[0]], curve[1]
+                if epoch > writer.last_steps.get(tag, 0):
+                    writer.add_scalar(tag, value, epoch)
+
+    def _position(self, split: str) -> int:
+        """Return where the run is on the axis of a split's folder."""
+        return self.step if split == RUN else self.epoch
 
     def log_picture(self, name: str, picture: np.ndarray, *, split: str, epoch: int) -> None:
         """Add a picture."""
-        check_room(self.folder, picture.nbytes)
-        self.writers[split].add_image(f"pictures/{name}", picture, epoch, dataformats="HWC")
+        self.writers[split].add_summary(summary.image(f"pictures/{name}", picture, dataformats="HWC"), epoch)
 
     def flush(self) -> None:
-        """Write pending events to disk."""
+        """Mark that everything so far belongs to the state that is saved next, and write it to disk."""
+        for split, writer in self.writers.items():
+            writer.add_checkpoint(self._position(split))
+        self._write()
+
+    def _write(self) -> None:
         for writer in self.writers.values():
             writer.flush()
 
@@ -108,8 +105,6 @@ class TensorBoard(Logger):
         """Close the event files."""
         for writer in self.writers.values():
             writer.close()
-        for held in self.held:
-            held.file.close()
 
     @property
     def _info(self) -> RunInfo:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from resnet_train.records import About, EpochRecord
 from resnet_train.runs.archive import read_tensor_file
-from resnet_train.runs.folder import RunFolder
+from resnet_train.runs.folder import SPLITS, RunFolder
 from resnet_train.runtime.files import describe_space, open_regular
 from resnet_train.training.state import TrainerState
 
@@ -96,23 +96,35 @@ Kind = TypeVar("Kind", bound=BaseModel)
 class Saver:
     """Write checkpoints into a run folder, each with the run's description."""
 
-    def __init__(self, folder: RunFolder, description: Description) -> None:
-        self.folder = folder
+    def __init__(self, folder: RunFolder, description: Description, *, describes: bool = False) -> None:
+        """Write into a locked folder; with `describes`, the first state also replaces the folder's description."""
+        self.folder, self.describes = folder, describes
         self.description = {name: _plain(getattr(description, name)) for name in Description.model_fields}
 
     def save_state(self, state: TrainerState) -> None:
-        """Write last.pt and keep the one before as previous.pt; delete a final model, which is out of date."""
+        """Write last.pt and keep the one before as previous.pt; delete a final model, which is out of date.
+
+        The best model and the description follow, so that neither is ahead of the state if the run is killed.
+        """
         # A run that is extended has a final model already.
         self.folder.check_held()
         self.folder.model.unlink(missing_ok=True)
         contents = {**self.description, **dump(state)}
         write_checkpoint(self.folder.last, contents, self.folder.previous, self.folder.check_held)
+
+        # What follows the state; a kill in between is made good when the run is resumed.
+        for split in SPLITS:
+            if self.folder.next_best(split).exists():
+                self.folder.next_best(split).replace(self.folder.best(split))
+        if self.describes:
+            self.folder.write_description(self.description["config"], self.description["environment"])
+            self.describes = False
         if self.folder.unsaved.exists():
             self.folder.unsaved.unlink()
 
     def save_best(self, weights: dict[str, Tensor], split: str, record: EpochRecord) -> None:
-        """Write best.pt, or best-on-test.pt if the model was chosen on the test split."""
-        self._save_model(self.folder.best(split), weights, record, split)
+        """Write what becomes best.pt, or best-on-test.pt if it was chosen on the test split, with the next state."""
+        self._save_model(self.folder.next_best(split), weights, record, split)
 
     def save_final(self, weights: dict[str, Tensor], record: EpochRecord) -> None:
         """Write model.pt, the model after the last epoch."""

@@ -19,6 +19,7 @@ PEEK_SECONDS = 0.1  # a process that only looks whether the folder is in use hol
 HOLDER_SECONDS = 0.5  # a process that creates the folder locks it and writes its identity within this time
 CSV_FILES = {"metrics.csv", "timing.csv"}
 OTHER_FILES = {".lock", ".holder.json", ".unsaved", "config.yaml", "environment.json", "train.log", "trace.json"}
+SPLITS = ("val", "test")  # that choose the best model
 CURVE_FOLDERS = ("train", "val", "test")  # the event files of each split
 
 
@@ -43,6 +44,10 @@ class RunFolder:
     def best(self, split: str) -> Path:
         """Return the path of the best model; the name says so if it was chosen on the test split."""
         return self.checkpoints / ("best.pt" if split == "val" else "best-on-test.pt")
+
+    def next_best(self, split: str) -> Path:
+        """Return where the best model waits until a state that knows its epoch is saved."""
+        return self.checkpoints / f"next-{self.best(split).name}"
 
     @property
     def _curves(self) -> list[Path]:
@@ -97,8 +102,9 @@ class RunFolder:
         self._lock_file = open_regular(self.path / ".lock", "rb")
         write_text(self._holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         self.checkpoints.mkdir(exist_ok=True)
-        for stale in self.checkpoints.glob(".*.tmp"):  # their writer was killed, because the lock is ours
-            stale.unlink(missing_ok=True)
+        for folder in (self.path, self.checkpoints):
+            for stale in folder.glob(".*.tmp"):  # their writer was killed, because the lock is ours
+                stale.unlink(missing_ok=True)
 
     def _refuse_special_files(self) -> None:
         for folder in (self.path, self.checkpoints, *self._curves):
@@ -184,7 +190,7 @@ class RunFolder:
             is_folder = path == self.checkpoints or path in self._curves
             if path.is_symlink() or not (path.is_dir() if is_folder else path.is_file()):
                 return False
-            is_own = is_folder or path.name in OTHER_FILES or _has_events(path)
+            is_own = is_folder or path.name in OTHER_FILES or _has_events(path) or path.match(".*.tmp")
             if path.name in CSV_FILES:
                 is_own = unsaved or len(path.read_bytes().splitlines()) <= 1
             if not is_own:
@@ -197,8 +203,8 @@ class RunFolder:
 
         # The checkpoints: none but a best model, and files whose writer was killed.
         files = list(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else []
-        best = {self.best(split).name for split in ("val", "test")} if unsaved else set()
-        return all(path.name in best or path.match(".*.tmp") for path in files)
+        best = {file(split) for file in (self.best, self.next_best) for split in SPLITS} if unsaved else set()
+        return all(path in best or path.match(".*.tmp") for path in files)
 
 
 def _has_events(path: Path) -> bool:

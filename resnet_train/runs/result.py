@@ -6,6 +6,7 @@ import logging
 
 from resnet_train.config import TrainConfig
 from resnet_train.records import EpochRecord, RunResult
+from resnet_train.runs.agreement import follow_checkpoint
 from resnet_train.runs.checkpoint import Saver, read_model
 from resnet_train.runs.folder import RunFolder
 from resnet_train.runs.restore import restore_model
@@ -42,6 +43,7 @@ def read_result(start: Start) -> RunResult:
         best = next((record for record in state.history if record.epoch == state.best_epoch), final)
         if not folder.model.exists():
             restore_model(state, folder.last)  # raises unless the weights are those of the network
+            follow_checkpoint(folder, state)
             Saver(folder, state).save_final(state.weights, final)
     else:
         # The states were deleted to save room; the models have their records.

@@ -9,12 +9,12 @@ from resnet_train.config import TrainConfig
 from resnet_train.loggers.base import EVENT_BYTES, MAX_POINTS, PICTURE_BYTES
 from resnet_train.runs.checkpoint import count_bytes
 from resnet_train.runs.folder import RunFolder
-from resnet_train.training.trainer import Trainer
+from resnet_train.training.trainer import Trainer, list_scalars
 
 log = logging.getLogger(__name__)
 
 NUM_STATES = 3  # last.pt, previous.pt, and the one being written
-NUM_MODELS = 2  # the best one and the final one
+NUM_MODELS = 2  # the best one, and the final one or that which waits to become the best one
 MAX_BUFFERS = 2  # copies of the weights that an optimizer keeps: one for momentum, two for Adam
 CELL_BYTES = 24  # of a value in metrics.csv
 LINE_BYTES = 256  # of a row of timing.csv and a line of train.log
@@ -42,9 +42,9 @@ def count_run_bytes(config: TrainConfig, trainer: Trainer) -> int:
     state_bytes = count_bytes([trainer.model.state_dict(), averaged]) + MAX_BUFFERS * count_bytes(trainer.parameters)
 
     # Curves: the rows of both CSV files and a line of the log per epoch; the events of both kinds of points.
-    num_scalars = len(trainer.scalar_names)
+    num_scalars = len(list_scalars())
     num_logs = min(MAX_POINTS, config.epochs * len(trainer.train_loader) // config.log_every)
     text_bytes = config.epochs * (CELL_BYTES * num_scalars + LINE_BYTES)
-    event_bytes = EVENT_BYTES * num_scalars * (config.epochs + num_logs) + PICTURE_BYTES
+    event_bytes = EVENT_BYTES * (num_scalars * (config.epochs + num_logs) + 4 * config.epochs) + PICTURE_BYTES
     curves = text_bytes + (event_bytes if config.tensorboard else 0)
     return NUM_STATES * state_bytes + NUM_MODELS * model_bytes + curves

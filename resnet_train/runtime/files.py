@@ -45,6 +45,20 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8; at every instant `path` is either the old file or the new one, complete.
+
+    Raises:
+        ValueError, OSError: see `open_regular` and `explain_write_errors`.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ValueError(special_file_message(path))
+    write_text(temporary, text)
+    with explain_write_errors(path, len(text.encode())):
+        temporary.replace(path)
+
+
 def refuse_special_files(folder: Path) -> None:
     """Check that a folder holds regular files and folders only.
 
@@ -92,14 +106,3 @@ def has_no_inodes(folder: Path) -> bool:
         system = os.statvfs(folder)
         return system.f_files > 0 and system.f_favail == 0
     return False
-
-
-def check_room(folder: Path, needed_bytes: int) -> None:
-    """Check that this many bytes are free, for a writer that reports a full disk late and from another thread.
-
-    Raises:
-        OSError: fewer are free.
-    """
-    if shutil.disk_usage(folder).free < needed_bytes:
-        with explain_write_errors(folder / "events.out.tfevents", needed_bytes):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -70,6 +70,12 @@ def mark(phase: str) -> AbstractContextManager[Any]:
     return record_function(phase) if _profiler_enabled() else nullcontext()
 
 
+def list_scalars() -> tuple[str, ...]:
+    """Return the names of all scalars that an epoch of any run can have, in the order of CSV columns."""
+    evaluated = (f"{split}/{name}" for split in ("val", "test") for name in METRICS.names())
+    return ("lr", *(f"train/{metric}" for metric in TRAIN_METRICS), "grad_norm", *evaluated)
+
+
 @dataclass(kw_only=True, eq=False)
 class Trainer:
     """Train a model epoch by epoch.
@@ -386,17 +392,6 @@ class Trainer:
     def best_split(self) -> str:
         """Return the split that chooses the best model: the validation split if there is one."""
         return "val" if "val" in self.eval_loaders else "test"
-
-    @property
-    def scalar_names(self) -> tuple[str, ...]:
-        """Return the names of all scalars that an epoch of any run can have, in the order of CSV columns."""
-        train = [f"train/{metric}" for metric in TRAIN_METRICS]
-        return (
-            "lr",
-            *train,
-            "grad_norm",
-            *(f"{split}/{name}" for split in ("val", "test") for name in METRICS.names()),
-        )
 
     # --- Reading and saving --------------------------------------------------------------------------------------
 

@@ -50,6 +50,9 @@ class Stop:
     by: str = "SIGKILL"
 
 
+Stops = Stop | list[Stop] | None
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a process ended; the code is negative if a signal killed it."""
@@ -83,30 +86,29 @@ class Child:
 def start(
     *arguments: object,
     cwd: Path,
-    stop: Stop | None = None,
+    stop: Stops = None,
     start_at: float = 0.0,
-    log_time: int | None = None,
+    clock: float | None = None,
     function: str = "resnet_train.cli.train:main",
     environment: dict[str, str] | None = None,
 ) -> Child:
     """Start `resnet-train` with these arguments in a forked process.
 
     Args:
-        stop: where it stops itself.
+        stop: where it stops itself, or where it gets several signals.
         start_at: the value of `time.monotonic` at which it begins.
-        log_time: event files are named after this second and the following ones, so that the files of runs that follow
-            each other within one second sort in their order.
+        clock: what `time.time` always returns there.
         function: what to call instead, as "module:function"; it finds its arguments in `sys.argv`.
         environment: additional environment variables.
     """
     log = cwd / f"output-{next(_numbers)}.txt"
-    order = _order(arguments, cwd, stop) | {"log": str(log), "start_at": start_at, "log_time": log_time}
+    order = _order(arguments, cwd, stop, clock) | {"log": str(log), "start_at": start_at}
     return Child(_ask(order | {"function": function, "environment": environment or {}}), log)
 
 
-def run_forked(*arguments: object, cwd: Path, stop: Stop | None = None, log_time: int | None = None) -> Ended:
+def run_forked(*arguments: object, cwd: Path, stop: Stops = None, clock: float | None = None) -> Ended:
     """Run `resnet-train` in a forked process to its end."""
-    return start(*arguments, cwd=cwd, stop=stop, log_time=log_time).wait()
+    return start(*arguments, cwd=cwd, stop=stop, clock=clock).wait()
 
 
 def run_ranks(
@@ -124,14 +126,19 @@ def run_ranks(
 
 
 def run_fresh(
-    *arguments: object, cwd: Path, stop: Stop | None = None, watch: Path | None = None, **environment: str
+    *arguments: object,
+    cwd: Path,
+    stop: Stops = None,
+    clock: float | None = None,
+    watch: Path | None = None,
+    **environment: str,
 ) -> Ended:
     """Run `resnet-train` in a new Python process to its end.
 
     Args:
         watch: the file to which each epoch adds a line with the process's memory, open files and the files' sizes.
     """
-    order = _order(arguments, cwd, stop) | {"watch": str(watch) if watch else None}
+    order = _order(arguments, cwd, stop, clock) | {"watch": str(watch) if watch else None}
     done = subprocess.run(
         [sys.executable, SCRIPT, json.dumps(order)],
         env=_environment() | environment,
@@ -144,8 +151,14 @@ def run_fresh(
     return Ended(done.returncode, done.stdout.decode())
 
 
-def _order(arguments: tuple[object, ...], cwd: Path, stop: Stop | None) -> dict[str, Any]:
-    return {"arguments": [*map(str, arguments)], "cwd": str(cwd), "stop": asdict(stop) if stop else None}
+def _order(arguments: tuple[object, ...], cwd: Path, stop: Stops, clock: float | None) -> dict[str, Any]:
+    stops = [stop] if isinstance(stop, Stop) else stop or []
+    return {
+        "arguments": [*map(str, arguments)],
+        "cwd": str(cwd),
+        "stops": [asdict(one) for one in stops],
+        "clock": clock,
+    }
 
 
 def _environment() -> dict[str, str]:
@@ -251,8 +264,6 @@ def _become_child(order: dict[str, Any]) -> None:
             os.dup2(descriptor, number)
         time.sleep(max(0.0, order["start_at"] - time.monotonic()))
         os.environ.update(order["environment"])
-        if order["log_time"] is not None:
-            _name_event_files_after(order["log_time"])
         _run(order)
         code = 0
     except SystemExit as leaving:
@@ -275,8 +286,10 @@ def _run(order: dict[str, Any]) -> None:
     function = getattr(importlib.import_module(module), name)
     os.chdir(order["cwd"])
     sys.argv = ["resnet-train", *order["arguments"]]
-    if order["stop"]:
-        _prepare(Stop(**order["stop"]))
+    if order["clock"] is not None:
+        time.time = lambda: order["clock"]
+    for stop in order["stops"]:
+        _prepare(Stop(**stop))
     if order.get("watch"):
         _watch(Path(order["watch"]))
     function()
@@ -370,18 +383,6 @@ def _kill_inside_a_save(stop: Stop) -> None:
     else:
         for name in ("fsync", "link", "replace", "rename", "unlink"):
             _wrap(os, name, before=pause, after=pause)
-
-
-def _name_event_files_after(second: int) -> None:
-    from tensorboard.summary.writer import event_file_writer
-
-    seconds = itertools.count(second)
-
-    class Clock:
-        def time(self) -> int:
-            return next(seconds)
-
-    event_file_writer.time = Clock()
 
 
 def _watch(path: Path) -> None:
