@@ -18,7 +18,7 @@ from resnet_train.data.dataset import DATASETS, ImageDataset, load_dataset, spli
 from resnet_train.data.loader import BatchLoader, eval_loader, fits_on
 from resnet_train.data.mix import Mix
 from resnet_train.data.plan import draw_plan
-from resnet_train.data.progressive import size_schedule
+from resnet_train.data.progressive import size_schedule, stage_ends
 from resnet_train.loggers.base import Logger
 from resnet_train.loggers.console import Console
 from resnet_train.loggers.csv import MetricsCsv
@@ -36,6 +36,7 @@ from resnet_train.runtime.distributed import ALONE, Processes
 from resnet_train.runtime.precision import choose_precision
 from resnet_train.training.trainer import Trainer, list_scalars
 
+PRECISION_NAMES = {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 # Batches made at once on a GPU, in float32 bytes: 21,845 images of 32 pixels, so that one launch serves many steps.
 CUDA_CHUNK_BYTES = 1 << 28
 
@@ -68,17 +69,6 @@ class RunData:
         parts = (("training", self.train), ("validation", self.val), ("test", self.test))
         return [f"skipped among the {name} images: {line}" for name, part in parts if part for line in part.skipped]
 
-    def describe(self, batch_size: int) -> str:
-        """Return how many images are trained on, held out and left out."""
-        text = f"{len(self.train_indices):,} training images"
-        if len(self.val_indices):
-            text += f", {len(self.val_indices):,} held out"
-        if self.val is not None:
-            text += f", {len(self.val):,} validation images"
-        if left_out := len(self.train_indices) % batch_size:
-            text += f"; {left_out:,} left out of each epoch because they do not fill a batch"
-        return text
-
 
 def describe_network(config: TrainConfig, data: RunData) -> About:
     """Return what a checkpoint says about its network, which is enough to use it."""
@@ -98,16 +88,25 @@ def describe_network(config: TrainConfig, data: RunData) -> About:
     )
 
 
-def describe_run(config: TrainConfig, data: RunData, trainer: Trainer, name: str) -> RunInfo:
+def describe_run(config: TrainConfig, data: RunData, trainer: Trainer, folder: Path) -> RunInfo:
     """Return what loggers learn about a run before its first step."""
     return RunInfo(
-        name=name,
+        name=folder.name,
+        folder=str(folder),
         title=data.train.title,
         config=to_plain(config),
         device=device_name(trainer.device),
         epochs=config.epochs,
         steps_per_epoch=len(trainer.train_loader),
         batch_size=config.batch_size,
+        precision=PRECISION_NAMES[trainer.precision],
+        num_params=sum(parameter.numel() for parameter in trainer.parameters),
+        num_classes=len(data.train.classes),
+        num_images={
+            split: loader.num_images
+            for split, loader in {"train": trainer.train_loader, **trainer.eval_loaders}.items()
+        },
+        sizes=stage_ends(config.progressive_sizes or (), config.image_size, config.epochs * len(trainer.train_loader)),
         first_step=trainer.progress.step,
         history=tuple(trainer.progress.history),
         splits=("train", *trainer.eval_loaders),

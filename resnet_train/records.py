@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -83,9 +84,13 @@ class RunInfo:
 
     Attributes:
         name: of the run's folder.
+        folder: its path.
         title: of the data set.
         config: all settings as plain values.
-        device: as a person calls it.
+        device, precision: as a person calls them.
+        num_params, num_classes: of the network.
+        num_images: by split, "train" first.
+        sizes: each side of the training images in pixels, and the step at which it ends; the full size comes last.
         epochs, steps_per_epoch, batch_size: the extent of the run.
         first_step: steps that are already done; greater than 0 if the run is resumed.
         history: records of the epochs that are already done.
@@ -100,6 +105,12 @@ class RunInfo:
     epochs: int
     steps_per_epoch: int
     batch_size: int
+    folder: str = ""
+    precision: str = "float32"
+    num_params: int = 0
+    num_classes: int = 0
+    num_images: Mapping[str, int] = field(default_factory=dict)
+    sizes: tuple[tuple[int, int], ...] = ()
     first_step: int = 0
     history: tuple[EpochRecord, ...] = ()
     splits: tuple[str, ...] = ("train",)
@@ -115,6 +126,8 @@ class RunResult:
         title: of the data set.
         arch, seed, epochs: as in the config.
         final: the record of the last epoch.
+        num_images: images that its accuracy is measured on; None if that is not known any more.
+        seconds: of training and evaluation in all epochs; None if that is not known.
         best_split, best_epoch, best_accuracy: the epoch with the highest accuracy on the split that chooses.
         best_test_accuracy: test accuracy of the epoch chosen on the validation split; None without such a split.
     """
@@ -126,6 +139,8 @@ class RunResult:
     epochs: int
     folder: str
     final: EpochRecord
+    num_images: int | None
+    seconds: float | None
     best_split: str
     best_epoch: int
     best_accuracy: float

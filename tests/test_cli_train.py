@@ -20,6 +20,9 @@ from PIL import Image
 from resnet_train.cli.app import describe_error, log_to_stderr
 from resnet_train.config import make_config
 from resnet_train.data.dataset import load_dataset
+from resnet_train.data.sources import cifar
+from resnet_train.evaluation.metrics import confidence_interval
+from resnet_train.jobs import measure
 from resnet_train.jobs import train as jobs_train
 from resnet_train.jobs.train import train
 from resnet_train.models import list_models
@@ -28,7 +31,7 @@ from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 from resnet_train.runs.folder import RunFolder
 from resnet_train.training.signals import Interrupted
 from resnet_train.training.trainer import NotFinite, Trainer
-from tests.harness.cli import ON_DIGITS, SMALL, Outcome, RunCli
+from tests.harness.cli import ON_DIGITS, SMALL, Outcome, RunCli, epochs_shown
 
 QUICK = [*SMALL, "--no-tensorboard"]
 DEFAULT_NAME = "resnet8-digits-image-size8-train-size64-epochs2-batch-size32"
@@ -275,21 +278,23 @@ def test_best_model_selected_on_test_is_named_so(three_runs: tuple[Path, list[Ou
     assert "checkpoints/best-on-test.pt" in files
     assert "checkpoints/best.pt" not in files
     assert not [file for file in files if "tfevents" in file]
-    pattern = r"^best epoch  [12], test accuracy \S+% \(selected on the test images\)$"
+    pattern = r"^best epoch [12] +\S+ %   \(selected on the test images: do not report it\)$"
     assert re.search(pattern, outcomes[-1].stdout, re.MULTILINE)
 
 
-def test_last_line_is_the_final_test_accuracy(trained: tuple[Path, Outcome]) -> None:
+def test_first_line_is_the_final_test_accuracy(trained: tuple[Path, Outcome]) -> None:
     folder, outcome = trained
     last = rows_of(folder / "metrics.csv")[-1]
-    accuracy, loss = float(last["test_accuracy"]), float(last["test_loss"])
-    assert outcome.stdout.splitlines()[-1] == (
-        f"final test accuracy {accuracy:.2%}, loss {loss:.4f}: resnet8 on digits, not CIFAR-10, epoch 2, seed 0"
-    )
-    assert outcome.stdout.startswith("run         runs/run\nbest epoch  ")
+    first, second, third = outcome.stdout.splitlines()
+    accuracy = float(last["test_accuracy"])
+    low, high = confidence_interval(round(360 * accuracy), 360)
+    interval = f"95 % interval {100 * low:.2f} to {100 * high:.2f}, n 360"
+    assert first == f"final test accuracy  {100 * accuracy:.2f} %   ({interval})"
     best = max(rows_of(folder / "metrics.csv"), key=lambda row: float(row["val_accuracy"]))
-    chosen = f"(selected on the validation images), its test accuracy {float(best['test_accuracy']):.2%}"
-    assert outcome.stdout.splitlines()[1].endswith(chosen)
+    assert second.startswith(f"best epoch {best['epoch']} ")
+    chosen = f"{100 * float(best['val_accuracy']):.2f} %   (validation, which selected it; test "
+    assert second.endswith(f"{chosen}{100 * float(best['test_accuracy']):.2f} %)")
+    assert re.fullmatch(r"took \d+ s +runs/run", third)
 
 
 def test_csv_files_have_one_row_per_epoch(trained: tuple[Path, Outcome]) -> None:
@@ -330,12 +335,9 @@ def test_stderr_off_a_terminal_has_one_plain_line_per_epoch(trained: tuple[Path,
     stderr = trained[1].stderr
     assert "\r" not in stderr
     assert "\x1b" not in stderr
-    first, *epochs = stderr.splitlines()
-    assert first.startswith("new run runs/run: resnet8 (75,290 parameters) on digits, not CIFAR-10")
-    assert [line[:10] for line in epochs] == ["epoch 1/2 ", "epoch 2/2 "]
-    assert all(
-        re.search(r"  train loss .*  test loss .* accuracy \d+\.\d\d%.*  \d+ images/s$", line) for line in epochs
-    )
+    assert epochs_shown(stderr) == ["1/2", "2/2"]
+    assert len(stderr.splitlines()) == 4 + 1 + 2
+    assert max(map(len, stderr.splitlines())) <= 79
 
 
 def test_json_is_the_whole_result(three_runs: tuple[Path, list[Outcome]]) -> None:
@@ -384,6 +386,30 @@ def test_a_dry_run_estimates_and_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_without_the_data_uses_random_images(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cifar, "_fetch", lambda *_: pytest.fail("it downloads"))
+    arguments = ["--arch", "resnet8", "--train-size", 500, "--batch-size", 10, "--device", "cpu", "--dry-run"]
+    outcome = run_cli("resnet-train", *arguments, cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert "resnet8 (75,290 parameters) on random images (data does not hold CIFAR-10), cpu" in outcome.stdout
+
+
+def test_a_failed_download_names_three_ways_out(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cifar.MIRRORS, "cifar-10-python.tar.gz", ("http://127.0.0.1:1/a",))
+    monkeypatch.delenv(cifar.MIRROR_VARIABLE, raising=False)
+    outcome = run_cli("resnet-train", "--arch", "resnet8", cwd=tmp_path)
+    assert outcome.code == 1
+    what, by_hand, mirror, without = outcome.stderr.splitlines()[-4:]
+    assert what.startswith("error: cannot download cifar-10-python.tar.gz (http://127.0.0.1:1/a: ")
+    assert by_hand.startswith("  by hand   put the file (MD5 c58f30108f718f92721af3b95e74349a) into data/")
+    assert cifar.MIRROR_VARIABLE in mirror
+    assert "--dry-run" in without
+
+
 def test_a_dry_run_as_json_has_the_numbers(run_cli: RunCli, tmp_path: Path) -> None:
     estimate = json.loads(run_cli("resnet-train", *SMALL, "--dry-run", "--json", cwd=tmp_path).stdout)
     assert estimate["params"] == 75_290
@@ -417,17 +443,18 @@ def one_epoch(one_epoch_run: Path, tmp_path: Path) -> Path:
 def test_resume_auto_starts_a_run_if_there_is_none(run_cli: RunCli, tmp_path: Path) -> None:
     outcome = run_cli("resnet-train", *QUICK, "--resume", "auto", cwd=tmp_path)
     assert outcome.code == 0
-    assert outcome.stderr.startswith(f"new run runs/{DEFAULT_NAME}-seed0: ")
+    assert f"runs/{DEFAULT_NAME}-seed0" in outcome.stderr
+    assert "resuming" not in outcome.stderr
 
 
 def test_resume_continues_a_run_with_more_epochs(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:
     before = (one_epoch / "metrics.csv").read_text()
     outcome = run_cli("resnet-train", "--resume", "runs/same", "--epochs", 2, cwd=tmp_path)
     assert outcome.code == 0, outcome
-    warning, first, *epochs = outcome.stderr.splitlines()
+    warning, first, *_ = outcome.stderr.splitlines()
     assert warning == "warning: epochs was 1 and is now 2: the lr schedule is stretched over all of them"
     assert first.startswith("resuming runs/same: ")
-    assert [line[:10] for line in epochs] == ["epoch 2/2 "]
+    assert epochs_shown(outcome.stderr) == ["2/2"]
     assert (one_epoch / "metrics.csv").read_text().startswith(before)
     assert [row["epoch"] for row in rows_of(one_epoch / "metrics.csv")] == ["1", "2"]
     assert [row["epoch"] for row in rows_of(one_epoch / "timing.csv")] == ["1", "2"]
@@ -463,7 +490,7 @@ def test_finished_run_has_nothing_to_do(target: str, one_epoch: Path, run_cli: R
     outcome = run_cli("resnet-train", *arguments, cwd=tmp_path)
     assert outcome.code == 0
     assert outcome.stderr.rstrip().endswith("same is finished; nothing to do (a larger --epochs extends it)")
-    assert outcome.stdout.splitlines()[-1].startswith("final test accuracy ")
+    assert outcome.stdout.startswith("final test accuracy  ")
     assert {path: path.read_bytes() for path in one_epoch.rglob("*") if path.is_file()} == files
 
 
@@ -555,7 +582,7 @@ def test_training_continues_if_nobody_reads_stderr(
     result = train(config)
     assert result.final.epoch == 2
     lines = (tmp_path / "x" / "train.log").read_text().splitlines()
-    assert [line.split(" INFO ")[1][:9] for line in lines] == ["new run " + str(tmp_path)[0], "epoch 1/2", "epoch 2/2"]
+    assert epochs_shown("\n".join(line.split(" INFO ")[1] for line in lines)) == ["1/2", "2/2"]
 
 
 def test_command_without_stdout_and_stderr_trains(run_cli: RunCli, tmp_path: Path) -> None:
@@ -580,3 +607,18 @@ def test_compile_without_a_compiler_is_one_line(
     error = run_cli("resnet-train", *SMALL, "--compile", cwd=tmp_path).error
     assert error.startswith("error: compile (=true) needs a C++ compiler, which is not here")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("arch", "way_out"), [("resnet18", "--config resnet20-fast"), ("resnet8", "fewer --epochs")])
+def test_a_long_run_on_a_cpu_says_so_before_it_starts(
+    arch: str, way_out: str, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "matrix_rate", lambda device, precision: 1e9)
+    monkeypatch.setattr(Trainer, "fit", lambda trainer: (_ for _ in ()).throw(OSError("the power is out")))
+    arguments = ["--dataset", "digits", "--arch", arch, "--device", "cpu", "--epochs", 1000, "--no-tensorboard"]
+    outcome = run_cli("resnet-train", *arguments, cwd=tmp_path)
+    assert re.match(rf"warning: about \d+ (days|h).* on this CPU; try {way_out}\n", outcome.stderr), outcome
+
+
+def test_a_short_run_on_a_cpu_starts_without_a_warning(trained: tuple[Path, Outcome]) -> None:
+    assert "on this CPU" not in trained[1].stderr

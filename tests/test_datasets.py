@@ -394,7 +394,7 @@ def test_a_damaged_batch_is_unpacked_again_not_unpickled(tmp_path, cifar10, batc
 
 
 def test_cifar_without_files_and_network_says_what_to_do(tmp_path, cifar10):
-    with pytest.raises(ConnectionError, match="--dataset digits needs no download"):
+    with pytest.raises(ConnectionError, match=r"--dataset digits, .* need no download"):
         load_dataset("cifar10", "train", tmp_path)
 
 

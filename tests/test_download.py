@@ -154,14 +154,14 @@ def test_the_users_mirror_must_have_the_md5(tmp_path, server, use_mirrors, monke
     assert_fetched(tmp_path)
 
 
-def test_the_error_lists_all_failed_mirrors_in_one_line(tmp_path, server, use_mirrors, closed_url, monkeypatch):
+def test_the_error_lists_all_failed_mirrors(tmp_path, server, use_mirrors, closed_url, monkeypatch):
     server.answers["/wrong"] = Answer(200, WRONG)
     monkeypatch.setenv("RESNET_TRAIN_MIRROR", f"{server.url}/own")
     use_mirrors(f"{server.url}/wrong", f"{server.url}/missing", closed_url)
     with pytest.raises(ConnectionError) as failure:
         fetch_archive(tmp_path, FILE, MD5)
     message = str(failure.value)
-    assert len(message.splitlines()) == 1
+    assert len(message.splitlines()) == 4
     tried = [f"{server.url}/own/{FILE}: Not Found", f"{server.url}/wrong: its MD5 is not {MD5}"]
     tried += [f"{server.url}/missing: Not Found", f"{closed_url}: [Errno"]
     positions = [message.index(part) for part in tried]

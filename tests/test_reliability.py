@@ -205,7 +205,7 @@ def test_a_full_disk_keeps_the_last_state_after_a_warning(small_disk: Path, run_
     assert outcome.code == 1, outcome
     checkpoints = small_disk / "exp" / "checkpoints"
     lines = outcome.stderr.splitlines()
-    assert lines[1].startswith(f"warning: {small_disk / 'exp'} has 1.4 MB free, and the files of a run take up to")
+    assert lines[0].startswith(f"warning: {small_disk / 'exp'} has 1.4 MB free, and the files of a run take up to")
     assert "No space left on device (" in lines[-1]
     assert "bytes are needed" in lines[-1]
     assert read_checkpoint(checkpoints / "last.pt")["epoch"] == 1

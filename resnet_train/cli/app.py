@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import io
 import json
-import logging
 import math
 import os
 import signal
@@ -20,8 +19,8 @@ import typer
 
 from resnet_train import __version__
 from resnet_train.cli import exit_at_once
-from resnet_train.runtime.ranks import rank
-from resnet_train.text import LineFormatter, escape, escape_all
+from resnet_train.runtime.terminal import paint
+from resnet_train.text import escape, escape_all
 
 DONE, FAILED, BAD_INPUT, NOT_FINITE = 0, 1, 2, 3
 SIGNALLED = 128  # plus the number of the signal
@@ -100,23 +99,25 @@ def _run(command: Callable[[], Any]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
-        line, code = describe_error(error)
+        message, code = describe_error(error)
         if "--debug" in sys.argv:
-            for part in "".join(traceback.format_exception(error)).splitlines():
-                _print_error(part)
-            return FAILED
-        _print_error(line)
+            message, code = "".join(traceback.format_exception(error)).rstrip(), FAILED
+        for line in message.split("\n"):
+            _print_error(line)
     return code if isinstance(code, int) else DONE
 
 
 def _print_error(line: str) -> None:
     """Print to stderr, unless its terminal has hung up. Messages may quote names, which may hold anything."""
     with suppress(OSError):
-        print(escape(line), file=sys.stderr)
+        line = escape(line)
+        if line.startswith("error:"):
+            line = paint("error:", "error", sys.stderr) + line.removeprefix("error:")
+        print(line, file=sys.stderr)
 
 
 def describe_error(error: Exception) -> tuple[str, int]:
-    """Return the one-line message and the exit code of an exception."""
+    """Return the message, which is one line unless a download failed, and the exit code of an exception."""
     message = " ".join(str(error).split()) or type(error).__name__
     names = [kind.__name__ for kind in type(error).__mro__]
 
@@ -130,6 +131,9 @@ def describe_error(error: Exception) -> tuple[str, int]:
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         return f"error: {' '.join(error.format_message().split())}", error.exit_code
 
+    # The message about a failed download has a line for each way out.
+    if type(error) is ConnectionError:
+        message = str(error)
     code = next((EXIT_CODES[name] for name in names if name in EXIT_CODES), FAILED)
     if code == FAILED and not isinstance(error, OSError):
         message += f" ({names[0]}; --debug shows the traceback)"
@@ -162,19 +166,7 @@ def to_json(value: Any) -> str:
 
 
 def log_to_stderr() -> None:
-    """Show the log of the package on stderr; ranks other than 0 show errors only."""
-    from resnet_train.loggers.console import BarHandler
+    """Show the log of the package on stderr."""
+    from resnet_train.loggers.console import show_log  # not at the top: --help needs no tqdm
 
-    handler = BarHandler()
-    handler.setFormatter(_LevelFormatter())
-    logger = logging.getLogger("resnet_train")
-    logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO if rank() == 0 else logging.ERROR)
-
-
-class _LevelFormatter(LineFormatter):
-    """Format a record as its message, with the level in front of warnings and errors."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return f"{record.levelname.lower()}: {text}" if record.levelno > logging.INFO else text
+    show_log()

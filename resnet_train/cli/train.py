@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +22,12 @@ from resnet_train.cli.app import (
 from resnet_train.cli.options import expand_path, expand_paths, gather_settings, with_config_options
 from resnet_train.config import make_config, to_plain
 from resnet_train.recipes import to_yaml
+from resnet_train.runtime.terminal import is_terminal, paint, text_width
+from resnet_train.text import escape
 
 if TYPE_CHECKING:
     from resnet_train.jobs.bench import DryRunResult
+    from resnet_train.records import RunResult
 
 app = new_app()
 
@@ -79,7 +84,12 @@ def train(
         recipe = (Path(config).stem, make_config(gather_settings(config, {}))) if config is not None else None
         result = train.train(resolved, given, resume, default_name(resolved, recipe))
         if result is not None:  # rank 0 has the result
+            is_watched = is_terminal(sys.stderr) and not as_json
+            if is_watched:
+                print(file=sys.stderr)
             print_result(result, _describe_result, as_json)
+            if is_watched:
+                print(_describe_next_steps(result, resolved.tensorboard), file=sys.stderr)
 
 
 def _describe_estimate(estimate: DryRunResult) -> str:
@@ -99,21 +109,57 @@ def _describe_estimate(estimate: DryRunResult) -> str:
     )
 
 
-def _describe_result(result: Any) -> str:
+def _describe_result(result: RunResult) -> str:
     """Format a result; its headline is the final epoch, because the best one was selected by its accuracy."""
-    final = result.final
-    split = "test" if "test" in final.scores else "val"
-    accuracy, loss = final.scores[split]["accuracy"], final.scores[split]["loss"]
-    chosen = "" if result.best_test_accuracy is None else f", its test accuracy {result.best_test_accuracy:.2%}"
-    return "\n".join(
-        [
-            f"run         {result.folder}",
-            f"best epoch  {result.best_epoch}, {result.best_split} accuracy {result.best_accuracy:.2%}"
-            f" (selected on the {'validation' if result.best_split == 'val' else 'test'} images){chosen}",
-            f"final {split} accuracy {accuracy:.2%}, loss {loss:.4f}: {result.arch} on {result.title}, "
-            f"epoch {final.epoch}, seed {result.seed}",
-        ]
-    )
+    from resnet_train.evaluation.metrics import confidence_interval
+    from resnet_train.runtime.duration import format_duration
+
+    # The final accuracy, with the interval that so few images allow.
+    split = "test" if "test" in result.final.scores else "val"
+    accuracy, n = result.final.scores[split]["accuracy"], result.num_images
+    interval = ""
+    if n is not None:
+        low, high = confidence_interval(round(accuracy * n), n)
+        interval = f"(95 % interval {100 * low:.2f} to {100 * high:.2f}, n {n:,})"
+
+    # The best epoch, with what selected it.
+    chosen = "(selected on the test images: do not report it)"
+    if result.best_split == "val":
+        chosen = "(on the validation images, which selected it)"
+    if result.best_test_accuracy is not None:
+        chosen = f"(validation, which selected it; test {_percent(result.best_test_accuracy)})"
+    took = "" if result.seconds is None else f"took {format_duration(result.seconds)}"
+    rows = [
+        (f"final {split} accuracy", _percent(accuracy), interval),
+        (f"best epoch {result.best_epoch}", _percent(result.best_accuracy), chosen),
+        (took, result.folder, ""),
+    ]
+
+    # In columns; the notes stand below the numbers if the terminal is narrow.
+    indent = len(f"final {split} accuracy  ")
+    lines = []
+    for label, value, note in rows:
+        line = f"{label:<{indent}}{value}"
+        fits = len(line) + 3 + len(note) <= text_width(sys.stdout)
+        lines += [f"{line}   {note}".rstrip()] if fits or not note else [line, f"  {note}"]
+    return "\n".join([paint(lines[0], "result", sys.stdout), *lines[1:]])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _describe_next_steps(result: RunResult, tensorboard: bool) -> str:
+    """Return the commands that show more of a run."""
+    folder = Path(escape(result.folder))
+    steps = [(f"resnet-eval  {shlex.quote(str(folder))}", "accuracy of every class")]
+    if tensorboard:
+        steps.append((f"tensorboard --logdir {shlex.quote(str(folder.parent))}", "http://localhost:6006"))
+    width = max(len(command) for command, _ in steps)
+    lines = [f"  {command:<{width}}   {what}" for command, what in steps]
+    if max(map(len, lines)) > text_width(sys.stderr):
+        lines = [f"  {command}" for command, _ in steps]
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -18,8 +18,13 @@ def size_schedule(stages: Sequence[tuple[int, float]], full_size: int, total_ste
         full_size: The side after the last stage.
         total_steps: The number of steps of the whole run.
     """
-    ends = [(size, round(share * total_steps)) for size, share in stages]
+    ends = stage_ends(stages, full_size, total_steps)
     return lambda step: next((size for size, end in ends if step < end), full_size)
+
+
+def stage_ends(stages: Sequence[tuple[int, float]], full_size: int, total_steps: int) -> tuple[tuple[int, int], ...]:
+    """Return each side in pixels with the step at which it ends; the full size comes last."""
+    return *((size, round(share * total_steps)) for size, share in stages), (full_size, total_steps)
 
 
 def resize(images: Tensor, size: int) -> Tensor:

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,9 @@ import torch
 
 from resnet_train.build import RunData, build_trainer, check_config, describe_network, load_data
 from resnet_train.config import TrainConfig, make_config, to_plain
+from resnet_train.data.dataset import FACTS
 from resnet_train.data.loader import BatchLoader
+from resnet_train.data.sources.cifar import no_downloads
 from resnet_train.jobs import measure
 from resnet_train.jobs.measure import RunEstimate, Spread
 from resnet_train.runs.checkpoint import Description, Saver, read_model
@@ -54,7 +56,7 @@ def dry_run(config: TrainConfig) -> DryRunResult:
     # Build the parts as a run does.
     check_config(config)
     device = prepare_machine(config.device, config.threads, config.deterministic)
-    data = load_data(config)
+    data = _load_or_invent(config)
     trainer = build_trainer(config, data, device)
 
     # Train on each image size of the run, then evaluate.
@@ -87,6 +89,17 @@ def dry_run(config: TrainConfig) -> DryRunResult:
         peak_memory_bytes=peak_memory_bytes(device),
         checkpoint_bytes=checkpoint_bytes,
     )
+
+
+def _load_or_invent(config: TrainConfig) -> RunData:
+    """Return the data of a run; random images of the same number and size if they would have to be downloaded."""
+    try:
+        with no_downloads():
+            return load_data(config)
+    except ConnectionError:
+        data = measure.random_data(config)
+        title = f"random images ({config.data_dir} does not hold {FACTS[config.dataset].title})"
+        return replace(data, train=replace(data.train, title=title))
 
 
 # --- What would be faster --------------------------------------------------------------------------------------------

@@ -15,9 +15,11 @@ from resnet_train.build import (
     describe_run,
     load_data,
 )
-from resnet_train.config import TrainConfig, to_plain
+from resnet_train.config import TrainConfig, make_config, to_plain
+from resnet_train.jobs import measure
+from resnet_train.loggers.console import show_log
 from resnet_train.loggers.log_file import LogFile
-from resnet_train.records import RunResult
+from resnet_train.records import RunInfo, RunResult
 from resnet_train.report.pictures import draw_batch, draw_confusion, draw_mistakes, find_mistakes
 from resnet_train.runs.agreement import follow_checkpoint
 from resnet_train.runs.checkpoint import Description, RunCheckpoint, Saver
@@ -28,10 +30,17 @@ from resnet_train.runs.resume import find_start
 from resnet_train.runs.space import warn_if_nearly_full
 from resnet_train.runtime.device import prepare_machine
 from resnet_train.runtime.distributed import join_processes
+from resnet_train.runtime.duration import format_estimate
 from resnet_train.runtime.environment import describe_environment
 from resnet_train.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+# A run on a CPU is called long before its first step.
+LONG_SECONDS = 2 * 3600.0
+LONG_FLOPS = 1e14  # less takes minutes on any CPU and is not looked at
+REACHED_SHARE = 0.6  # of the rate of matrix products that training reaches: 0.47 with resnet20, 0.73 with resnet18
+SHORT_RECIPE, SHORT_ARCH = "resnet20-fast", "resnet20"
 
 
 def train(
@@ -53,6 +62,8 @@ def train(
         ValueError: bad input; no run folder was created.
         NotFinite, Interrupted: see `Trainer.fit`.
     """
+    if not logging.getLogger("resnet_train").hasHandlers():  # in a notebook or script that has not set up logging
+        show_log()
     with join_processes() as processes, ExitStack() as stack:
         # Rank 0 decides which run it is and locks its folder; the other ranks need only config and state.
         start = None
@@ -97,7 +108,8 @@ def train(
         if config.tensorboard:
             _log_mistakes(trainer, data)
         best = trainer.progress.history[trainer.progress.best_epoch - 1]
-        return make_result(config, data.train.title, folder, final, best)
+        evaluated = trainer.eval_loaders["test" if data.test else "val"]
+        return make_result(config, data.train.title, folder, final, best, evaluated.num_images)
 
 
 def _attach_files(
@@ -110,8 +122,7 @@ def _attach_files(
 ) -> Saver:
     """Attach the loggers and the saver of a run's folder to the trainer; `stack` closes them."""
     # Describe the run, and write the description first.
-    about, images = describe_network(config, data), data.describe(config.batch_size)
-    info = describe_run(config, data, trainer, folder.name)
+    about, info = describe_network(config, data), describe_run(config, data, trainer, folder.path)
     loggers = build_loggers(config, folder.path, folder.check_held)
     settings, environment = to_plain(config), describe_environment(trainer.device)
     if state is None:  # else with the first save: until then the folder describes the checkpoint
@@ -130,14 +141,11 @@ def _attach_files(
     else:  # the terminal has shown how many there are
         for line in data.skipped:
             log_file.write(logging.WARNING, line)
-    params = sum(parameter.numel() for parameter in trainer.parameters)
-    log.info(
-        f"{'new run' if state is None else 'resuming'} {folder.path}: {config.arch} ({params:,} parameters) on "
-        f"{info.title} ({images}), {config.epochs} epochs, {info.device}"
-    )
     if trainer.class_weights is not None and bool((trainer.class_weights == 1).all()):
         log.warning("class_weights (=balanced) changes nothing: every class has the same number of training images")
     warn_if_nearly_full(folder, config, trainer)
+
+    _warn_if_long(config, trainer, info)
 
     # Curves continue where the state ends; a new run first shows what the network sees.
     for logger in loggers:
@@ -150,12 +158,32 @@ def _attach_files(
     return saver
 
 
+def _warn_if_long(config: TrainConfig, trainer: Trainer, info: RunInfo) -> None:
+    """Warn before the first step that a run takes hours on this CPU, and name the way out."""
+    if trainer.device.type != "cpu":
+        return
+    # Count the arithmetic that is left, and compare it with the arithmetic that this CPU can do.
+    pixels, start = 0, info.first_step
+    for side, end in info.sizes:
+        pixels += max(0, end - start) * side**2 * config.batch_size
+        start = max(start, end)
+    flops = measure.training_flops(config, info.num_classes) * pixels / config.image_size**2
+    if flops < LONG_FLOPS:
+        return
+    seconds = flops / (REACHED_SHARE * measure.matrix_rate(trainer.device, None))
+    if seconds > LONG_SECONDS:
+        small = measure.training_flops(make_config({"arch": SHORT_ARCH, "image_size": 32}), info.num_classes)
+        is_small = measure.training_flops(config, info.num_classes) <= small
+        way_out = "fewer --epochs" if is_small else f"--config {SHORT_RECIPE}"
+        log.warning("%s on this CPU; try %s", format_estimate(seconds), way_out)
+
+
 def _log_mistakes(trainer: Trainer, data: RunData) -> None:
     """Log pictures of what the final network gets wrong, on the test images or else on the validation images."""
     if not trainer.evaluations:  # the run was resumed after its last epoch
         return
     split = "test" if data.test else "val"
-    dataset, evaluation = data.test or data.train, trainer.evaluations[split]
+    dataset, evaluation = data.test or data.val or data.train, trainer.evaluations[split]
     positions = find_mistakes(evaluation)
     images = dataset.images[trainer.eval_loaders[split].gathered_indices()[positions]]
     pictures = {

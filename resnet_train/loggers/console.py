@@ -1,4 +1,4 @@
-"""Progress on stderr: a live bar on a terminal, and one plain line per epoch everywhere."""
+"""Progress on stderr: what is trained, a live bar on a terminal or in a notebook, and a table with a row per epoch."""
 
 from __future__ import annotations
 
@@ -6,17 +6,25 @@ import logging
 import sys
 import time
 from contextlib import suppress
+from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from resnet_train.loggers.base import Logger
+from resnet_train.loggers.table import EpochTable, describe_run
+from resnet_train.loggers.time_left import TimeLeft
 from resnet_train.records import RunInfo, Scalars
-from resnet_train.runtime.duration import format_duration
+from resnet_train.runtime.duration import format_clock, format_end, format_estimate
+from resnet_train.runtime.ranks import rank
+from resnet_train.runtime.terminal import can_show, is_terminal, paint, text_width
+from resnet_train.text import LineFormatter
 
 log = logging.getLogger(__name__)
 
-SHOWN_METRICS = ("loss", "accuracy")
-LONG_RUN_SECONDS = 60  # longer runs are announced with an estimate
+MEASURED_SECONDS = 2.5  # of steps, before the time of the run is estimated
+SHORT_SECONDS = 10  # shorter runs need no estimate
+IN_NOTEBOOK = any(kind.__name__ == "tqdm_notebook" for kind in tqdm.__mro__)
+WIDTH_WITH_LOSS = 70  # from this width on, the bar has the loss
 
 
 class BarHandler(logging.Handler):
@@ -29,73 +37,100 @@ class BarHandler(logging.Handler):
                 tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _LevelFormatter(LineFormatter):
+    """Format a record as its message, with the level in front of warnings and errors."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)  # escaped
+        if record.levelno <= logging.INFO:
+            return text
+        kind = "warning" if record.levelno == logging.WARNING else "error"
+        return f"{paint(f'{record.levelname.lower()}:', kind, sys.stderr)} {text}"
+
+
+def show_log() -> None:
+    """Show the log of the package on stderr; ranks other than 0 show errors only."""
+    handler = BarHandler()
+    handler.setFormatter(_LevelFormatter())
+    logger = logging.getLogger("resnet_train")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO if rank() == 0 else logging.ERROR)
+
+
 class Console(Logger):
-    """Show a bar and lines, and estimate after the first steps how long a run will take."""
+    """Show what is trained, a bar and a table, and estimate after the first steps how long the run will take."""
 
     def __init__(self) -> None:
-        self.bar: tqdm | None = None
+        self.bar: _Bar | None = None
         self.info: RunInfo | None = None
-        self.estimated = False
-        self.num_timed_steps, self.start_time = 0, 0.0
+        self.has_header = self.has_estimate = False
 
     def start(self, info: RunInfo) -> None:
-        """Remember the extent of the run."""
-        self.info = info
+        """Describe the run."""
+        self.info, self.time_left = info, TimeLeft(info)
+        width = text_width(sys.stderr)
+        self.table = EpochTable(info, width)
+        if info.first_step:
+            log.info("resuming %s: %d epochs done, step %d", info.folder, len(info.history), info.first_step)
+        for line in describe_run(info, width):
+            log.info(line)
 
     def tick(self, step: int) -> None:
         """Advance the bar; open it at the first step of an epoch."""
         assert self.info is not None
+        self.time_left.tick(step, time.perf_counter())
         if self.bar is None:
             self._open_bar(step)
-            self.num_timed_steps = 0
         assert self.bar is not None
+        self.bar.step = step
         self.bar.update(self.info.batch_size)
-        if self.num_timed_steps == 0:  # the first step warms up caches and is not timed
-            self.start_time = time.perf_counter()
-        self.num_timed_steps += 1
+        if self.time_left.measured_seconds > MEASURED_SECONDS:
+            self._estimate(step, step // self.info.steps_per_epoch)
 
     def _open_bar(self, step: int) -> None:
         assert self.info is not None
         epoch, done = divmod(step - 1, self.info.steps_per_epoch)
-        self.bar = tqdm(
+        self.bar = _Bar(
             total=self.info.steps_per_epoch * self.info.batch_size,
             initial=done * self.info.batch_size,
-            desc=f"epoch {epoch + 1}/{self.info.epochs}",
-            unit=" images",
-            unit_scale=True,
-            disable=sys.stderr is None or not sys.stderr.isatty(),
+            desc=self.table.label(epoch + 1),
+            bar_format="{desc} {bar} {percentage:3.0f} %{scores}{speed}",
+            ascii="─━" if can_show("─━", sys.stderr) else "-#",
+            disable=not IN_NOTEBOOK and not is_terminal(sys.stderr),
             leave=False,
             dynamic_ncols=True,
         )
+        self.bar.epoch, self.bar.time_left = epoch, self.time_left
+
+    def _estimate(self, step: int, epoch: int) -> None:
+        """Log once how long the run takes, unless that is short."""
+        if not self.has_estimate and (seconds := self.time_left.seconds(step, epoch)) is not None:
+            self.has_estimate = True
+            if seconds > SHORT_SECONDS:
+                about, end = format_estimate(seconds), format_end(seconds)
+                log.info("%s, done %s (measured on the first steps, evaluation included)", about, end)
 
     def log(self, scalars: Scalars, *, step: int, epoch: int | None = None) -> None:
-        """Show the scores in the bar, or after an epoch in a line that stays."""
+        """Show the scores in the bar, or after an epoch in a row of the table."""
         if epoch is not None:
-            self._log_epoch(scalars, epoch)
-            return
+            self._log_epoch(scalars, step, epoch)
+        elif self.bar is not None:
+            accuracy = f"  acc {100 * scalars['train/accuracy']:.1f} %"
+            loss = f"  loss {scalars['train/loss']:.2f}"
+            self.bar.scores = loss + accuracy if text_width(sys.stderr) >= WIDTH_WITH_LOSS else accuracy
 
-        # Within an epoch: the bar, and once the estimate.
-        if self.bar is not None:
-            self.bar.set_postfix_str("  ".join([*_describe_scores(scalars), f"lr {scalars['lr']:.3g}"]))
-        if not self.estimated and self.num_timed_steps > 1:
-            self._estimate(step)
-
-    def _estimate(self, step: int) -> None:
-        assert self.info is not None
-        # The first step is not among the timed ones.
-        self.estimated = True
-        step_seconds = (time.perf_counter() - self.start_time) / (self.num_timed_steps - 1)
-        left = (self.info.epochs * self.info.steps_per_epoch - step) * step_seconds
-        if left > LONG_RUN_SECONDS:
-            rate = self.info.batch_size / step_seconds
-            log.info("training will take about %s: %.0f images/s on %s", format_duration(left), rate, self.info.device)
-
-    def _log_epoch(self, scalars: Scalars, epoch: int) -> None:
+    def _log_epoch(self, scalars: Scalars, step: int, epoch: int) -> None:
         assert self.info is not None
         self.close()
-        head = f"epoch {epoch:>{len(str(self.info.epochs))}}/{self.info.epochs}"
-        rate = f"{scalars['timing/images_per_second']:.0f} images/s"
-        log.info("  ".join([head, *_describe_scores(scalars), rate]))
+        self.time_left.end_epoch(scalars.get("timing/eval_seconds", 0.0))
+        self._estimate(step, epoch)
+        if not self.has_header:
+            self.has_header = True
+            if is_terminal(sys.stderr):
+                tqdm.write("", file=sys.stderr)
+            log.info(self.table.header)
+        left = self.time_left.seconds(step, epoch) if epoch < self.info.epochs else None
+        log.info(self.table.row(epoch, scalars, left))
 
     def close(self) -> None:
         """Remove the bar."""
@@ -104,12 +139,18 @@ class Console(Logger):
             self.bar = None
 
 
-def _describe_scores(scalars: Scalars) -> list[str]:
-    """Return one text for each split, as ``test loss 0.8000 accuracy 70.00%``."""
-    splits: dict[str, list[str]] = {}
-    for name, value in scalars.items():
-        split, slash, metric = name.partition("/")
-        if slash and metric in SHOWN_METRICS:
-            shown = f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
-            splits.setdefault(split, [split]).append(f"{metric} {shown}")
-    return [" ".join(parts) for parts in splits.values()]
+class _Bar(tqdm):
+    """A bar of one epoch whose time left is that of the whole run."""
+
+    step, epoch = 0, 0
+    scores = ""
+    time_left: TimeLeft | None = None
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """Return what tqdm formats the bar from."""
+        values = super().format_dict
+        speed = f"{values['rate']:9,.0f}/s" if values["rate"] else ""
+        if self.time_left is not None and (left := self.time_left.seconds(self.step, self.epoch)) is not None:
+            speed += f"{format_clock(left):>9}"
+        return {**values, "scores": self.scores, "speed": speed}

@@ -55,6 +55,15 @@ def read_rows(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
+def read_seconds(folder: Path) -> float | None:
+    """Return the seconds of training and evaluation in timing.csv; None if the file is missing or damaged."""
+    try:
+        with open_regular(folder / "timing.csv", "r", encoding="utf-8", newline="") as file:
+            return sum(float(row["train_seconds"]) + float(row["eval_seconds"]) for row in csv.DictReader(file))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _header(columns: Sequence[str]) -> list[str]:
     return ["epoch", "step", *(name.removeprefix("timing/").replace("/", "_") for name in columns)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from resnet_train.config import TrainConfig
+from resnet_train.loggers.csv import read_seconds
 from resnet_train.records import EpochRecord, RunResult
 from resnet_train.runs.agreement import follow_checkpoint
 from resnet_train.runs.checkpoint import Saver, read_model
@@ -15,7 +16,14 @@ from resnet_train.runs.resume import Start
 log = logging.getLogger(__name__)
 
 
-def make_result(config: TrainConfig, title: str, folder: RunFolder, final: EpochRecord, best: EpochRecord) -> RunResult:
+def make_result(
+    config: TrainConfig,
+    title: str,
+    folder: RunFolder,
+    final: EpochRecord,
+    best: EpochRecord,
+    num_images: int | None = None,
+) -> RunResult:
     """Return the result of a run from the records of its last and its best epoch."""
     split = "val" if "val" in final.scores else "test"
     return RunResult(
@@ -26,6 +34,8 @@ def make_result(config: TrainConfig, title: str, folder: RunFolder, final: Epoch
         epochs=config.epochs,
         folder=str(folder.path),
         final=final,
+        num_images=num_images,
+        seconds=read_seconds(folder.path),
         best_split=split,
         best_epoch=best.epoch,
         best_accuracy=best.scores[split]["accuracy"],

@@ -7,6 +7,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -45,6 +46,11 @@ class Outcome(NamedTuple):
 
 
 RunCli = Callable[..., Outcome]
+
+
+def epochs_shown(lines: str) -> list[str]:
+    """Return the epochs that have a row in the table of a run: `["1/2", "2/2"]`."""
+    return re.findall(r"^ *(\d+/\d+) ", lines, re.MULTILINE)
 
 
 @contextlib.contextmanager

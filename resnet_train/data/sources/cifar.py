@@ -15,6 +15,7 @@ import tarfile
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ CIFAR100 = FACTS["cifar100"] = DatasetFacts(
     std=(0.2673, 0.2564, 0.2762),
 )
 IMAGE_SIZE = 32
+
+may_download = ContextVar("may_download", default=True)
 
 MIRROR_VARIABLE = "RESNET_TRAIN_MIRROR"
 TIMEOUT_SECONDS = 20
@@ -151,6 +154,8 @@ def _has_md5(path: Path, md5: str) -> bool:
 
 def _download(archive: Path, md5: str) -> None:
     """Try all mirrors in turn; the archive appears under its name only when it is complete."""
+    if not may_download.get():
+        raise ConnectionError(f"{archive} is not here, and nothing may be downloaded")
     # Remember why each mirror failed, for the error message.
     archive.parent.mkdir(parents=True, exist_ok=True)
     failures = []
@@ -174,8 +179,10 @@ def _download(archive: Path, md5: str) -> None:
         finally:
             part.unlink(missing_ok=True)
     raise ConnectionError(
-        f"cannot download {archive.name} (tried {'; '.join(failures)}). Put the file (MD5 {md5}) into "
-        f"{archive.parent}{os.sep} yourself, or set {MIRROR_VARIABLE} to a mirror; --dataset digits needs no download"
+        f"cannot download {archive.name} ({'; '.join(failures)})\n"
+        f"  by hand   put the file (MD5 {md5}) into {archive.parent}{os.sep}\n"
+        f"  mirror    set {MIRROR_VARIABLE} to the URL of a folder that has it\n"
+        f"  without   --dataset digits, --dataset folder (your own images) and --dry-run need no download"
     )
 
 
@@ -208,6 +215,16 @@ def _fetch(url: str, part: Path, most_bytes: int) -> None:
 def _urls(filename: str) -> list[str]:
     own = os.environ.get(MIRROR_VARIABLE)
     return [*([f"{own.rstrip('/')}/{filename}"] if own else []), *MIRRORS[filename]]
+
+
+@contextmanager
+def no_downloads() -> Iterator[None]:
+    """While entered, raise ConnectionError instead of downloading."""
+    token = may_download.set(False)
+    try:
+        yield
+    finally:
+        may_download.reset(token)
 
 
 @contextmanager

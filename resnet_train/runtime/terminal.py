@@ -1,0 +1,45 @@
+"""What a stream can show: its width and colors."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TextIO
+
+WIDTH = 79  # of text that is not shown on a terminal, or on one that is wider
+COLORS = {"warning": "33", "error": "31", "result": "1"}  # yellow, red, bold
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether the stream is a terminal."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # it is closed
+        return False
+
+
+def text_width(stream: TextIO | None) -> int:
+    """Return the columns that a line may have: one less than the terminal has, 79 without a terminal."""
+    if stream is not None and is_terminal(stream):
+        with suppress(OSError, ValueError):
+            return max(20, os.get_terminal_size(stream.fileno()).columns - 1)
+    return WIDTH
+
+
+def can_show(text: str, stream: TextIO | None) -> bool:
+    """Return whether the encoding of the stream has these characters."""
+    try:
+        text.encode(getattr(stream, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def paint(text: str, kind: str, stream: TextIO | None) -> str:
+    """Return the text in the color of a "warning", an "error" or a "result", if the stream shows colors.
+
+    It does not if it is no terminal, or if NO_COLOR is set (no-color.org).
+    """
+    if not is_terminal(stream) or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{COLORS[kind]}m{text}\x1b[0m"
