@@ -48,6 +48,9 @@ def train(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Run a few steps and estimate time and memory.")] = False,
+    profile: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Write a trace of N steps to trace.json and list what cost most.")
+    ] = 0,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print all settings as YAML and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     debug: Debug = False,
@@ -59,6 +62,8 @@ def train(
     """
     # Check the flags before torch is imported.
     given = expand_paths(gather_settings(config, settings))
+    if profile and (dry_run or print_config):
+        raise ValueError("--profile cannot be combined with --dry-run or --print-config")
     if resume is not None and (dry_run or print_config):
         raise ValueError("--resume cannot be combined with --dry-run or --print-config")
     by_path = resume is not None and resume != "auto"  # the settings are those of the run at this path
@@ -82,7 +87,7 @@ def train(
         print_result(bench.dry_run(resolved), _describe_estimate, as_json)
     else:
         recipe = (Path(config).stem, make_config(gather_settings(config, {}))) if config is not None else None
-        result = train.train(resolved, given, resume, default_name(resolved, recipe))
+        result = train.train(resolved, given, resume, default_name(resolved, recipe), profile)
         if result is not None:  # rank 0 has the result
             is_watched = is_terminal(sys.stderr) and not as_json
             if is_watched:

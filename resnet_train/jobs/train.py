@@ -19,6 +19,7 @@ from resnet_train.config import TrainConfig, make_config, to_plain
 from resnet_train.jobs import measure
 from resnet_train.loggers.console import show_log
 from resnet_train.loggers.log_file import LogFile
+from resnet_train.loggers.profile import Profile
 from resnet_train.records import RunInfo, RunResult
 from resnet_train.report.pictures import draw_batch, draw_confusion, draw_mistakes, find_mistakes
 from resnet_train.runs.agreement import follow_checkpoint
@@ -44,7 +45,11 @@ SHORT_RECIPE, SHORT_ARCH = "resnet20-fast", "resnet20"
 
 
 def train(
-    config: TrainConfig, given: dict[str, Any] | None = None, resume: str | None = None, name: str | None = None
+    config: TrainConfig,
+    given: dict[str, Any] | None = None,
+    resume: str | None = None,
+    name: str | None = None,
+    profile_steps: int = 0,
 ) -> RunResult | None:
     """Train a run; under torchrun, in all of its processes.
 
@@ -54,6 +59,7 @@ def train(
         resume: None for a new run, "auto" for the newest run with the same settings or a new one, or the path of a run,
             whose config then replaces `config`. A finished run is not trained again.
         name: of a new run if the config has none; if not given, it is made from the settings.
+        profile_steps: steps to profile, in trace.json of the run's folder; 0 profiles none.
 
     Returns:
         The result; None on every rank but 0, which alone reads and writes the run's folder.
@@ -98,7 +104,7 @@ def train(
             folder = start.open_folder()
             stack.callback(folder.unlock)
             follow_checkpoint(folder, state, start.file)
-            saver = _attach_files(stack, folder, config, data, trainer, state)
+            saver = _attach_files(stack, folder, config, data, trainer, state, profile_steps)
 
         # Train the epochs that are left.
         final = trainer.fit()
@@ -119,11 +125,14 @@ def _attach_files(
     data: RunData,
     trainer: Trainer,
     state: RunCheckpoint | None,
+    profile_steps: int,
 ) -> Saver:
     """Attach the loggers and the saver of a run's folder to the trainer; `stack` closes them."""
     # Describe the run, and write the description first.
     about, info = describe_network(config, data), describe_run(config, data, trainer, folder.path)
     loggers = build_loggers(config, folder.path, folder.check_held)
+    if profile_steps:
+        loggers.append(Profile(folder.path, profile_steps, trainer.device.type))
     settings, environment = to_plain(config), describe_environment(trainer.device)
     if state is None:  # else with the first save: until then the folder describes the checkpoint
         folder.write_description(settings, environment)
