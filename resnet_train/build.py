@@ -33,7 +33,7 @@ from resnet_train.registry import accepts, call_with
 from resnet_train.runtime.compilation import can_compile, compile_mode, compile_networks
 from resnet_train.runtime.device import device_name, memory_format
 from resnet_train.runtime.distributed import ALONE, Processes
-from resnet_train.runtime.precision import choose_precision
+from resnet_train.runtime.precision import choose_precision, resolve_amp
 from resnet_train.training.trainer import Trainer, list_scalars
 
 PRECISION_NAMES = {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -241,6 +241,13 @@ def arch_options(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in config if name in known and value is not None}
 
 
+def resolve_auto(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, str]:
+    """Return the config with the number format that `amp` means on this device, and a sentence that says why."""
+    amp, reason = resolve_amp(config.amp, device)
+    message = f"amp auto is {amp} here: {reason}" if reason else ""
+    return config.model_copy(update={"amp": amp}), message
+
+
 def build_trainer(config: TrainConfig, data: RunData, device: torch.device, processes: Processes = ALONE) -> Trainer:
     """Build model, optimizer, schedule, loaders and trainer.
 
@@ -265,6 +272,11 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
     if config.capture and (device.type != "cuda" or processes.num_ranks > 1):
         where = f"on {device.type}" if device.type != "cuda" else f"with {processes.num_ranks} processes"
         raise ValueError(f"capture (=true) works on one CUDA GPU only, not {where}; leave --capture out")
+    if config.epoch_steps is not None and config.epoch_steps > num_images // config.batch_size:
+        raise ValueError(
+            f"epoch_steps (={config.epoch_steps}) must be at most {num_images // config.batch_size}, a pass over the "
+            f"training images"
+        )
 
     # The network and its average, which is copied before the network is compiled.
     settings, num_classes = dict(config), len(data.train.classes)
@@ -333,6 +345,8 @@ def build_loaders(
     normalize = Normalize(data.train.mean, data.train.std, config.channels_last)
     transforms = build_transforms(settings)
     mix = call_with(Mix, settings) if config.mixup or config.cutmix else None
+    num_images, steps = len(data.train_indices), config.epoch_steps
+    length = num_images if steps in (None, num_images // config.batch_size) else steps * config.batch_size
     train_loader = BatchLoader(
         data.train.images,
         data.train.labels,
@@ -340,10 +354,11 @@ def build_loaders(
         batch_size=config.batch_size,
         normalize=normalize,
         transforms=transforms,
-        plan=partial(draw_plan, config.seed, num_images=len(data.train_indices), transforms=transforms, mix=mix),
+        plan=partial(draw_plan, config.seed, num_images=num_images, transforms=transforms, mix=mix, length=length),
         device=device,
         resident=fits_on(device, data.train.images.nbytes),
         drop_last=True,
+        num_batches=steps,
         chunk_bytes=CUDA_CHUNK_BYTES if device.type == "cuda" else 0,
         rank=processes.rank,
         num_ranks=processes.num_ranks,

@@ -121,6 +121,10 @@ class TrainConfig(BaseModel):
     # --- Optimization --------------------------------------------------------------------------------------------
     epochs: int = _option(200, OPTIMIZATION, on_resume="may be raised", ge=1, le=1_000_000)
     """Number of passes over the training images."""
+    minutes: float | None = _option(None, OPTIMIZATION, gt=0, le=1e6)
+    """Instead of epochs: measure this machine, then train as many steps as end after N minutes."""
+    epoch_steps: int | None = _option(None, OPTIMIZATION, ge=1)
+    """Optimizer steps of an epoch; if not given, a pass over the training images. --minutes chooses it."""
     batch_size: int = _option(128, OPTIMIZATION, short="-b", ge=1)
     """Images per optimizer step."""
     optimizer: str = _option("sgd", OPTIMIZATION)
@@ -163,10 +167,10 @@ class TrainConfig(BaseModel):
     """Directory of the run folders."""
     eval_every: int = _option(1, RUN, on_resume="free", ge=1)
     """Evaluate every N epochs, and after the last."""
-    save_every: int = _option(1, RUN, on_resume="free", ge=1)
-    """Save last.pt every N epochs, and after the last."""
     save_every_minutes: float = _option(10.0, RUN, on_resume="free", ge=0)
-    """Also save last.pt within an epoch once the last save is N minutes old; 0 disables it."""
+    """Save once the last save is N minutes old, or 5 % of the run so far (at least 30 s); 0 saves at the end only."""
+    save_every: int | None = _option(None, RUN, on_resume="free", ge=1)
+    """Also save after every N epochs."""
     log_every: int = _option(20, RUN, on_resume="free", ge=1)
     """Log the loss every N optimizer steps, and check that it is finite."""
     tensorboard: bool = _option(True, RUN, on_resume="free")
@@ -178,7 +182,7 @@ class TrainConfig(BaseModel):
     threads: int = _option(0, MACHINE, on_resume="free", ge=0, le=4096)
     """Number of CPU threads; 0 is torch's default."""
     amp: Literal["auto", "off", "bf16", "fp16"] = _option("auto", MACHINE)
-    """Mixed precision; auto is bf16 or fp16 on a CUDA GPU, and off elsewhere."""
+    """Mixed precision; auto is bf16 or fp16 on a CUDA GPU, bf16 on a CPU that gains from it, and off elsewhere."""
     compile: bool = _option(False, MACHINE, on_resume="free")
     """Compile the network with torch.compile; pays off in long runs."""
     capture: bool = _option(False, MACHINE, on_resume="free")
@@ -335,6 +339,21 @@ def _one_line(detail: Any) -> str:
     return f"{location[0]} (={reprlib.repr(value)}) {message}"
 
 
+def is_planned(config: TrainConfig) -> bool:
+    """Return whether the length of the run is known: `minutes` is not given or has been turned into steps."""
+    return config.minutes is None or config.epoch_steps is not None
+
+
+def with_length(config: TrainConfig, epochs: int, epoch_steps: int) -> TrainConfig:
+    """Return the config with another length; warm-up and milestones keep their shares of the run."""
+    share, changes = epochs / config.epochs, dict[str, Any](epochs=epochs, epoch_steps=epoch_steps)
+    if config.warmup_epochs is not None:
+        changes["warmup_epochs"] = config.warmup_epochs * share
+    if config.milestones is not None:
+        changes["milestones"] = [epoch * share for epoch in config.milestones]
+    return make_config({**to_plain(config), **changes})
+
+
 def changed_settings(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """Return the settings that affect the result and differ, with both values, in the order of `--help`."""
     return {
@@ -350,6 +369,11 @@ def merge_on_resume(saved: dict[str, Any], given: dict[str, Any]) -> TrainConfig
     Raises:
         ValueError: a given setting would change the result. The message has both values.
     """
+    # What was chosen when the run started stays.
+    chosen = {"amp"} if given.get("amp") == "auto" else set()
+    if "minutes" in given and make_config({"minutes": given["minutes"]}).minutes == saved.get("minutes"):
+        chosen |= {"epochs", "epoch_steps", "warmup_epochs", "milestones"}
+    given = {name: value for name, value in given.items() if name not in chosen}
     before, merged = make_config(saved, "the checkpoint"), make_config({**saved, **given})
     for name, (old, new) in changed_settings(before, merged).items():
         if option_metadata(name)["on_resume"] == "fixed":

@@ -25,7 +25,15 @@ from resnet_train.training.trainer import Trainer
 from tests.harness.trainers import CPU
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-TINY = {"arch": "resnet8", "dataset": "digits", "image_size": 8, "train_size": 48, "batch_size": 8, "device": "cpu"}
+TINY = {
+    "arch": "resnet8",
+    "dataset": "digits",
+    "image_size": 8,
+    "train_size": 48,
+    "batch_size": 8,
+    "device": "cpu",
+    "amp": "off",
+}
 
 
 def tiny_config(**settings: Any) -> TrainConfig:
@@ -407,8 +415,8 @@ def test_a_change_that_fails_is_left_out_with_its_reason(monkeypatch: pytest.Mon
     monkeypatch.setattr(measure, "rate", fail)
     config = tiny_config(batch_size=32)
     changes = [Change("amp", "bf16"), Change("batch_size", 64)]
-    trainings, left_out = start_changes(config, changes, random_data(config), CPU)
-    assert trainings == {}
+    trainings, left_out, compile_seconds = start_changes(config, changes, random_data(config), CPU)
+    assert (trainings, compile_seconds) == ({}, None)
     assert left_out == {
         "--amp bf16": "CUDA out of memory.",
         "--batch-size 64": "batch_size (=64) must be at most the number of training images (=48)",
@@ -448,6 +456,23 @@ def test_a_recipe_is_compared_within_each_round(monkeypatch: pytest.MonkeyPatch)
             flag="--amp bf16", note="rounds differently", rounds=1, ratio=Spread(median=0.4, min=0.4, max=0.4)
         ),
     ]
+
+
+def test_compilation_is_timed_for_every_size_and_an_evaluation(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = tiny_bench_trainer(config := tiny_config(progressive_sizes="4:0.5"))
+    forward = clock.advance_after(iter([60.0, 30.0, 10.0, 5.0, 1.0]), trainer.model.forward)
+    monkeypatch.setattr(trainer.model, "forward", forward)
+
+    monkeypatch.setattr(bench, "time", clock)
+    monkeypatch.setattr(measure, "build_bench_trainer", lambda *_: trainer)
+    _, _, seconds = start_changes(config, [bench.COMPILE], random_data(config), CPU)
+    assert seconds == 60 + 30 + 10 + 5  # two sizes; an evaluation and its warm-up
+
+
+def test_a_change_saves_its_share_of_the_training_time() -> None:
+    run = estimate_run(tiny_config(), (48, 360), {8: 10.0}, 100.0)
+    half = ChangeResult(flag="--x", note="", rounds=2, ratio=Spread(median=2.0, min=1.5, max=3.0))
+    assert half.seconds_saved(run) == run.train_seconds / 2
 
 
 # --- The programs in benchmarks/ -------------------------------------------------------------------------------------

@@ -100,6 +100,33 @@ def test_a_resumed_run_keeps_its_best_model_until_a_better_one():
     assert saver.best == [("test", 6)]
 
 
+def test_the_best_model_waits_in_memory_for_the_next_save():
+    model = Scripted({48: [0.5, 0.75, 0.5, 0.875, 0.25]})
+    _, saver = train(model, save_every=3)
+    assert [state.epoch for state in saver.states] == [3, 5]
+    assert saver.best == [("test", 2), ("test", 4)]
+    assert_same_tensors(saver.best_weights, [model.evaluated[1], model.evaluated[3]])
+
+
+def test_a_saved_best_model_is_never_older_than_the_state():
+    files = KeptFiles()
+    save_state = files.save_state
+    files.save_state = lambda state: (save_state(state), files.best.append(("state", state.best_epoch)))
+    trainer = tiny_trainer(model=Scripted({48: [0.5, 0.75, 0.875]}), saver=files, epochs=3, save_every=2)
+    trainer.fit()
+    assert files.best == [("test", 2), ("state", 2), ("test", 3), ("state", 3)]
+
+
+def test_a_run_that_fails_saves_its_best_model_first():
+    saver = KeptFiles()
+    model = Scripted({48: [0.5, 0.75, 0.25, math.nan]})
+    trainer = tiny_trainer(model=model, saver=saver, epochs=4, save_every=None)
+    with pytest.raises(NotFinite):
+        trainer.fit()
+    assert (saver.best, saver.states) == ([("test", 2)], [])
+    assert_same_tensors(saver.best_weights, [model.evaluated[1]])
+
+
 # --- What is not finite ----------------------------------------------------------------------------------------------
 
 

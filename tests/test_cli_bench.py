@@ -15,7 +15,7 @@ from resnet_train.jobs.measure import RunEstimate, Spread, Stage
 from tests.harness.cli import RunCli
 
 TINY = ["--arch", "resnet8", "--dataset", "digits", "--image-size", "8", "--train-size", "32", "--batch-size", "16"]
-QUICK = [*TINY, "--device", "cpu", "--steps", "1", "--rounds", "2"]
+QUICK = [*TINY, "--device", "cpu", "--amp", "off", "--steps", "1", "--rounds", "2"]
 
 RESULT = BenchResult(
     arch="resnet20",
@@ -128,6 +128,23 @@ def test_one_round_allows_no_advice(
     monkeypatch.setattr(bench, "bench", lambda *_: replace(RESULT, rounds=1))
     outcome = run_cli("resnet-bench", *QUICK, cwd=tmp_path)
     assert outcome.stdout.splitlines()[-1] == "One round has no range, so there is no advice."
+
+
+@pytest.mark.parametrize(
+    ("seconds", "verdict"),
+    [
+        (62.0, "pays off in this run: it saves 33 min 20 s and takes 1 min 2 s to compile"),
+        (2001.0, "does not pay off in this run: it saves 33 min 20 s and takes 33 min 21 s to compile"),
+    ],
+)
+def test_compilation_is_recommended_where_it_pays_off(
+    seconds: float, verdict: str, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ratio = Spread(median=1.25, min=1.2, max=1.3)  # of 10,000 s of training
+    change = ChangeResult(flag="--compile", note="", rounds=3, ratio=ratio, compile_seconds=seconds)
+    monkeypatch.setattr(bench, "bench", lambda *_: replace(RESULT, changes=[change]))
+    outcome = run_cli("resnet-bench", *QUICK, cwd=tmp_path)
+    assert outcome.stdout.splitlines()[-1] == f"--compile is faster here, and {verdict}."
 
 
 def test_a_run_of_one_size_has_no_rates_by_size(

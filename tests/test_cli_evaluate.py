@@ -15,6 +15,7 @@ from PIL import Image
 from resnet_train.data.dataset import ImageDataset, load_dataset
 from resnet_train.jobs.evaluate import load_model
 from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
+from resnet_train.runtime import precision
 from resnet_train.training.trainer import Trainer
 from tests.harness.cli import SMALL, Outcome, RunCli
 
@@ -375,3 +376,30 @@ def test_a_model_loads_by_the_folder_of_its_run(folder: Path) -> None:
     assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
     with pytest.raises(ValueError, match="cannot read"):
         load_model(folder / "nothing.pt")
+
+
+@pytest.mark.parametrize("amp", ["bf16", "off"])
+def test_an_evaluation_repeats_the_last_line_of_the_run(
+    amp: str, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "cpu_capabilities", lambda: {"avx512_bf16": True})
+    outcome = run_cli("resnet-train", *SMALL, "--amp", amp, "--no-tensorboard", "--json", cwd=tmp_path)
+    final = json.loads(outcome.stdout)["final"]["scores"]["test"]
+    folder = next((tmp_path / "runs").iterdir())
+    numbers = evaluate(run_cli, folder, cwd=tmp_path)
+    assert (numbers["top1"], numbers["loss"]) == (final["accuracy"], final["loss"])
+
+    # The other format gives another loss, so the numbers above are those of this one.
+    monkeypatch.setattr(precision, "PRECISIONS", {"bf16": None, "off": torch.bfloat16})
+    assert evaluate(run_cli, folder, cwd=tmp_path)["loss"] != final["loss"]
+
+
+def test_a_format_that_would_be_emulated_is_not_used(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "cpu_capabilities", dict)
+    outcome = run_cli("resnet-train", *SMALL, "--amp", "bf16", "--no-tensorboard", "--json", cwd=tmp_path)
+    final = json.loads(outcome.stdout)["final"]["scores"]["test"]
+    evaluated = run_cli("resnet-eval", next((tmp_path / "runs").iterdir()), "--json", cwd=tmp_path)
+    assert json.loads(evaluated.stdout)["loss"] == final["loss"]
+    assert "evaluating in float32, because cpu (1 threads) has no units for bf16" in evaluated.stderr

@@ -227,10 +227,10 @@ def test_print_config_ends_with_one_newline(run_cli: RunCli, tmp_path: Path) -> 
 
 def test_shells_can_complete_flags(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_RESNET_TRAIN_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", "resnet-train --ep")
+    monkeypatch.setenv("COMP_WORDS", "resnet-train --wei")
     monkeypatch.setenv("COMP_CWORD", "1")
     outcome = run_cli("resnet-train", cwd=tmp_path)
-    assert (outcome.code, outcome.stdout.split()) == (0, ["--epochs"])
+    assert (outcome.code, outcome.stdout.split()) == (0, ["--weight-decay"])
 
 
 @pytest.mark.parametrize("command", MODULES)

@@ -34,7 +34,7 @@ from resnet_train.training.trainer import NotFinite, Trainer
 from tests.harness.cli import ON_DIGITS, SMALL, Outcome, RunCli, epochs_shown
 
 QUICK = [*SMALL, "--no-tensorboard"]
-DEFAULT_NAME = "resnet8-digits-image-size8-train-size64-epochs2-batch-size32"
+DEFAULT_NAME = "resnet8-digits-image-size8-train-size64-epochs2-batch-size32-amp-off"
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 
 
@@ -577,8 +577,10 @@ def test_training_continues_if_nobody_reads_stderr(
     monkeypatch.setattr(package, "propagate", False)
     monkeypatch.setattr(package, "level", package.level)
     log_to_stderr()
-    values = {"dataset": "digits", "arch": "resnet8", "image_size": 8, "batch_size": 32, "device": "cpu", "epochs": 2}
-    config = make_config({**values, "train_size": 64, "tensorboard": False, "output_dir": tmp_path, "name": "x"})
+    values = {"dataset": "digits", "arch": "resnet8", "image_size": 8, "batch_size": 32, "device": "cpu", "amp": "off"}
+    config = make_config(
+        {**values, "epochs": 2, "train_size": 64, "tensorboard": False, "output_dir": tmp_path, "name": "x"}
+    )
     result = train(config)
     assert result.final.epoch == 2
     lines = (tmp_path / "x" / "train.log").read_text().splitlines()

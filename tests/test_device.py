@@ -5,14 +5,16 @@ from __future__ import annotations
 import platform
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from resnet_train.runtime import ranks
+from resnet_train.runtime import precision, ranks
 from resnet_train.runtime.device import memory_format, peak_memory_bytes, prepare_machine, select_device, sum_dtype
 from resnet_train.runtime.environment import describe_environment
-from resnet_train.runtime.precision import choose_precision
+from resnet_train.runtime.precision import choose_precision, eval_precision, resolve_amp
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -85,7 +87,7 @@ def test_deterministic_kernels_are_exact_ones() -> None:
 @pytest.mark.parametrize(
     ("amp", "device", "has_bf16", "expected"),
     [
-        ("auto", CPU, True, None),
+        ("auto", torch.device("mps"), True, None),
         ("auto", CUDA, True, torch.bfloat16),
         ("auto", CUDA, False, torch.float16),
         ("off", CUDA, True, None),
@@ -98,6 +100,55 @@ def test_the_precision_fits_the_device(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16 or including_emulation)
     assert choose_precision(amp, device) == expected
+
+
+@pytest.mark.parametrize(
+    ("units", "gain", "expected"),
+    [
+        (["amx_bf16", "avx512_bf16"], None, ("bf16", "this CPU has AMX")),
+        (["avx512_bf16"], 1.5, ("bf16", "a probe trains 1.50 times as fast in bf16")),
+        (["avx512_bf16"], 0.8, ("off", "a probe trains 0.80 times as fast in bf16")),
+        ([], None, ("off", "this CPU has no bf16 units")),
+    ],
+)
+def test_a_cpu_uses_bf16_where_it_gains(
+    units: list[str], gain: float | None, expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "cpu_capabilities", lambda: dict.fromkeys(units, True))
+    monkeypatch.setattr(precision, "probe_bf16", lambda: gain)  # None can't be compared: it must not be asked
+    assert resolve_amp("auto", CPU) == expected
+    assert resolve_amp("fp16", CPU) == ("fp16", "")
+
+
+def test_older_torch_reports_the_same_bf16_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    units = ("amx_bf16", "avx512_bf16")
+    newer = {name: bool(precision.cpu_capabilities().get(name)) for name in units}
+    older = SimpleNamespace(**{name: getattr(torch.cpu, name) for name in dir(torch.cpu) if name.startswith("_is_")})
+    monkeypatch.setattr(torch, "cpu", older)
+    assert precision.cpu_capabilities() == newer
+
+
+def test_a_probe_times_both_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    formats: list[torch.dtype | None] = []
+    autocast = precision.autocast
+
+    def record(device: torch.device, asked: torch.dtype | None) -> Any:
+        formats.append(asked)
+        return autocast(device, asked)
+
+    monkeypatch.setattr(precision, "autocast", record)
+    monkeypatch.setattr(precision, "PROBE_SECONDS", 0.0)
+    before = torch.random.get_rng_state()
+    assert precision.probe_bf16.__wrapped__() > 0
+    assert formats == [None, torch.bfloat16] * 2
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_evaluation_never_emulates_a_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "cpu_capabilities", lambda: {"avx512_bf16": True})
+    assert eval_precision(torch.bfloat16, CPU) is torch.bfloat16
+    assert eval_precision(torch.float16, CPU) is None
+    assert eval_precision(None, CPU) is None
 
 
 def test_sums_are_float64_where_the_device_has_it() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_train.data.augment import AlternatingFlip, Cutout, RandomCrop, RandomErasing, RandomFlip
-from resnet_train.data.plan import draw_plan, fixed_plan, generator
+from resnet_train.data.plan import draw_order, draw_plan, fixed_plan, generator
 
 CROP, FLIP, CUTOUT, ERASING = TRANSFORMS = RandomCrop(4), RandomFlip(), Cutout(16, 32), RandomErasing(0.5, 32)
 FEW = settings(max_examples=15, deadline=None, database=None)
@@ -37,6 +37,16 @@ def test_order_holds_every_image_once(seed, epoch, size):
     order = draw_plan(seed, epoch, size, ()).order
     assert order.dtype == np.int64
     assert sorted(order.tolist()) == list(range(size))
+
+
+@given(SEEDS, SIZES, st.data())
+@FEW
+def test_shorter_epochs_use_every_image_equally_often(seed, size, data):
+    length = data.draw(st.integers(1, size))
+    orders = [draw_order(seed, epoch, size, length) for epoch in range(2 * size)]
+    assert {len(order) for order in orders} == {length}
+    counts = np.bincount(np.concatenate(orders), minlength=size)
+    assert counts.tolist() == [2 * length] * size  # 2 × size epochs are 2 × length passes
 
 
 @given(SEEDS, EPOCHS, SIZES)

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnet_train import build
 from resnet_train.config import make_config
 from resnet_train.recipes import read_yaml
-from resnet_train.runs import resume
+from resnet_train.runs import checkpoint, resume
 from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 from resnet_train.runs.folder import RunFolder
 from resnet_train.training.trainer import Trainer
@@ -576,3 +577,58 @@ def test_a_run_saved_in_format_version_1_still_resumes(tmp_path: Path, run_cli) 
     evaluation = run_cli("resnet-eval", "runs/plain", "--json", cwd=tmp_path)
     assert evaluation.code == 0, evaluation
     assert json.loads(evaluation.stdout)["top1"] == float(rows[-1].split(",")[-1])
+
+
+# --- The number format -----------------------------------------------------------------------------------------------
+
+
+def fake_amp(amp: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `auto` choose a format, as another machine would."""
+
+    def resolve(asked: str, device: object) -> tuple[str, str]:
+        return (amp, "of a test") if asked == "auto" else (asked, "")
+
+    monkeypatch.setattr(build, "resolve_amp", resolve)
+
+
+def test_a_run_stores_the_format_that_auto_chose(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_amp("bf16", monkeypatch)
+    outcome = run_cli("resnet-train", *QUICK, "--amp", "auto", cwd=tmp_path)
+    assert "), bf16 " in outcome.stderr
+    assert "amp auto is bf16 here: of a test\n" in outcome.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert "amp" not in folder.name
+    assert read_yaml(folder / "config.yaml")["amp"] == "bf16"
+
+
+def test_a_resumed_run_keeps_its_format(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_amp("bf16", monkeypatch)
+    assert run_cli("resnet-train", *QUICK, "--amp", "auto", "--epochs", 1, "--name", "exp", cwd=tmp_path).code == 0
+    fake_amp("off", monkeypatch)
+    for amp in ([], ["--amp", "auto"], ["--amp", "bf16"]):
+        outcome = run_cli("resnet-train", "--resume", "runs/exp", *amp, cwd=tmp_path)
+        assert "runs/exp is finished" in outcome.stderr, outcome
+    outcome = run_cli("resnet-train", "--resume", "runs/exp", "--amp", "off", cwd=tmp_path)
+    assert "amp (=off) cannot change when a run is resumed (it was bf16)" in outcome.error
+
+
+def test_auto_resumes_runs_of_the_format_that_it_chooses(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = [*QUICK, "--amp", "auto", "--epochs", 1, "--resume", "auto"]
+    for amp, num_runs in (("bf16", 1), ("off", 2), ("bf16", 2)):
+        fake_amp(amp, monkeypatch)
+        assert run_cli("resnet-train", *line, cwd=tmp_path).code == 0
+        assert len(list((tmp_path / "runs").iterdir())) == num_runs
+
+
+@pytest.mark.parametrize(
+    ("device", "scaler", "amp"), [("cpu", {}, "off"), ("cuda", {}, "bf16"), ("cuda", {"scale": 1.0}, "fp16")]
+)
+def test_auto_in_an_older_state_is_the_format_it_had(device: str, scaler: dict, amp: str) -> None:
+    contents = {"config": {"amp": "auto"}, "environment": {"device": device}, "optimizer": {}, "scaler": scaler}
+    assert checkpoint._resolve_amp(contents)["config"] == {"amp": amp}
+    del contents["optimizer"], contents["scaler"]  # a model was evaluated in float32
+    assert checkpoint._resolve_amp(contents)["config"] == {"amp": "off"}

@@ -133,6 +133,29 @@ def test_ctrl_c_while_importing_is_one_line(tmp_path: Path) -> None:
     assert run_python("-c", code, cwd=tmp_path) == (130, "", "interrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("program", "variables", "count"),
+    [
+        ("resnet-train", {}, "10000"),
+        ("-m", {}, "10000"),
+        ("notebook", {}, "None"),
+        ("resnet-train", {"OMP_NUM_THREADS": "1"}, "None"),
+        ("resnet-train", {"KMP_BLOCKTIME": "0"}, "None"),
+        ("resnet-train", {"GOMP_SPINCOUNT": "7"}, "7"),
+    ],
+)
+def test_scripts_limit_spinning_unless_the_user_set_up_openmp(
+    program: str, variables: dict[str, str], count: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("OMP_", "GOMP_", "KMP_"))]:
+        monkeypatch.delenv(name)
+    code = (
+        f"import os, sys; sys.argv = [{program!r}]; import resnet_train.cli; "
+        "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    )
+    assert run_python("-c", code, cwd=tmp_path, **variables) == (0, f"{count} False\n", "")
+
+
 def test_a_killed_run_resumes_from_its_save_within_an_epoch(tmp_path: Path) -> None:
     command = [*TINY, 3, "--save-every", 3, "--resume", "auto", "--name"]
     assert run_forked(*command, "whole", cwd=tmp_path).code == 0

@@ -197,14 +197,34 @@ def test_sigusr1_saves_after_the_step_and_training_continues():
     assert [state.step for state in saver.states] == [2, 6]
 
 
-def test_a_state_is_saved_within_an_epoch_when_it_is_due(monkeypatch):
+@pytest.mark.parametrize(
+    ("minutes", "seconds_before", "saved"),
+    [
+        (10, 0, [2, 4, 6]),  # 30 s
+        (10, 1000, [3, 6]),  # 5 % of 1060 s
+        (1, 9000, [3, 6]),  # a minute
+        (0, 9000, [6]),  # the end only
+    ],
+)
+def test_a_state_is_saved_when_the_last_one_is_old(minutes, seconds_before, saved, monkeypatch):
     saver = MemorySaver()
-    trainer = tiny_trainer(epochs=1, saver=saver, save_every_minutes=1.0)
+    trainer = tiny_trainer(epochs=1, saver=saver, save_every=None, save_every_minutes=minutes)
     start = trainer.saved_at
+    trainer.started_at = start - seconds_before
     monkeypatch.setattr(time, "monotonic", lambda: start + 20 * trainer.progress.step)
     trainer.fit()
     monkeypatch.undo()
-    assert [state.step for state in saver.states][:2] == [3, 6]  # a minute is three steps
+    assert list(dict.fromkeys(state.step for state in saver.states)) == saved
+
+
+def test_a_save_that_is_due_when_an_epoch_ends_is_made_there(monkeypatch):
+    saver = MemorySaver()
+    trainer = tiny_trainer(epochs=4, saver=saver, save_every=None)
+    start = trainer.saved_at
+    monkeypatch.setattr(time, "monotonic", lambda: start + 20 * len(trainer.progress.history))
+    trainer.fit()
+    monkeypatch.undo()
+    assert [(state.step, state.epoch) for state in saver.states] == [(12, 2), (24, 4)]
 
 
 def test_handlers_are_given_back():
@@ -257,6 +277,12 @@ def test_evaluation_and_saves_are_at_intervals_and_at_the_end():
     evaluated = [record.epoch for record in trainer.progress.history if "test" in record.scores]
     assert evaluated == [2, 4, 5]
     assert [state.epoch for state in saver.states] == [3, 5]
+
+
+def test_a_short_run_is_saved_at_its_end_only():
+    saver = MemorySaver()
+    tiny_trainer(epochs=5, saver=saver, save_every=None).fit()
+    assert [state.epoch for state in saver.states] == [5]
 
 
 def test_loading_a_state_keeps_the_choice_of_fused_kernels():

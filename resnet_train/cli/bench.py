@@ -12,7 +12,7 @@ from resnet_train.cli.options import gather_settings, with_config_options
 from resnet_train.config import make_config
 
 if TYPE_CHECKING:
-    from resnet_train.jobs.bench import BenchResult
+    from resnet_train.jobs.bench import BenchResult, ChangeResult
 
 app = new_app()
 
@@ -107,11 +107,23 @@ def _advice(result: BenchResult) -> list[str]:
     if result.rounds < 2:
         return ["One round has no range, so there is no advice."]
     sentences = [
-        f"{change.flag} is {change.verdict} here{f' (it {change.note})' * bool(change.note)}."
+        f"{change.flag} is {change.verdict} here{f' (it {change.note})' * bool(change.note)}"
+        f"{_describe_gain(change, result)}."
         for change in result.changes
         if change.verdict
     ]
     return sentences or ["No change made a difference that the rounds agree on."]
+
+
+def _describe_gain(change: ChangeResult, result: BenchResult) -> str:
+    """Return whether what compilation saves in this run is more than what it takes."""
+    from resnet_train.runtime.duration import format_duration
+
+    if change.compile_seconds is None or change.verdict != "faster":
+        return ""
+    saved, takes = change.seconds_saved(result.run), change.compile_seconds
+    pays = "pays off" if saved > takes else "does not pay off"
+    return f", and {pays} in this run: it saves {format_duration(saved)} and takes {format_duration(takes)} to compile"
 
 
 def main() -> None:

@@ -51,6 +51,14 @@ def gather_settings(config: str | None, flags: dict[str, Any]) -> dict[str, Any]
         path = find_recipe(expand_path(config, "config"))
         from_file = read_yaml(path)
         make_config(from_file, source=str(path))
+
+    # The length of a run is given in epochs or in minutes; a flag replaces what the file says.
+    if "minutes" in flags and (other := {"epochs", "epoch_steps"} & flags.keys()):
+        raise ValueError(f"--minutes cannot be combined with --{min(other).replace('_', '-')}: it chooses the epochs")
+    if "minutes" in flags:
+        from_file.pop("epoch_steps", None)
+    if "epochs" in flags and from_file.pop("minutes", None) is not None:
+        from_file.pop("epoch_steps", None)
     return {**from_file, **flags}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +62,7 @@ def train(
     Flags override --config, which overrides the defaults. Everything a run writes is in runs/<name>/.
     """
     # Check the flags before torch is imported.
+    started = time.monotonic()
     given = expand_paths(gather_settings(config, settings))
     if profile and (dry_run or print_config):
         raise ValueError("--profile cannot be combined with --dry-run or --print-config")
@@ -87,7 +89,7 @@ def train(
         print_result(bench.dry_run(resolved), _describe_estimate, as_json)
     else:
         recipe = (Path(config).stem, make_config(gather_settings(config, {}))) if config is not None else None
-        result = train.train(resolved, given, resume, default_name(resolved, recipe), profile)
+        result = train.train(resolved, given, resume, default_name(resolved, recipe), profile, started)
         if result is not None:  # rank 0 has the result
             is_watched = is_terminal(sys.stderr) and not as_json
             if is_watched:

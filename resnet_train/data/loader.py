@@ -105,6 +105,7 @@ class BatchLoader:
         indices: The images to use, int64 [N]; None uses all of them.
         resident: Whether to keep the images on the device.
         drop_last: Whether to leave out a last, smaller batch (training).
+        num_batches: Batches of an epoch, as many as its plan has images for; None is a pass over all images.
         size_at: From an optimizer step to the side in pixels that the images are scaled down to; None keeps the size.
         chunk_bytes: Build as many batches at once as fill this many bytes; 0 builds them one by one.
         rank: This process takes every num_ranks-th image of each batch, from `rank` on.
@@ -124,6 +125,7 @@ class BatchLoader:
         indices: np.ndarray | None = None,
         resident: bool = True,
         drop_last: bool = False,
+        num_batches: int | None = None,
         size_at: Callable[[int], int] | None = None,
         chunk_bytes: int = 0,
         rank: int = 0,
@@ -132,7 +134,7 @@ class BatchLoader:
         # What to load, and how.
         indices = np.arange(len(labels)) if indices is None else indices
         self.indices, self.num_images = indices, len(indices)
-        self.batch_size, self.drop_last = batch_size, drop_last
+        self.batch_size, self.drop_last, self.num_batches = batch_size, drop_last, num_batches
         self.normalize, self.transforms = normalize, tuple(transforms)
         self.plan, self.device = plan, device
         self.size_at, self.chunk_bytes = size_at, chunk_bytes
@@ -147,6 +149,8 @@ class BatchLoader:
 
     def __len__(self) -> int:
         """Return the number of batches per epoch."""
+        if self.num_batches is not None:
+            return self.num_batches
         full, rest = divmod(self.num_images, self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 

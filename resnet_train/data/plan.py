@@ -29,7 +29,7 @@ class EpochPlan:
     """Every random choice of one epoch, on the CPU.
 
     Attributes:
-        order: int64 [N], the positions in the order in which the images are used.
+        order: int64, the positions in the order in which the images are used.
         parameters: The draws of each transform by stream name, [N, …], one row per position.
         mix: The partners and weights if images are mixed.
     """
@@ -40,10 +40,22 @@ class EpochPlan:
 
 
 def draw_plan(
-    seed: int, epoch: int, num_images: int, transforms: Sequence[Transform], mix: Mix | None = None
+    seed: int,
+    epoch: int,
+    num_images: int,
+    transforms: Sequence[Transform],
+    mix: Mix | None = None,
+    length: int | None = None,
 ) -> EpochPlan:
-    """Draw the order of the images, the parameters of each transform for each image, and the mixing."""
-    order = generator(seed, epoch, "order").permutation(num_images)
+    """Draw the order of the images, the parameters of each transform for each image, and the mixing.
+
+    Args:
+        seed, epoch: what the draws depend on.
+        num_images: N.
+        transforms, mix: the augmentations.
+        length: images of an epoch; if not given, all of them.
+    """
+    order = draw_order(seed, epoch, num_images, length or num_images)
     parameters = {}
     for transform in transforms:
         assert transform.stream not in parameters, f"two transforms share the stream {transform.stream!r}"
@@ -51,6 +63,18 @@ def draw_plan(
         rng = generator(seed, epoch if transform.redraws else 0, transform.stream)
         parameters[transform.stream] = transform.draw(rng, num_images, epoch)
     return EpochPlan(order, parameters, mix.draw(generator(seed, epoch, "mix"), num_images) if mix else None)
+
+
+def draw_order(seed: int, epoch: int, num_images: int, length: int) -> np.ndarray:
+    """Return the positions of an epoch, int64 [length].
+
+    A shorter epoch continues the pass over all images in which the one before it stopped, so that no image is used more
+    often than others.
+    """
+    first, last = epoch * length, (epoch + 1) * length - 1
+    passes = range(first // num_images, last // num_images + 1)
+    orders = [generator(seed, number, "order").permutation(num_images) for number in passes]
+    return np.concatenate(orders)[first - passes[0] * num_images :][:length]
 
 
 def fixed_plan(num_images: int) -> EpochPlan:

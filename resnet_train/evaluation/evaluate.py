@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from resnet_train.data.batch import Batch
 from resnet_train.runtime.device import sum_dtype
 from resnet_train.runtime.distributed import ALONE, Processes
-from resnet_train.runtime.precision import autocast
+from resnet_train.runtime.precision import autocast, eval_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,9 @@ class Evaluation:
 
 
 def compute_logits(model: nn.Module, precision: torch.dtype | None, batch: Batch) -> Tensor:
-    """Return the logits [B, C] of a batch, computed in a number format."""
-    with autocast(batch.images.device, precision):
+    """Return the logits [B, C] of a batch, computed in the format of training unless the device would emulate it."""
+    device = batch.images.device
+    with autocast(device, eval_precision(precision, device)):
         return model(batch.images)
 
 

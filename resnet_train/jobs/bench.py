@@ -13,23 +13,24 @@ from typing import Any, NamedTuple
 
 import torch
 
-from resnet_train.build import RunData, build_trainer, check_config, describe_network, load_data
-from resnet_train.config import TrainConfig, make_config, to_plain
+from resnet_train.build import RunData, build_trainer, check_config, describe_network, load_data, resolve_auto
+from resnet_train.config import TrainConfig, is_planned, make_config, to_plain
 from resnet_train.data.dataset import FACTS
 from resnet_train.data.loader import BatchLoader
 from resnet_train.data.sources.cifar import no_downloads
 from resnet_train.jobs import measure
 from resnet_train.jobs.measure import RunEstimate, Spread
+from resnet_train.jobs.plan import choose_length, plan_length
 from resnet_train.runs.checkpoint import Description, Saver, read_model
 from resnet_train.runs.folder import RunFolder
 from resnet_train.runs.restore import restore_model
 from resnet_train.runtime.compilation import can_compile
 from resnet_train.runtime.device import device_name, peak_memory_bytes, prepare_machine
 from resnet_train.runtime.environment import describe_environment
-from resnet_train.runtime.precision import choose_precision
+from resnet_train.runtime.precision import choose_precision, precision_name
+from resnet_train.training.trainer import Trainer
 
 MIN_STEPS, DRY_RUN_STEPS = 20, 3
-EVAL_BATCHES = {"cpu": 2, "mps": 2, "cuda": 19}
 MIN_RATIO = 0.5  # changes that train less than half as fast are timed once only
 AS_GIVEN, MATRIX = "as given", "matrix FLOP/s"
 NOTES = {"amp": "rounds differently", "accumulate": "takes more memory", "batch_size": "changes what is learned"}
@@ -54,9 +55,13 @@ class DryRunResult:
 def dry_run(config: TrainConfig) -> DryRunResult:
     """Do one of everything: training batches, an evaluation batch, a checkpoint saved and read back. Keep nothing."""
     # Build the parts as a run does.
+    started = time.monotonic()
     check_config(config)
     device = prepare_machine(config.device, config.threads, config.deterministic)
+    config, _ = resolve_auto(config, device)
     data = _load_or_invent(config)
+    if not is_planned(config):
+        config = plan_length(config, data, device, started)
     trainer = build_trainer(config, data, device)
 
     # Train on each image size of the run, then evaluate.
@@ -120,6 +125,9 @@ class Change(NamedTuple):
         return f"--{name} {self.value}"
 
 
+COMPILE = Change("compile", True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChangeResult:
     """The rate of training with a change relative to that without it, and what the change does besides."""
@@ -128,11 +136,16 @@ class ChangeResult:
     note: str
     rounds: int
     ratio: Spread
+    compile_seconds: float | None = None  # of --compile alone
 
     @property
     def verdict(self) -> str:
         """Return `faster` or `slower` if the whole range of the ratio is on that side of 1, else an empty string."""
         return "faster" if self.ratio.min > 1 else "slower" if self.ratio.max < 1 else ""
+
+    def seconds_saved(self, run: RunEstimate) -> float:
+        """Return how much shorter the training of a whole run is with this change, without compilation."""
+        return run.train_seconds * (1 - 1 / self.ratio.median)
 
 
 def changes_to_try(config: TrainConfig, device: torch.device, try_compile: bool = False) -> list[Change]:
@@ -152,6 +165,14 @@ def changes_to_try(config: TrainConfig, device: torch.device, try_compile: bool 
     return changes
 
 
+def compile_all(trainer: Trainer, config: TrainConfig) -> float:
+    """Train on each image size of a run and evaluate, so that all is compiled, and return the seconds that it takes."""
+    started = time.perf_counter()
+    measure.rates_by_size(trainer, config, [side for side, _ in measure.size_stages(config)], steps=1, warmup=0)
+    measure.eval_rate(trainer, num_batches=1)
+    return time.perf_counter() - started
+
+
 def _thread_counts() -> list[int]:
     """Return the number of processors and half of it, because two that share a core rarely double its speed."""
     processors = os.cpu_count() or 1
@@ -160,24 +181,27 @@ def _thread_counts() -> list[int]:
 
 def start_changes(
     config: TrainConfig, changes: Sequence[Change], data: RunData, device: torch.device
-) -> tuple[dict[str, Callable[[], measure.Training]], dict[str, str]]:
+) -> tuple[dict[str, Callable[[], measure.Training]], dict[str, str], float | None]:
     """Build a training with each change alone and do its first step.
 
     Returns:
-        The trainings by flag, and why other changes cannot be tried, by flag.
+        The trainings by flag; why other changes cannot be tried, by flag; the seconds of compilation if it is a change.
     """
     # A change that fails in its first step is left out with the first line of its error.
     trainings: dict[str, Callable[[], measure.Training]] = {}
-    left_out = {}
+    left_out, compile_seconds = {}, None
     for change in changes:
         try:
             changed = make_config({**to_plain(config), change.setting: change.value})
-            training = partial(measure.train, measure.build_bench_trainer(changed, data, device), changed)
+            trainer = measure.build_bench_trainer(changed, data, device)
+            training = partial(measure.train, trainer, changed)
+            if change == COMPILE:
+                compile_seconds = compile_all(trainer, changed)
             measure.rate(training, 1, device, warmup=0)
             trainings[change.flag] = training
         except (ValueError, RuntimeError) as error:  # batch too large, out of memory, a compiler that does not work
             left_out[change.flag] = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return trainings, left_out
+    return trainings, left_out, compile_seconds
 
 
 # --- All of it -------------------------------------------------------------------------------------------------------
@@ -233,6 +257,7 @@ def bench(config: TrainConfig, steps: int | None, rounds: int, try_compile: bool
     # Build the trainer and do the first step.
     check_config(config)
     device = prepare_machine(config.device, config.threads, config.deterministic)
+    config, _ = resolve_auto(config, device)
     data = measure.random_data(config)
     started = time.perf_counter()
     trainer = measure.build_bench_trainer(config, data, device)
@@ -241,7 +266,7 @@ def bench(config: TrainConfig, steps: int | None, rounds: int, try_compile: bool
     start_seconds = time.perf_counter() - started
 
     # Read the peak memory after an evaluation and some steps, before profiles and other trainers add to it.
-    eval_rate = measure.eval_rate(trainer, EVAL_BATCHES[device.type])
+    eval_rate = measure.eval_rate(trainer, measure.EVAL_BATCHES[device.type])
     measure.rate(training, 1, device)
     peak_memory = peak_memory_bytes(device)
 
@@ -250,7 +275,7 @@ def bench(config: TrainConfig, steps: int | None, rounds: int, try_compile: bool
     phase_seconds = measure.phases(training, steps, device)
     size_rates = measure.rates_by_size(trainer, config, [side for side, _ in measure.size_stages(config)[:-1]], steps)
     changes = changes_to_try(config, device, try_compile)
-    trainings, left_out = start_changes(config, changes, data, device)
+    trainings, left_out, compile_seconds = start_changes(config, changes, data, device)
     measures: dict[str, Callable[[], float]] = {AS_GIVEN: partial(measure.rate, training, steps, device)}
     measures |= {flag: partial(measure.rate, start, steps, device) for flag, start in trainings.items()}
     measures[MATRIX] = partial(measure.matrix_rate, device, trainer.precision)
@@ -260,12 +285,14 @@ def bench(config: TrainConfig, steps: int | None, rounds: int, try_compile: bool
     given, flops = rates[AS_GIVEN], measure.training_flops(config, len(data.train.classes))
     flops_per_second = [rate * flops for rate in given]
     size_rates[config.image_size] = Spread.of(given).median
+    if config.minutes is not None and not is_planned(config):
+        config = choose_length(config, measure.count_images(config), size_rates, eval_rate, 60 * config.minutes)
     return BenchResult(
         arch=config.arch,
         params=sum(parameter.numel() for parameter in trainer.parameters),
         batch_size=config.batch_size,
         image_size=config.image_size,
-        precision=str(trainer.precision or torch.float32).removeprefix("torch."),
+        precision=precision_name(trainer.precision),
         data=data.train.title,
         steps=steps,
         rounds=rounds,
@@ -280,6 +307,7 @@ def bench(config: TrainConfig, steps: int | None, rounds: int, try_compile: bool
                 note=NOTES.get(change.setting, ""),
                 rounds=len(rates[change.flag]),
                 ratio=Spread.of_ratios(rates[change.flag], given),
+                compile_seconds=compile_seconds if change == COMPILE else None,
             )
             for change in changes
             if change.flag in rates

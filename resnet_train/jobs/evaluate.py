@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +23,9 @@ from resnet_train.runs.checkpoint import read_model
 from resnet_train.runs.folder import RunFolder, find_best, find_checkpoint
 from resnet_train.runs.restore import restore_model
 from resnet_train.runtime.device import device_name, memory_format, prepare_machine
-from resnet_train.runtime.precision import choose_precision
+from resnet_train.runtime.precision import choose_precision, eval_precision
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +123,13 @@ def evaluate_checkpoint(
         raise ValueError(f"split {split}: {data_dir} does not hold the images this model was trained on")
     images = _with_classes(images, tuple(about.classes))
 
-    # Evaluate, in the number format of the run.
+    # Evaluate in the format of the training, as the run did.
+    precision = choose_precision(config.amp, torch_device)
+    if eval_precision(precision, torch_device) is not precision:
+        log.info("evaluating in float32, because %s has no units for %s", device_name(torch_device), config.amp)
     normalize = Normalize(tuple(about.mean), tuple(about.std), config.channels_last)
     loader = eval_loader(images.images, images.labels, normalize, torch_device, indices, batch_size)
     order = memory_format(config.channels_last)
-    precision = choose_precision(config.amp, torch_device)
 
     def run(model: nn.Module) -> Evaluation:
         forward = partial(compute_logits, model, precision)

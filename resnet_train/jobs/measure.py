@@ -36,6 +36,7 @@ WARMUP_STEPS = 4
 MAX_RANDOM_BYTES = 1 << 28  # all images of CIFAR-10; of larger images, as many as fit
 MATRIX_SIDES = {"cuda": 8192}  # large enough to fill the device
 MATRIX_SIDE, MATRIX_REPEATS = 1024, 10
+EVAL_BATCHES = {"cpu": 2, "mps": 2, "cuda": 19}
 PHASES = ("data", "forward", "backward", "optimizer", "host")
 
 # A training in progress: each `next` does one optimizer step and gives the number of its images.
@@ -340,7 +341,7 @@ def estimate_run(
     """
     # Training: each stage at the rate of its image size.
     train_images, eval_images = num_images
-    steps = config.epochs * (train_images // config.batch_size)
+    steps = config.epochs * (config.epoch_steps or train_images // config.batch_size)
     stages = [Stage(side=side, share=share, images_per_second=train_rates[side]) for side, share in size_stages(config)]
     train_seconds = sum(steps * stage.share * config.batch_size / stage.images_per_second for stage in stages)
 

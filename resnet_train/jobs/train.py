@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,9 +15,11 @@ from resnet_train.build import (
     describe_network,
     describe_run,
     load_data,
+    resolve_auto,
 )
-from resnet_train.config import TrainConfig, make_config, to_plain
+from resnet_train.config import TrainConfig, is_planned, make_config, to_plain
 from resnet_train.jobs import measure
+from resnet_train.jobs.plan import plan_length
 from resnet_train.loggers.console import show_log
 from resnet_train.loggers.log_file import LogFile
 from resnet_train.loggers.profile import Profile
@@ -25,6 +28,7 @@ from resnet_train.report.pictures import draw_batch, draw_confusion, draw_mistak
 from resnet_train.runs.agreement import follow_checkpoint
 from resnet_train.runs.checkpoint import Description, RunCheckpoint, Saver
 from resnet_train.runs.folder import RunFolder
+from resnet_train.runs.naming import default_name
 from resnet_train.runs.restore import UnusableState, restore_trainer, warn_about_changes
 from resnet_train.runs.result import make_result, read_result
 from resnet_train.runs.resume import find_start
@@ -50,6 +54,7 @@ def train(
     resume: str | None = None,
     name: str | None = None,
     profile_steps: int = 0,
+    started: float | None = None,
 ) -> RunResult | None:
     """Train a run; under torchrun, in all of its processes.
 
@@ -60,6 +65,7 @@ def train(
             whose config then replaces `config`. A finished run is not trained again.
         name: of a new run if the config has none; if not given, it is made from the settings.
         profile_steps: steps to profile, in trace.json of the run's folder; 0 profiles none.
+        started: when the `minutes` of the config began, on the clock of `time.monotonic`; if not given, now.
 
     Returns:
         The result; None on every rank but 0, which alone reads and writes the run's folder.
@@ -70,10 +76,15 @@ def train(
     """
     if not logging.getLogger("resnet_train").hasHandlers():  # in a notebook or script that has not set up logging
         show_log()
+    started = time.monotonic() if started is None else started
     with join_processes() as processes, ExitStack() as stack:
         # Rank 0 decides which run it is and locks its folder; the other ranks need only config and state.
-        start = None
+        start, reason = None, ""
         if processes.rank == 0:
+            if resume in (None, "auto"):
+                name = name or default_name(config)  # of the settings as they were given
+                device = prepare_machine(config.device, config.threads, config.deterministic)
+                config, reason = resolve_auto(config, device)
             start = find_start(config, given or {}, resume, lambda config: load_data(config).fingerprints, name)
             if start.folder is not None:
                 stack.callback(start.folder.unlock)
@@ -89,6 +100,10 @@ def train(
         check_config(config, resumed=state is not None)
         device = prepare_machine(config.device, config.threads, config.deterministic)
         data = load_data(config)
+        if not is_planned(config):
+            if processes.num_ranks > 1:
+                raise ValueError(f"minutes (={config.minutes:g}) needs a single process; give --epochs instead")
+            config = plan_length(config, data, device, started)
         trainer = build_trainer(config, data, device, processes)
 
         # Restore the state. One that does not fit is refused by every rank, and rank 0 has the one before.
@@ -105,6 +120,8 @@ def train(
             stack.callback(folder.unlock)
             follow_checkpoint(folder, state, start.file)
             saver = _attach_files(stack, folder, config, data, trainer, state, profile_steps)
+            if reason:
+                log.info(reason)
 
         # Train the epochs that are left.
         final = trainer.fit()

@@ -432,7 +432,7 @@ def _replay(run: Run, trainer: Trainer, points: Points, unlike: str | None, resu
     """Train from previous.pt, or from step 0 to the first save, to last.pt, and compare every bit."""
     assert run.last is not None
     previous, last, config = run.previous, run.last, make_config(run.last.config)
-    if previous is None and last.epoch > config.save_every:
+    if previous is None and config.save_every is not None and last.epoch > config.save_every:
         result.not_checked.append("the replay: previous.pt is missing")
         return
     if previous is not None and len(previous.sums) > 1:

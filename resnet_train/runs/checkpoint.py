@@ -164,7 +164,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     version = contents.get("version")
     if version not in (1, VERSION):
         raise ValueError(f"{path} has checkpoint version {version}; this program reads versions 1 and {VERSION}")
-    return _upgrade(contents) if version == 1 else contents
+    return _resolve_amp(_upgrade(contents) if version == 1 else contents)
 
 
 def read_model(path: Path) -> AnyCheckpoint:
@@ -216,6 +216,17 @@ def _upgrade(contents: dict[str, Any]) -> dict[str, Any]:
     if isinstance(history := contents.get("history"), list):
         upgraded["history"] = [nest(record) for record in history]
     return upgraded
+
+
+def _resolve_amp(contents: dict[str, Any]) -> dict[str, Any]:
+    """Replace `amp: auto`, which earlier versions stored, by what it meant: float32 on CPUs and in evaluations."""
+    config, environment = contents.get("config"), contents.get("environment")
+    if not isinstance(config, dict) or config.get("amp") != "auto":
+        return contents
+    trained_on = environment.get("device") if isinstance(environment, dict) else None
+    is_mixed = trained_on == "cuda" and "optimizer" in contents
+    amp = ("fp16" if contents.get("scaler") else "bf16") if is_mixed else "off"
+    return {**contents, "config": {**config, "amp": amp}}
 
 
 # --- Writing ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from resnet_train.config import TrainConfig, changed_settings, make_config, merge_on_resume
+from resnet_train.config import (
+    TrainConfig,
+    changed_settings,
+    is_planned,
+    make_config,
+    merge_on_resume,
+    with_length,
+)
 from resnet_train.data.dataset import FACTS, find_data_dir
 from resnet_train.recipes import read_yaml
 from resnet_train.runs.checkpoint import ModelCheckpoint, RunCheckpoint, parse, read_checkpoint
@@ -305,9 +312,9 @@ def _match_without_state(config: TrainConfig, folder: RunFolder, has_name: bool)
         except ValueError:
             raise other from None
         _check_same(folder, before, config)
-        if model.epoch != config.epochs:
+        if model.epoch != before.epochs:
             raise other
-        return Start(config=config, folder=folder, state=None, name=folder.name, exact=True, model=model)
+        return Start(config=before, folder=folder, state=None, name=folder.name, exact=True, model=model)
 
     # Only a folder of this run's name may be started again.
     if not has_name or not folder.is_killed_start():
@@ -338,6 +345,9 @@ def _check_described(folder: RunFolder, config: TrainConfig, *, must_exist: bool
 
 def _check_same(folder: RunFolder, before: TrainConfig, config: TrainConfig) -> None:
     """Raise OtherRun if a setting that affects the result differs."""
+    if before.minutes == config.minutes and is_planned(before) and not is_planned(config):
+        assert before.epoch_steps is not None
+        config = with_length(config, before.epochs, before.epoch_steps)
     changes = changed_settings(before, config)
     if not changes:
         return

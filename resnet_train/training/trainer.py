@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 
 REMEDY = "start a new run with a smaller --lr, --warmup-epochs 5 or --clip-grad 1 (--resume would repeat this one)"
 
+# The state is saved less often in long runs: a kill then loses at most a twentieth of the run so far.
+SAVE_SHARE, MIN_SAVE_SECONDS = 0.05, 30.0
+
 MAX_SCALE = torch.finfo(torch.float32).max  # of the loss, which the scaler multiplies on the device
 
 
@@ -109,7 +112,7 @@ class Trainer:
     clip_grad: float
     accumulate: int
     eval_every: int
-    save_every: int
+    save_every: int | None
     save_every_minutes: float
     log_every: int
     seed: int
@@ -137,7 +140,8 @@ class Trainer:
             self.run_step = Captured(self.step, pool=pool, recover=self.forget_step)
             self.run_forward = Captured(self.forward, pool=pool)
         self.signals = SignalWatch(announces=self.processes.rank == 0)
-        self.saved_at = time.monotonic()
+        self.best_weights: dict[str, Tensor] | None = None  # of an epoch that is better than the best file
+        self.started_at = self.saved_at = time.monotonic()
         self.evaluations: dict[str, Evaluation] = {}  # the last of each split
         self.epoch_seconds = 0.0  # training time of the running epoch, including the part before a resume
 
@@ -154,13 +158,17 @@ class Trainer:
             NotFinite: a loss, gradient or weight was not finite.
             Interrupted: by SIGINT, SIGTERM or SIGHUP, after the state was saved.
         """
-        with self.signals:
-            for epoch in range(self.progress.epoch, self.epochs):
-                self.train_epoch(epoch)
-                evaluations, eval_seconds = self.evaluate(epoch)
-                self.record(epoch, evaluations, eval_seconds)
-                self.flush_loggers()
-                self.save(epoch)
+        try:
+            with self.signals:
+                for epoch in range(self.progress.epoch, self.epochs):
+                    self.train_epoch(epoch)
+                    evaluations, eval_seconds = self.evaluate(epoch)
+                    self.record(epoch, evaluations, eval_seconds)
+                    self.flush_loggers()
+                    self.save(epoch)
+        except NotFinite:
+            self.save_best()  # it is from an epoch that was finite
+            raise
         return self.progress.history[-1]
 
     def train_epoch(self, epoch: int) -> None:
@@ -321,8 +329,10 @@ class Trainer:
                 raise Interrupted(stop, self.interrupted_message)
 
     def save_is_due(self) -> bool:
-        """Return whether the last save is at least `save_every_minutes` old."""
-        return 0 < 60 * self.save_every_minutes <= time.monotonic() - self.saved_at
+        """Return whether the last save is older than `save_every_minutes` or, if that is less, a share of the run."""
+        now = time.monotonic()
+        seconds = min(60 * self.save_every_minutes, max(MIN_SAVE_SECONDS, SAVE_SHARE * (now - self.started_at)))
+        return 0 < seconds <= now - self.saved_at
 
     # --- Between epochs ------------------------------------------------------------------------------------------
 
@@ -377,11 +387,19 @@ class Trainer:
             logger.log({**record.scalars(), **timing.scalars()}, step=record.step, epoch=record.epoch)
 
     def save(self, epoch: int) -> None:
-        """Save the model if it is the best so far, and the state every `save_every` epochs and after the last."""
+        """Keep the model if it is the best so far, and save the state if it is time to."""
         if self.saver is not None and self.progress.best_epoch == epoch + 1:
-            self.saver.save_best(self.eval_model.state_dict(), self.best_split, self.progress.history[-1])
-        if (epoch + 1) % self.save_every == 0 or epoch + 1 == self.epochs:
+            self.best_weights = {name: value.clone() for name, value in self.eval_model.state_dict().items()}
+        is_chosen = epoch + 1 == self.epochs or (self.save_every and (epoch + 1) % self.save_every == 0)
+        if is_chosen or any(self.processes.agree(self.save_is_due())):
             self.save_state()
+
+    def save_best(self) -> None:
+        """Save the best model if its file does not hold it yet."""
+        if self.saver is not None and self.best_weights is not None:
+            record = self.progress.history[self.progress.best_epoch - 1]
+            self.saver.save_best(self.best_weights, self.best_split, record)
+            self.best_weights = None
 
     @property
     def eval_model(self) -> nn.Module:
@@ -441,8 +459,9 @@ class Trainer:
             raise NotFinite(f"weights or running statistics are not finite at step {self.progress.step}; {REMEDY}")
 
     def save_state(self) -> None:
-        """Save the state; every rank takes part."""
+        """Save the best model and the state; every rank takes part."""
         state = self.state()
+        self.save_best()
         if self.saver is not None:
             self.saver.save_state(state)
         self.signals.save, self.saved_at = False, time.monotonic()

@@ -25,7 +25,9 @@ MODULES = {
     "resnet-bench": "resnet_train.cli.bench",
 }
 PACKAGE_PARENT = str(Path(resnet_train.__file__).parents[1])  # the package under test, not another installed one
-ON_DIGITS = ["--dataset", "digits", "--arch", "resnet8", "--image-size", "8", "--device", "cpu"]
+# Whatever the CPU and the time: float32, and a save after each epoch.
+FIXED = ["--device", "cpu", "--amp", "off", "--save-every", "1"]
+ON_DIGITS = ["--dataset", "digits", "--arch", "resnet8", "--image-size", "8", *FIXED]
 SMALL = [*ON_DIGITS, "--train-size", "64", "--batch-size", "32", "--epochs", "2"]
 
 

@@ -30,6 +30,8 @@ TINY = {
     "batch_size": 8,
     "lr": 0.05,
     "nesterov": True,
+    "amp": "off",
+    "save_every": 1,
 }
 cached_complexity = cache(measure_complexity)  # the deepest networks take seconds
 
