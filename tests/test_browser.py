@@ -90,7 +90,7 @@ def address(run_cli: RunCli, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def test_tensorboard_draws_train_and_test_in_one_chart(browser: Any, address: str) -> None:
-    browser.get(f"{address}/?darkMode=false#timeseries")
+    browser.get(f"{address}/?darkMode=false&smoothing=0#timeseries")
     chart = wait_until(lambda: find_all(browser, "line-chart"))[0]  # the first of the page
     card = chart.find_element("xpath", "ancestor::card-view")
     assert card.text.replace("\n", "").startswith("epoch/accuracy")

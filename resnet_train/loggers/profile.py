@@ -46,15 +46,13 @@ class Profile(Logger):
             log.warning("the run ended before there was a step to profile; --profile leaves the first one out")
             return
         profiler.export_chrome_trace(str(self.path))
-        log.info(
-            "%s has %d steps, for ui.perfetto.dev or chrome://tracing; their dearest operations:", self.path, steps
-        )
+        log.info("%s has %d steps (open it in ui.perfetto.dev); what cost most:", self.path, steps)
         for line in describe_operations(profiler.key_averages(), steps):
             log.info(line)
 
 
 def describe_operations(averages: Any, steps: int) -> list[str]:
-    """Return a table of the operations with the most time of their own: on the device if it has any, else on the CPU."""
+    """Return a table of the operations with the most time of their own, on the device or else on the CPU."""
     on_device = any(event.self_device_time_total for event in averages)
     field = "self_device_time_total" if on_device else "self_cpu_time_total"
     milliseconds = [(getattr(event, field) / 1000, event) for event in averages if not event.is_user_annotation]
