@@ -96,7 +96,7 @@ def train(
                 print(file=sys.stderr)
             print_result(result, _describe_result, as_json)
             if is_watched:
-                print(_describe_next_steps(escape_all(result), resolved.tensorboard), file=sys.stderr)
+                print(_describe_next_steps(result, resolved.tensorboard), file=sys.stderr)
 
 
 def _describe_estimate(estimate: DryRunResult) -> str:
