@@ -228,7 +228,7 @@ def test_no_folder_is_created_because_a_checkpoint_names_it(
         (["--split", "tests"], "unknown split 'tests'; use test, val or train"),
         (["--dataset", "digit"], "unknown data set 'digit'; did you mean 'digits'"),
         (["--dataset", "folder", "--data-dir", "nowhere"], "data_dir 'nowhere' is not a folder"),
-        (["--dataset", "folder", "--data-dir", "."], "has no test images"),
+        (["--dataset", "folder", "--data-dir", "."], "holds no images in folders named after classes"),
         (["--batch-size", "0"], "'--batch-size'"),
         (["--batch-size", "x"], "'--batch-size'"),
         (["--threads", "-1"], "'--threads'"),

@@ -235,10 +235,10 @@ def test_pixel_limit_is_exact(tmp_path):
 
 def test_pictures_that_take_too_much_memory_are_refused(tmp_path):
     """A WebP takes more than a PNG; the file is of a few bytes."""
-    size = (8000 - 1).to_bytes(3, "little")
+    size = (7000 - 1).to_bytes(3, "little")
     (tmp_path / "x.webp").write_bytes(b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + 2 * size + bytes(40))
     with pytest.raises(
-        ValueError, match=r"8000 × 8000 pixels are more than fit: they take 1220 MiB .* limit is 512 MiB"
+        ValueError, match=r"7000 × 7000 pixels are more than fit: they take 934 MiB .* limit is 512 MiB"
     ):
         read_image(tmp_path / "x.webp", 32)
 
@@ -745,6 +745,21 @@ def test_names_that_are_not_utf_8_become_text(tmp_path):
     assert data.classes == (r"\x8e", r"caf\xe9")
     assert data.title == r"folder data \xe4"
     assert load(data_dir).fingerprint == data.fingerprint
+
+
+def test_a_run_on_names_that_are_not_utf_8(tmp_path, run_cli):
+    data_dir = tmp_path / os.fsdecode(b"data \xe4")
+    fill_folder(data_dir, "", (os.fsdecode(b"caf\xe9"), os.fsdecode(b"\x8e")), each=12)
+    (data_dir / os.fsdecode(b"caf\xe9") / os.fsdecode(b"\xe4.svg")).write_text("")
+    settings = ["--dataset", "folder", "--data-dir", data_dir, "--test-size", 4, "--val-size", 4, "--epochs", 1]
+    small = ["--arch", "resnet8", "--image-size", 8, "--batch-size", 8, "--device", "cpu", "--name", "run"]
+    assert run_cli("resnet-train", *settings, *small, cwd=tmp_path).code == 0
+    assert r"caf\xe9/\xe4.svg (.svg)" in (tmp_path / "runs" / "run" / "train.log").read_text()
+    again = run_cli("resnet-train", *settings, *small, "--resume", "auto", cwd=tmp_path)
+    assert "is finished; nothing to do" in again.stderr
+    evaluated = run_cli("resnet-eval", "runs/run", cwd=tmp_path)
+    assert evaluated.code == 0
+    assert r"caf\xe9" in evaluated.stdout
 
 
 @pytest.mark.parametrize(("share", "broken"), [(0.5, 10), (1, 19), (0.25, 5)])

@@ -6,8 +6,10 @@ import bisect
 import io
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from threading import Condition, Lock
@@ -24,7 +26,8 @@ HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"
 HEIC_REMEDY = "HEIC can't be read: convert it to JPEG, for example with `magick mogrify -format jpg *.heic`"
 AVIF_REMEDY = "this Pillow has no AVIF decoder: upgrade it (`pip install -U pillow`), or convert the picture to JPEG"
 
-MEMORY_BYTES = 1 << 29  # 512 MiB for all pictures that are being decoded, so one large one at a time
+MEMORY_BYTES = 1 << 29  # 512 MiB for all pictures that are being decoded
+LARGE_BYTES = 1 << 25  # pictures that take more are decoded one at a time
 MAX_PIXELS = 60_000_000  # after a JPEG was reduced while decoding; beyond it, a file is taken for a bomb
 
 # Bytes per pixel that Pillow keeps, and that converting to RGB takes; 4 and 4 for other modes.
@@ -56,6 +59,8 @@ class MemoryBudget:
 
 
 BUDGET = MemoryBudget(MEMORY_BYTES)
+# One thread decodes all large pictures in turn: the C library keeps up to 64 MB in the heap of each thread.
+LARGE = ThreadPoolExecutor(1, "large picture")
 
 
 def read_image(path: Path, image_size: int) -> np.ndarray:
@@ -65,22 +70,22 @@ def read_image(path: Path, image_size: int) -> np.ndarray:
         ValueError: Its format can't be read, or it has more pixels than fit into `MAX_PIXELS` or `MEMORY_BYTES`.
         OSError: It can't be decoded.
     """
-    with ExitStack() as stack:
-        file: IO[bytes] = stack.enter_context(path.open("rb"))
+    with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
         file.seek(0)
         _check_known(head)
         if head.startswith(b"RIFF"):  # the decoder of WebP takes its memory when it is opened
             width, height = _webp_size(head)
-            stack.enter_context(_claim(width, height, WEBP_BYTES * width * height))
-            image = _open(file, head)
+            num_bytes = WEBP_BYTES * width * height
+            decode = partial(_decode, partial(_open, file, head), num_bytes, image_size)
         else:
             image = _open(_without_texts(file) if head.startswith(b"\x89PNG") else file, head)
             decoder_bytes = _decoder_bytes(image, image_size)
             width, height = image.size  # the size it is decoded at
-            stack.enter_context(_claim(width, height, decoder_bytes + _pixel_bytes(image) * width * height))
-        with image:
-            return np.asarray(_to_square(image, image_size)).transpose(2, 0, 1)
+            num_bytes = decoder_bytes + _pixel_bytes(image) * width * height
+            decode = partial(_decode, lambda: image, num_bytes, image_size)
+        _check_size(width, height, num_bytes)
+        return LARGE.submit(decode).result() if num_bytes > LARGE_BYTES else decode()
 
 
 # --- Opening ---------------------------------------------------------------------------------------------------------
@@ -181,9 +186,8 @@ def _without_texts(file: IO[bytes]) -> IO[bytes]:
 # --- Memory ----------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _claim(width: int, height: int, num_bytes: int) -> Iterator[None]:
-    """Hold the memory for a picture.
+def _check_size(width: int, height: int, num_bytes: int) -> None:
+    """Check that a picture may be decoded.
 
     Raises:
         ValueError: It has too many pixels, or takes more memory than there is for pictures.
@@ -195,8 +199,6 @@ def _claim(width: int, height: int, num_bytes: int) -> Iterator[None]:
             f"{width} × {height} pixels are more than fit: they take {num_bytes >> 20} MiB while they are decoded, and "
             f"the limit is {MEMORY_BYTES >> 20} MiB: reduce the picture"
         )
-    with BUDGET.claim(num_bytes):
-        yield
 
 
 def _pixel_bytes(image: Image.Image) -> int:
@@ -239,6 +241,12 @@ def _has_several_scans(image: ImageFile.ImageFile) -> bool:
 
 
 # --- Pixels ----------------------------------------------------------------------------------------------------------
+
+
+def _decode(open_image: Callable[[], ImageFile.ImageFile], num_bytes: int, image_size: int) -> np.ndarray:
+    """Return uint8 [3, S, S]; the memory of the picture is free again before the claim to it ends."""
+    with BUDGET.claim(num_bytes), closing(open_image()) as image:
+        return np.asarray(_to_square(image, image_size)).transpose(2, 0, 1)
 
 
 def _to_square(image: Image.Image, image_size: int) -> Image.Image:
