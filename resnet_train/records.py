@@ -30,6 +30,22 @@ class About(BaseModel):
     val_fingerprint: str | None = None  # of validation images that are not held out of the training images, likewise
 
 
+class Calibration(BaseModel):
+    """What the validation images say about the outputs of a model; stored beside its weights.
+
+    Attributes:
+        temperature: logits divided by it give calibrated probabilities.
+        known_from: 95 % of the validation images have at least this score; an image with less is called unknown.
+        num_images: that both were fitted on.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+    temperature: float = Field(gt=0)
+    known_from: float
+    num_images: int = Field(ge=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
     """The numbers of one finished epoch: a function of config and seed alone, so it holds no times.

@@ -51,7 +51,7 @@ class KeptFiles:
     def save_state(self, state) -> None:
         self.states.append(copy.deepcopy(state))
 
-    def save_best(self, weights, split, record) -> None:
+    def save_best(self, weights, split, record, calibration) -> None:
         self.best.append((split, record.epoch))
         self.best_weights.append(weights["linear.weight"].clone())
 

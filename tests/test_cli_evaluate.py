@@ -150,6 +150,17 @@ def test_validation_and_training_images_are_those_of_the_run(folder: Path, run_c
     assert evaluate(run_cli, folder, "--split", "train", cwd=tmp_path)["n"] == 64
 
 
+def test_names_reach_the_terminal_as_plain_text(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    contents = read_checkpoint(folder / "checkpoints" / "model.pt")
+    contents["about"]["classes"][3] = "\x1b[2J3"
+    write_checkpoint(tmp_path / "model.pt", contents)
+    write_pictures(tmp_path / "pictures", {1})
+    data = ["--dataset", "folder", "--data-dir", "pictures", "--device", "cpu"]
+    text = run_cli("resnet-eval", "model.pt", *data, cwd=tmp_path).stdout
+    assert all(line.isprintable() for line in text.splitlines())
+    assert "\\x1b[2J3" in text
+
+
 # --- Other data ------------------------------------------------------------------------------------------------------
 
 

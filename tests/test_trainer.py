@@ -32,7 +32,7 @@ class MemorySaver:
     def save_state(self, state):
         self.states.append(copy.deepcopy(state))
 
-    def save_best(self, weights, split, record):
+    def save_best(self, weights, split, record, calibration):
         self.best.append((split, record.epoch))
 
 

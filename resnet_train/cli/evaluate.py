@@ -15,7 +15,12 @@ app = new_app()
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A .pt file or a run folder.")],
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CHECKPOINT…", help="A .pt file or a run folder; the probabilities of several are averaged."
+        ),
+    ],
     dataset: Annotated[str | None, typer.Option(help="Another data set with the same classes.")] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Directory of its data; if not given, that of the training.")
@@ -27,6 +32,30 @@ def evaluate(
     best: Annotated[
         bool, typer.Option("--best", help="Of a run folder, evaluate the model chosen on the validation split.")
     ] = False,
+    tta: Annotated[
+        str | None,
+        typer.Option(
+            metavar="flip|flip-shift", help="Average the probabilities of mirrored, or mirrored and shifted images."
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Write one row for each image: its most likely classes.")
+    ] = None,
+    wrong: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Copy the wrong images to DIR/<label>/<predicted>/.")
+    ] = None,
+    unknown: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATASET|DIR", help="Tell apart images that show none of the classes: digits, or your pictures."
+        ),
+    ] = None,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="Also evaluate on images with noise, blur and so on, made here.")
+    ] = False,
+    cifar10_c: Annotated[
+        Path | None, typer.Option("--cifar10-c", metavar="DIR", help="Also evaluate on your files of CIFAR-10-C.")
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per batch.")] = 500,
     device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Number of CPU threads; 0 is torch's default.")] = 0,
@@ -34,20 +63,31 @@ def evaluate(
     debug: Debug = False,
     version: Version = False,
 ) -> None:
-    """Evaluate a checkpoint: top-1 with its 95 % interval, top-5, loss, and accuracy per class."""
-    checkpoint = Path(expand_path(str(checkpoint), "checkpoint"))
-    if data_dir is not None:
-        data_dir = Path(expand_path(str(data_dir), "data_dir"))
+    """Evaluate checkpoints: accuracy with its 95 % interval, calibration, accuracy per class, and what is asked for."""
+    checkpoints = [Path(expand_path(str(checkpoint), "checkpoint")) for checkpoint in checkpoints]
+    data_dir, predictions, wrong, cifar10_c = (
+        path and Path(expand_path(str(path), name))
+        for path, name in (
+            *((data_dir, "data_dir"), (predictions, "predictions")),
+            *((wrong, "wrong"), (cifar10_c, "cifar10_c")),
+        )
+    )
     log_to_stderr()
     from resnet_train.jobs.evaluate import evaluate_checkpoint  # torch takes 2 s to import
 
     hand_back_interrupts()
     result = evaluate_checkpoint(
-        checkpoint,
+        checkpoints,
         dataset=dataset,
         data_dir=data_dir,
         split=split,
         best=best,
+        tta=tta,
+        predictions=predictions,
+        wrong=wrong,
+        unknown=unknown,
+        corruptions=corruptions,
+        cifar10_c=cifar10_c,
         batch_size=batch_size,
         device=device,
         threads=threads,
@@ -59,8 +99,10 @@ def _describe(result: Any) -> str:
     low, high = result.ci95
     width = max(len("class"), *(len(row.name) for row in result.per_class))
     lines = [
-        f"checkpoint  {result.checkpoint}",
+        *([f"checkpoint  {path}" for path in result.ensemble or [result.checkpoint]]),
+        *([f"ensemble    the probabilities of {len(result.ensemble)} checkpoints, averaged"] * bool(result.ensemble)),
         f"network     {result.arch}, {_trained(result.epoch, result.steps_after_epoch)}",
+        *([] if result.tta is None else [f"tta         {result.tta}: the probabilities of several views, averaged"]),
         f"images      {result.n:,} {result.split} images of {result.title}",
         f"top-1       {result.top1:.2%}   (95 % interval {low:.2%} to {high:.2%})",
         f"top-5       {result.top5:.2%}"
@@ -69,8 +111,12 @@ def _describe(result: Any) -> str:
         f"balanced    {result.scores['balanced_accuracy']:.2%}   (mean accuracy of the classes)",
         f"macro-F1    {result.scores['macro_f1']:.4f}",
         f"loss        {result.loss:.4f}",
+        *_describe_calibration(result.calibration),
+        *([] if result.unknown is None else _describe_unknown(result.unknown)),
         *([] if result.best_top1 is None else [_describe_best(result)]),
         f"speed       {result.images_per_second:,.0f} images/s on {result.device}",
+        *([] if result.num_wrong_copied is None else [f"wrong       {result.num_wrong_copied:,} images copied"]),
+        *(line for table in result.robustness for line in _describe_robustness(table)),
         "",
         f"{'class':<{width}}  accuracy  precision  images",
         *(
@@ -79,8 +125,48 @@ def _describe(result: Any) -> str:
         ),
     ]
     if result.chosen_on == result.split:
-        lines.append(f"\nThis epoch was selected on the {result.split} images: do not report this accuracy.")
+        lines += ["", f"This epoch was selected on the {result.split} images: do not report this accuracy."]
     return "\n".join(lines)
+
+
+def _describe_calibration(result: Any) -> list[str]:
+    """Return the calibration error before and after the temperature, and where that comes from."""
+    lines = [f"ECE         {result.ece:.2%}   (95 % interval {_interval(result.ece_ci95)})"]
+    if result.calibrated_ece is not None:
+        fitted = " and ".join(f"{temperature:.2f}" for temperature in result.temperatures)
+        lines += [
+            f"calibrated  {result.calibrated_ece:.2%}   (95 % interval {_interval(result.calibrated_ci95)})",
+            f"            temperature {fitted}, fitted on {result.fitted_on}",
+        ]
+    return lines
+
+
+def _describe_unknown(result: Any) -> list[str]:
+    lines = [f"unknown     AUROC {result.auroc:.4f} against {result.n:,} images of {result.title}"]
+    if result.found is None:
+        return [*lines, "            no threshold: the model was trained without validation images"]
+    shares = f"{result.found:.2%} of them are called unknown, and {result.false_alarms:.2%} of the images"
+    return [*lines, f"            {shares}"]
+
+
+def _describe_robustness(result: Any) -> list[str]:
+    """Return a table of accuracies with a row for each corruption and a column for each severity."""
+    width = max(len("corruption"), *(len(row.name) for row in result.corruptions))
+    columns = "".join(f"{severity:>9}" for severity in range(1, len(result.corruptions[0].accuracies) + 1))
+    return [
+        "",
+        f"{'corruption':<{width}}{columns}     mean",
+        *(
+            f"{row.name:<{width}}{''.join(f'{value:>9.2%}' for value in (*row.accuracies, row.mean))}"
+            for row in result.corruptions
+        ),
+        f"mean corruption accuracy {result.mean_accuracy:.2%}, without corruption {result.clean_accuracy:.2%} "
+        f"({result.source})",
+    ]
+
+
+def _interval(bounds: tuple[float, float]) -> str:
+    return f"{bounds[0]:.2%} to {bounds[1]:.2%}"
 
 
 def _describe_best(result: Any) -> str:

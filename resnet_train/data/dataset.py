@@ -29,6 +29,7 @@ class ImageDataset:
         title: The name of the data set in every output.
         fingerprint: Equal for equal images and labels in the same order.
         skipped: The files that are not among the images, as `path (reason)`.
+        files: The picture that each image was read from, relative to the data directory; None if there are no files.
     """
 
     images: np.ndarray
@@ -39,6 +40,7 @@ class ImageDataset:
     title: str
     fingerprint: str
     skipped: tuple[str, ...] = ()
+    files: tuple[Path, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from resnet_train.evaluation.calibration import calibration_error
 from resnet_train.evaluation.evaluate import Evaluation
 from resnet_train.registry import Registry
 
@@ -51,6 +52,12 @@ def macro_f1(evaluation: Evaluation) -> float:
     marked = confusion.sum(axis=0) + confusion.sum(axis=1)  # true positives count twice
     present = marked > 0
     return float(np.mean(2 * confusion.diagonal()[present] / marked[present]))
+
+
+@METRICS.register("ece")
+def ece(evaluation: Evaluation) -> float:
+    """Return the expected calibration error over 15 bins of confidence, 0–1."""
+    return calibration_error(evaluation.logits.softmax(dim=1), evaluation.labels)
 
 
 def top5(evaluation: Evaluation) -> float | None:

@@ -1,29 +1,36 @@
-"""Evaluate a trained model: from a checkpoint to its numbers."""
+"""Evaluate trained models: from checkpoints to their numbers."""
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
 from resnet_train.config import TrainConfig, make_config
-from resnet_train.data.augment import Normalize
 from resnet_train.data.dataset import ImageDataset, find_data_dir, load_dataset, split_indices
-from resnet_train.data.layout import to_text
-from resnet_train.data.loader import EVAL_BATCH_SIZE, eval_loader
-from resnet_train.evaluation.evaluate import Evaluation, compute_logits, evaluate
+from resnet_train.data.loader import EVAL_BATCH_SIZE
+from resnet_train.evaluation.evaluate import Evaluation
 from resnet_train.evaluation.metrics import compute_scores, confidence_interval, top5
+from resnet_train.jobs.image_files import (
+    check_predictions_file,
+    copy_wrong_images,
+    make_empty_folder,
+    write_predictions,
+)
+from resnet_train.jobs.robustness import RobustnessResult, evaluate_cifar10_c, evaluate_corruptions
+from resnet_train.jobs.subject import Subject, load_subject, with_classes
+from resnet_train.jobs.trust import CalibrationResult, UnknownResult, measure_calibration, measure_unknown
 from resnet_train.records import About
 from resnet_train.runs.checkpoint import read_model
 from resnet_train.runs.folder import RunFolder, find_best, find_checkpoint
 from resnet_train.runs.restore import restore_model
-from resnet_train.runtime.device import device_name, memory_format, prepare_machine
-from resnet_train.runtime.precision import choose_precision, eval_precision
+from resnet_train.runtime.device import device_name, prepare_machine
+from resnet_train.runtime.precision import eval_precision
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +54,12 @@ class ClassResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """The numbers of a checkpoint on one split.
+    """The numbers of a checkpoint on one split, or of several whose probabilities are averaged.
 
     Attributes:
-        checkpoint, arch: what was evaluated.
+        checkpoint, arch: what was evaluated; the first of several checkpoints.
+        ensemble: all checkpoints whose probabilities were averaged; empty for a single one.
+        tta: the test-time augmentation, None without one.
         epoch, steps_after_epoch: how long it was trained.
         chosen_on: the split that this epoch was selected on; None for the final epoch.
         split, title, n: the images.
@@ -58,14 +67,20 @@ class EvaluationResult:
         top5: share of labels among the five most likely classes; None below six classes.
         ci95: Wilson's 95 % interval of `top1`.
         scores: every registered metric by name.
+        calibration: how far the probabilities can be trusted.
         per_class: one result for each class.
         images_per_second, device: the speed of this evaluation.
         best_epoch, best_top1: of the run's model that was chosen on the validation split, on the same test images; None
             if the checkpoint is not a run's folder or has no such model.
+        unknown: how well images of another kind are told apart; None if not asked for.
+        robustness: the accuracy on corrupted images, for each source of them that was asked for.
+        num_wrong_copied: images that were copied because they were classified wrong; None if not asked for.
     """
 
     checkpoint: str
     arch: str
+    ensemble: tuple[str, ...] = ()
+    tta: str | None = None
     epoch: int
     steps_after_epoch: int
     chosen_on: str | None
@@ -77,20 +92,40 @@ class EvaluationResult:
     loss: float
     ci95: tuple[float, float]
     scores: dict[str, float]
+    calibration: CalibrationResult
     per_class: tuple[ClassResult, ...]
     images_per_second: float
     device: str
     best_epoch: int | None = None
     best_top1: float | None = None
+    unknown: UnknownResult | None = None
+    robustness: tuple[RobustnessResult, ...] = ()
+    num_wrong_copied: int | None = None
+
+
+@dataclass(frozen=True)
+class SplitImages:
+    """The images of an evaluation: `indices` of a data set that was read from `data_dir`."""
+
+    split: str
+    images: ImageDataset
+    indices: np.ndarray
+    data_dir: Path
 
 
 def evaluate_checkpoint(
-    path: Path | str,
+    path: Path | str | Sequence[Path | str],
     *,
     dataset: str | None = None,
     data_dir: Path | str | None = None,
     split: str | None = None,
     best: bool = False,
+    tta: str | None = None,
+    corruptions: bool = False,
+    cifar10_c: Path | str | None = None,
+    unknown: str | None = None,
+    predictions: Path | str | None = None,
+    wrong: Path | str | None = None,
     batch_size: int = EVAL_BATCH_SIZE,
     device: str = "auto",
     threads: int = 0,
@@ -98,77 +133,96 @@ def evaluate_checkpoint(
     """Evaluate the model of a checkpoint; what is not given is taken from the checkpoint.
 
     Args:
-        path: a checkpoint, or the folder of a run, which means its final model.
+        path: a checkpoint, or the folder of a run, which means its final model; of several, probabilities are averaged.
         dataset, data_dir, split: the images.
         best: evaluate the model that the run chose on its validation split.
+        tta: average over views of each image, "flip" or "flip-shift".
+        corruptions: also evaluate on images that are corrupted here.
+        cifar10_c: also evaluate on the files of CIFAR-10-C in this folder.
+        unknown: also tell apart the images of this data set or folder, which show none of the classes.
+        predictions: write one row for each image to this CSV file.
+        wrong: copy the images that are classified wrong to this folder.
         batch_size, device, threads: how to evaluate.
 
     Raises:
         ValueError: no usable checkpoint, an unknown data set or split, or data with other classes.
     """
-    # Read the checkpoint.
-    given = Path(path)
-    path = find_best(given) if best else find_checkpoint(given)
-    checkpoint = read_model(path)
-    model = restore_model(checkpoint, path)
-    about, config = checkpoint.about, make_config(checkpoint.config, str(path))
-
-    # Load the images.
+    # Load the networks and the images, and check where results go.
+    given = [Path(path)] if isinstance(path, str | Path) else [Path(part) for part in path]
+    if predictions is not None:
+        check_predictions_file(Path(predictions))
     torch_device = prepare_machine(device, threads)
-    if data_dir is None:
-        is_same = dataset in (None, config.dataset)
-        data_dir = find_data_dir(config, checkpoint.data_path) if is_same else TrainConfig().data_dir
-    split, images, indices = _load_split(dataset or config.dataset, split, Path(data_dir), config)
-    if indices is not None and images.fingerprint != about.fingerprint:
-        raise ValueError(f"split {split}: {data_dir} does not hold the images this model was trained on")
-    images = _with_classes(images, tuple(about.classes))
+    subject = load_subject([find_best(one) if best else find_checkpoint(one) for one in given], tta, torch_device)
+    if unknown is not None and subject.is_average:
+        raise ValueError("unknown images are told apart by the outputs of one checkpoint without --tta")
+    data = _load_images(subject, dataset, data_dir, split)
+    if wrong is not None:
+        make_empty_folder(Path(wrong))
 
     # Evaluate in the format of the training, as the run did.
-    precision = choose_precision(config.amp, torch_device)
-    if eval_precision(precision, torch_device) is not precision:
-        log.info("evaluating in float32, because %s has no units for %s", device_name(torch_device), config.amp)
-    normalize = Normalize(tuple(about.mean), tuple(about.std), config.channels_last)
-    loader = eval_loader(images.images, images.labels, normalize, torch_device, indices, batch_size)
-    order = memory_format(config.channels_last)
-
-    def run(model: nn.Module) -> Evaluation:
-        forward = partial(compute_logits, model, precision)
-        return evaluate(model, loader.epoch(0), len(images.classes), torch_device, forward=forward)
-
-    model = model.to(torch_device).to(memory_format=order)
+    if eval_precision(subject.precision, torch_device) is not subject.precision:
+        log.info("evaluating in float32, because %s has no units for %s", device_name(torch_device), subject.amp)
     start = time.perf_counter()
-    evaluation = run(model)
+    evaluation = subject.evaluate(data.images, data.indices, batch_size)
     seconds = time.perf_counter() - start
+
+    # Write what was asked for each image.
+    num_wrong = None
+    if predictions is not None:
+        write_predictions(Path(predictions), evaluation, data.images, data.indices)
+    if wrong is not None:
+        num_wrong = copy_wrong_images(Path(wrong), evaluation, data.images, data.indices, data.data_dir)
+
+    # Evaluate on other images.
+    robustness = []
+    if corruptions:
+        robustness.append(evaluate_corruptions(subject, data.images, data.indices, evaluation, batch_size))
+    if cifar10_c is not None:
+        robustness.append(evaluate_cifar10_c(subject, Path(cifar10_c), evaluation, batch_size))
 
     # A run that chose a model on its validation split has two numbers to report.
     best_epoch = best_top1 = None
-    if given.is_dir() and not best and split == "test" and RunFolder(given).best("val").is_file():
-        best_path = find_best(given)
-        chosen = read_model(best_path)
-        model = restore_model(chosen, best_path).to(torch_device).to(memory_format=order)
-        best_epoch, best_top1 = chosen.epoch, compute_scores(run(model))["accuracy"]
+    if len(given) == 1 and given[0].is_dir() and not best and data.split == "test":
+        best_epoch, best_top1 = _evaluate_best(given[0], tta, subject, data, batch_size)
 
-    scores = compute_scores(evaluation)
+    scores, first = compute_scores(evaluation), subject.checkpoints[0]
     return EvaluationResult(
-        checkpoint=str(path),
-        arch=about.arch,
-        epoch=checkpoint.epoch,
-        steps_after_epoch=checkpoint.steps_after_epoch,
-        chosen_on=checkpoint.chosen_on,
-        split=split,
-        title=images.title,
+        checkpoint=str(subject.paths[0]),
+        arch=" + ".join(dict.fromkeys(checkpoint.about.arch for checkpoint in subject.checkpoints)),
+        ensemble=tuple(map(str, subject.paths)) if len(subject.paths) > 1 else (),
+        tta=tta,
+        epoch=first.epoch,
+        steps_after_epoch=first.steps_after_epoch,
+        chosen_on=data.split if data.split in subject.chosen_on else first.chosen_on,
+        split=data.split,
+        title=data.images.title,
         n=evaluation.n,
         top1=scores["accuracy"],
         top5=top5(evaluation),
         loss=evaluation.loss,
         ci95=confidence_interval(int(evaluation.confusion.trace()), evaluation.n),
         scores=scores,
-        per_class=class_results(evaluation, images.classes),
+        calibration=measure_calibration(evaluation, subject.calibration, data.split),
+        per_class=class_results(evaluation, data.images.classes),
         images_per_second=evaluation.n / seconds,
         device=device_name(torch_device),
         best_epoch=best_epoch,
         best_top1=best_top1,
+        unknown=None if unknown is None else measure_unknown(subject, unknown, evaluation, batch_size),
+        robustness=tuple(robustness),
+        num_wrong_copied=num_wrong,
     )
+
+
+def _evaluate_best(
+    run: Path, tta: str | None, subject: Subject, data: SplitImages, batch_size: int
+) -> tuple[int | None, float | None]:
+    """Return the epoch and the accuracy of the run's model that was chosen on the validation split, if it has one."""
+    if not RunFolder(run).best("val").is_file():
+        return None, None
+    chosen = load_subject([find_best(run)], tta, subject.device)
+    evaluation = chosen.evaluate(data.images, data.indices, batch_size)
+    return chosen.checkpoints[0].epoch, compute_scores(evaluation)["accuracy"]
 
 
 def load_model(path: Path | str) -> tuple[nn.Module, About]:
@@ -202,6 +256,25 @@ def class_results(evaluation: Evaluation, classes: tuple[str, ...]) -> tuple[Cla
     )
 
 
+def _load_images(subject: Subject, dataset: str | None, data_dir: Path | str | None, split: str | None) -> SplitImages:
+    """Load the images to evaluate on; what is not given is taken from the first checkpoint.
+
+    Raises:
+        ValueError: there are none, they have other classes, or they are not those of the training.
+    """
+    checkpoint, path = subject.checkpoints[0], subject.paths[0]
+    config = make_config(checkpoint.config, str(path))
+    if data_dir is None:
+        is_same = dataset in (None, config.dataset)
+        data_dir = find_data_dir(config, checkpoint.data_path) if is_same else TrainConfig().data_dir
+    split, images, indices = _load_split(dataset or config.dataset, split, Path(data_dir), config)
+    for member in subject.checkpoints:
+        if indices is not None and images.fingerprint != member.about.fingerprint:
+            raise ValueError(f"split {split}: {data_dir} does not hold the images this model was trained on")
+    images = with_classes(images, subject.classes)
+    return SplitImages(split, images, np.arange(len(images)) if indices is None else indices, Path(data_dir))
+
+
 def _load_split(
     dataset: str, split: str | None, data_dir: Path, config: TrainConfig
 ) -> tuple[str, ImageDataset, np.ndarray | None]:
@@ -227,15 +300,3 @@ def _load_split(
     if not config.val_size:
         raise ValueError("split val: this model was trained without validation images (--val-size)")
     return "val", images, val_indices
-
-
-def _with_classes(images: ImageDataset, classes: tuple[str, ...]) -> ImageDataset:
-    """Return the same images with labels that index the checkpoint's classes."""
-    known = [to_text(name) for name in classes]  # older versions stored names as the file system has them
-    unknown = sorted(set(images.classes) - set(known))
-    if unknown:
-        raise ValueError(
-            f"the data has a class {unknown[0]!r} that the checkpoint does not know ({', '.join(classes)})"
-        )
-    new_labels = np.array([known.index(name) for name in images.classes], dtype=np.int64)
-    return replace(images, labels=new_labels[images.labels], classes=tuple(known))

@@ -52,6 +52,7 @@ class CheckpointInfo:
         steps_after_epoch: optimizer steps since then.
         chosen_on: split on which the epoch was selected, None if it was not.
         metrics: record of the last finished epoch, empty if there is none.
+        calibration: temperature and threshold from the validation images, empty if there are none.
     """
 
     about: dict[str, Any]
@@ -59,6 +60,7 @@ class CheckpointInfo:
     steps_after_epoch: int
     chosen_on: str | None
     metrics: dict[str, Any]
+    calibration: dict[str, Any]
     config: dict[str, Any]
     environment: dict[str, Any]
 
@@ -146,6 +148,7 @@ def describe_checkpoint(path: Path) -> CheckpointInfo:
         steps_after_epoch=checkpoint.steps_after_epoch,
         chosen_on=checkpoint.chosen_on,
         metrics=checkpoint.metrics.to_plain() if checkpoint.metrics else {},
+        calibration=checkpoint.calibration.model_dump() if checkpoint.calibration else {},
         config=checkpoint.config,
         environment=checkpoint.environment,
     )

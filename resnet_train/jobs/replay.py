@@ -8,7 +8,7 @@ from torch import Tensor
 
 from resnet_train.loggers.base import Logger
 from resnet_train.loggers.events import Points, find_curve
-from resnet_train.records import EpochRecord, Scalars
+from resnet_train.records import Calibration, EpochRecord, Scalars
 from resnet_train.runs.checkpoint import RunCheckpoint
 from resnet_train.runs.compare import Difference
 from resnet_train.training.signals import Interrupted
@@ -47,7 +47,9 @@ class Replay(Logger):
     def save_state(self, state: Any) -> None:
         """Save nothing."""
 
-    def save_best(self, weights: dict[str, Tensor], split: str, record: EpochRecord) -> None:
+    def save_best(
+        self, weights: dict[str, Tensor], split: str, record: EpochRecord, calibration: Calibration | None
+    ) -> None:
         """Keep a copy of the best model."""
         self.best_weights, self.best_epoch = {name: value.clone() for name, value in weights.items()}, record.epoch
 

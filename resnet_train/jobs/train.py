@@ -127,7 +127,7 @@ def train(
         final = trainer.fit()
         if start is None:
             return None
-        saver.save_final(trainer.eval_model.state_dict(), final)
+        saver.save_final(trainer.eval_model.state_dict(), final, trainer.fit_calibration())
         if config.tensorboard:
             _log_mistakes(trainer, data)
         best = trainer.progress.history[trainer.progress.best_epoch - 1]

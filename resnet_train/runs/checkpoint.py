@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from resnet_train.records import About, EpochRecord
+from resnet_train.records import About, Calibration, EpochRecord
 from resnet_train.runs.archive import read_tensor_file
 from resnet_train.runs.folder import SPLITS, RunFolder
 from resnet_train.runtime.files import describe_space, open_regular
@@ -51,11 +51,15 @@ class Description(BaseModel):
 
 
 class ModelCheckpoint(Description):
-    """A model: its weights, their epoch, and the split on which that epoch was selected (None: it is the last)."""
+    """A model: its weights, their epoch, and the split on which that epoch was selected (None: it is the last).
+
+    The calibration is None if the run held out no validation images, and in files of older versions.
+    """
 
     model: dict[str, Any]
     metrics: EpochRecord | None = None
     chosen_on: str | None = None
+    calibration: Calibration | None = None
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -77,6 +81,7 @@ class RunCheckpoint(TrainerState, Description):
     """The state of a run, from which it is resumed."""
 
     chosen_on: None = None
+    calibration: None = None
 
     @property
     def metrics(self) -> EpochRecord | None:
@@ -122,18 +127,29 @@ class Saver:
         if self.folder.unsaved.exists():
             self.folder.unsaved.unlink()
 
-    def save_best(self, weights: dict[str, Tensor], split: str, record: EpochRecord) -> None:
+    def save_best(
+        self, weights: dict[str, Tensor], split: str, record: EpochRecord, calibration: Calibration | None = None
+    ) -> None:
         """Write what becomes best.pt, or best-on-test.pt if it was chosen on the test split, with the next state."""
-        self._save_model(self.folder.next_best(split), weights, record, split)
+        self._save_model(self.folder.next_best(split), weights, record, split, calibration)
 
-    def save_final(self, weights: dict[str, Tensor], record: EpochRecord) -> None:
+    def save_final(
+        self, weights: dict[str, Tensor], record: EpochRecord, calibration: Calibration | None = None
+    ) -> None:
         """Write model.pt, the model after the last epoch."""
-        self._save_model(self.folder.model, weights, record, None)
+        self._save_model(self.folder.model, weights, record, None, calibration)
 
-    def _save_model(self, path: Path, weights: dict[str, Tensor], record: EpochRecord, chosen_on: str | None) -> None:
-        contents = {**self.description, "model": weights, "metrics": record.to_plain()}
+    def _save_model(
+        self,
+        path: Path,
+        weights: dict[str, Tensor],
+        record: EpochRecord,
+        chosen_on: str | None,
+        calibration: Calibration | None,
+    ) -> None:
+        contents = {**self.description, "model": weights, "metrics": record.to_plain(), "chosen_on": chosen_on}
         self.folder.check_held()
-        write_checkpoint(path, {**contents, "chosen_on": chosen_on}, check=self.folder.check_held)
+        write_checkpoint(path, {**contents, "calibration": _plain(calibration)}, check=self.folder.check_held)
 
 
 def dump(structure: BaseModel) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from torch.profiler import record_function
 
 from resnet_train.data.batch import Batch
 from resnet_train.data.loader import BatchLoader
+from resnet_train.evaluation.calibration import fit_calibration
 from resnet_train.evaluation.evaluate import Evaluation, compute_logits, evaluate
 from resnet_train.evaluation.metrics import METRICS, compute_scores
 from resnet_train.loggers.base import Logger
@@ -30,7 +31,7 @@ from resnet_train.optim.ema import ExponentialMovingAverage
 from resnet_train.optim.groups import set_lr
 from resnet_train.optim.schedules import Schedule
 from resnet_train.optim.state import check_state, load_optimizer_state
-from resnet_train.records import EpochRecord, EpochTiming
+from resnet_train.records import Calibration, EpochRecord, EpochTiming
 from resnet_train.runtime.capture import Captured
 from resnet_train.runtime.device import peak_memory_bytes, seed_generators, sum_dtype
 from resnet_train.runtime.distributed import ALONE, Processes
@@ -60,7 +61,9 @@ class Saver(Protocol):
         """Save everything that is needed to resume."""
         ...
 
-    def save_best(self, weights: dict[str, Tensor], split: str, record: EpochRecord) -> None:
+    def save_best(
+        self, weights: dict[str, Tensor], split: str, record: EpochRecord, calibration: Calibration | None
+    ) -> None:
         """Save the best model so far on a split."""
         ...
 
@@ -141,6 +144,7 @@ class Trainer:
             self.run_forward = Captured(self.forward, pool=pool)
         self.signals = SignalWatch(announces=self.processes.rank == 0)
         self.best_weights: dict[str, Tensor] | None = None  # of an epoch that is better than the best file
+        self.best_calibration: Calibration | None = None
         self.started_at = self.saved_at = time.monotonic()
         self.evaluations: dict[str, Evaluation] = {}  # the last of each split
         self.epoch_seconds = 0.0  # training time of the running epoch, including the part before a resume
@@ -389,6 +393,7 @@ class Trainer:
     def save(self, epoch: int) -> None:
         """Keep the model if it is the best so far, and save the state if it is time to."""
         if self.saver is not None and self.progress.best_epoch == epoch + 1:
+            self.best_calibration = self.fit_calibration()
             self.best_weights = {name: value.clone() for name, value in self.eval_model.state_dict().items()}
         is_chosen = epoch + 1 == self.epochs or (self.save_every and (epoch + 1) % self.save_every == 0)
         if is_chosen or any(self.processes.agree(self.save_is_due())):
@@ -398,8 +403,12 @@ class Trainer:
         """Save the best model if its file does not hold it yet."""
         if self.saver is not None and self.best_weights is not None:
             record = self.progress.history[self.progress.best_epoch - 1]
-            self.saver.save_best(self.best_weights, self.best_split, record)
+            self.saver.save_best(self.best_weights, self.best_split, record, self.best_calibration)
             self.best_weights = None
+
+    def fit_calibration(self) -> Calibration | None:
+        """Return the calibration of the model as last evaluated on the validation images, None without them."""
+        return fit_calibration(self.evaluations["val"]) if "val" in self.evaluations else None
 
     @property
     def eval_model(self) -> nn.Module:

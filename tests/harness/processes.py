@@ -331,7 +331,7 @@ def _prepare(stop: Stop) -> None:
     elif stop.at == "saved":
         _wrap(Saver, "save_state", after=lambda saver, state: stop_if(state.epoch == stop.number))
     elif stop.at == "final":
-        _wrap(Saver, "save_final", before=lambda saver, weights, record: stop_if(True))
+        _wrap(Saver, "save_final", before=lambda saver, weights, record, calibration: stop_if(True))
     else:
         assert stop.at in {"write", "system"}, stop
         _kill_inside_a_save(stop)

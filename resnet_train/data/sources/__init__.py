@@ -2,4 +2,4 @@
 
 # `resnet-info datasets` lists them in this order.
 # isort: off
-from resnet_train.data.sources import cifar, digits, folder  # noqa: F401
+from resnet_train.data.sources import cifar, cifar10_tests, digits, folder  # noqa: F401

@@ -30,11 +30,13 @@ class FolderFacts(Facts):
     Attributes:
         mean, std: Of the pixels per channel, on a 0–1 scale.
         unreadable: The files that were left out, as `path (reason)`.
+        unreadable_indices: Their places among all files.
     """
 
     mean: tuple[float, ...] = Field(min_length=3, max_length=3)
     std: tuple[PositiveFloat, ...] = Field(min_length=3, max_length=3)
     unreadable: tuple[str, ...]
+    unreadable_indices: tuple[int, ...] = ()
 
 
 @DATASETS.register("folder")
@@ -61,7 +63,13 @@ def folder(split: str, data_dir: Path, image_size: int, test_size: int, max_unre
     def fill(target: Path) -> FolderFacts:
         unreadable = fill_from_files(target, listing.files, image_size, max_unreadable)
         mean, std = channel_statistics(np.load(target / "images.npy", mmap_mode="r", allow_pickle=False))
-        return FolderFacts(classes=listing.classes, mean=mean, std=std, unreadable=tuple(unreadable))
+        return FolderFacts(
+            classes=listing.classes,
+            mean=mean,
+            std=std,
+            unreadable=tuple(unreadable.values()),
+            unreadable_indices=tuple(unreadable),
+        )
 
     cached = open_or_build(data_dir, source, FolderFacts, fill)
     facts = cached.facts
@@ -70,6 +78,8 @@ def folder(split: str, data_dir: Path, image_size: int, test_size: int, max_unre
         _check_classes(cached.labels, listing)
     _warn_about_unreadable(facts.unreadable, split)
     skipped = (*facts.unreadable, *(f"{to_text(str(path))} ({kind})" for path, kind in listing.skipped))
+    left_out = set(facts.unreadable_indices)
+    paths = [file.path.relative_to(data_dir) for index, file in enumerate(listing.files) if index not in left_out]
     return ImageDataset(
         images=cached.images,
         labels=cached.labels,
@@ -79,6 +89,7 @@ def folder(split: str, data_dir: Path, image_size: int, test_size: int, max_unre
         title=f"folder {to_text(data_dir.resolve().name)}",
         fingerprint=cached.fingerprint,
         skipped=skipped,
+        files=tuple(paths) if len(paths) == len(cached.labels) else None,  # an older cache may not know
     )
 
 
@@ -110,11 +121,11 @@ def _check_classes(labels: np.ndarray, listing: Listing) -> None:
         raise ValueError(f"class {name!r} has no image that can be read in {listing.folder}; remove its folder")
 
 
-def fill_from_files(target: Path, files: list[SourceFile], image_size: int, max_unreadable: float) -> list[str]:
+def fill_from_files(target: Path, files: list[SourceFile], image_size: int, max_unreadable: float) -> dict[int, str]:
     """Decode all pictures on all cores into `images.npy` and `labels.npy`.
 
     Returns:
-        The unreadable files, which are left out, as `path (reason)`.
+        The unreadable files, which are left out, as `path (reason)` by index, in order.
 
     Raises:
         ValueError: Too many pictures can't be read.
@@ -138,8 +149,8 @@ def fill_from_files(target: Path, files: list[SourceFile], image_size: int, max_
             pass
     images.flush()
 
-    unreadable = [problems[index] for index in sorted(problems)]
-    _check_unreadable(unreadable, len(files), max_unreadable)
+    unreadable = dict(sorted(problems.items()))
+    _check_unreadable(list(unreadable.values()), len(files), max_unreadable)
     kept = np.array([index for index in range(len(files)) if index not in problems])
     if unreadable:
         _keep(images, kept, target)
