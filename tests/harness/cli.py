@@ -21,6 +21,7 @@ import resnet_train
 MODULES = {
     "resnet-train": "resnet_train.cli.train",
     "resnet-eval": "resnet_train.cli.evaluate",
+    "resnet-predict": "resnet_train.cli.predict",
     "resnet-info": "resnet_train.cli.info",
     "resnet-bench": "resnet_train.cli.bench",
 }

@@ -1,0 +1,200 @@
+"""resnet-predict: say what pictures show, with calibrated probabilities."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from resnet_train.cli.app import (
+    DONE,
+    FAILED,
+    Debug,
+    Version,
+    hand_back_interrupts,
+    log_to_stderr,
+    new_app,
+    run_app,
+    stdout_encoding,
+    to_json,
+)
+from resnet_train.cli.options import expand_path
+from resnet_train.text import escape
+
+log = logging.getLogger("resnet_train.cli.predict")  # also if this module is run as a script
+
+BAR_FROM = 1000  # pictures
+IMAGE_WIDTH, CLASS_WIDTH, LINE_WIDTH = 28, 14, 79
+
+app = new_app()
+
+
+@app.command()
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A .pt file or a run folder.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE…|DIR|-",
+            help="Pictures of any size, folders of them, or -: a picture or file names, one a line, on stdin.",
+        ),
+    ],
+    top: Annotated[int, typer.Option(min=1, help="Number of classes for each picture.")] = 3,
+    best: Annotated[
+        bool, typer.Option("--best", help="Of a run folder, use the model chosen on the validation split.")
+    ] = False,
+    explain: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write each picture with a heat map of what speaks for its class."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures per batch.")] = 100,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="Number of CPU threads; 0 is torch's default.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, probabilities from 0 to 1.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, one row for each picture.")] = False,
+    debug: Debug = False,
+    version: Version = False,
+) -> int:
+    """Say what pictures show: the most likely classes, and whether a picture is unlike those of the training."""
+    if as_json and as_csv:
+        raise ValueError("--json and --csv exclude each other; choose one")
+    checkpoint = Path(expand_path(str(checkpoint), "checkpoint"))
+    explain = explain and Path(expand_path(str(explain), "explain"))
+    log_to_stderr()
+    from tqdm import tqdm
+
+    from resnet_train.jobs.predict import Predictor, Unreadable, open_sources  # torch takes 2 s to import
+
+    hand_back_interrupts()
+    with open_sources(images) as (files, count):
+        predictor = Predictor(checkpoint, best=best, device=device, threads=threads)
+        if not predictor.is_calibrated:
+            log.warning(
+                "this model was trained without validation images: its probabilities are not calibrated, and unknown "
+                "pictures are not recognized"
+            )
+        writer: Any = Json(str(checkpoint)) if as_json else Csv(top) if as_csv else Table()
+        unreadable = []
+        results = predictor.predict(files, top=top, batch_size=batch_size, explain=explain)
+        hides_bar = True if count is not None and count < BAR_FROM else None  # None: also if stderr is no terminal
+        _echo(writer.begin())
+        for result in tqdm(results, total=count, unit="image", disable=hides_bar, leave=False):
+            with tqdm.external_write_mode(file=sys.stdout):
+                if isinstance(result, Unreadable):
+                    unreadable.append(result)
+                    log.error("cannot read %s: %s", result.image, result.reason)
+                else:
+                    _echo(writer.row(result))
+        _echo(writer.end(unreadable))
+    if unreadable:
+        log.error("%s of the pictures could not be read", f"{len(unreadable):,}")
+    return FAILED if unreadable else DONE
+
+
+def _echo(text: str) -> None:
+    if text:
+        print(text)  # echo ignores the encoding
+
+
+class Table:
+    """A table of at most 79 columns."""
+
+    def begin(self) -> str:
+        """Return the header."""
+        return f"{'image':<{IMAGE_WIDTH}}  {'class':<{CLASS_WIDTH}}  {'prob.':>7}  then"
+
+    def row(self, result: Any) -> str:
+        """Return the line of a picture; what does not fit ends with an ellipsis."""
+        first, *others = result.top
+        flag = "unknown; " if result.unknown else ""
+        rest = flag + ", ".join(f"{_plain(other.name)} {other.probability:.1%}" for other in others)
+        image = _fit(_plain(result.image), IMAGE_WIDTH, keep_end=True)
+        line = f"{image}  {_fit(_plain(first.name), CLASS_WIDTH)}  {first.probability:>7.1%}  "
+        return (line + _fit(rest, LINE_WIDTH - IMAGE_WIDTH - CLASS_WIDTH - 13)).rstrip()
+
+    def end(self, unreadable: list[Any]) -> str:
+        """Return nothing."""
+        return ""
+
+
+class Csv:
+    """One row for each picture that could be read."""
+
+    def __init__(self, top: int) -> None:
+        self.top = top
+
+    def begin(self) -> str:
+        """Return the header."""
+        ranked = [f"{name}_{rank}" for rank in range(1, self.top + 1) for name in ("class", "probability")]
+        return self._line(["image", "unknown", *ranked])
+
+    def row(self, result: Any) -> str:
+        """Return the row of a picture."""
+        ranked = [cell for one in result.top for cell in (one.name, f"{one.probability:.6f}")]
+        unknown = "" if result.unknown is None else str(result.unknown).lower()
+        return self._line([result.image, unknown, *ranked, *[""] * (2 * self.top - len(ranked))])
+
+    def end(self, unreadable: list[Any]) -> str:
+        """Return nothing."""
+        return ""
+
+    def _line(self, cells: list[str]) -> str:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="").writerow(cells)
+        return text.getvalue()
+
+
+class Json:
+    """One object, written as the results come, so that memory does not grow with their number."""
+
+    def __init__(self, checkpoint: str) -> None:
+        self.checkpoint, self.count = checkpoint, 0
+
+    def begin(self) -> str:
+        """Return the start of the object."""
+        return f'{{"checkpoint": {to_json(self.checkpoint)}, "predictions": ['
+
+    def row(self, result: Any) -> str:
+        """Return a prediction, after a comma if it is not the first."""
+        self.count += 1
+        return ("," if self.count > 1 else "") + to_json(result)
+
+    def end(self, unreadable: list[Any]) -> str:
+        """Return the end of the object, with the pictures that could not be read."""
+        return f'], "unreadable": {to_json(unreadable)}}}'
+
+
+def _plain(name: str) -> str:
+    """Return a name as stdout can show it."""
+    return escape(name, stdout_encoding())
+
+
+def _fit(text: str, width: int, *, keep_end: bool = False) -> str:
+    """Return the text in exactly so many columns; of a longer one the start or the end, with an ellipsis."""
+    if _count_columns(text) <= width:
+        return text + " " * (width - _count_columns(text))
+    while _count_columns(text) > width - 1:
+        text = text[1:] if keep_end else text[:-1]
+    filled = " " * (width - 1 - _count_columns(text))  # a wide character may leave one column
+    return f"…{text}{filled}" if keep_end else f"{text}…{filled}"
+
+
+def _count_columns(text: str) -> int:
+    """Return the columns of a terminal that a text takes: two for each wide character of East Asia."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+
+
+def main() -> None:
+    """Run the console script."""
+    run_app(app, "resnet-predict")
+
+
+if __name__ == "__main__":
+    main()
