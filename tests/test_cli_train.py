@@ -156,7 +156,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--train-size", "64"], r"batch_size \(=128\) must be at most the number of training images \(=64\)"),
         (["--dataset", "folder", "--data-dir", "nowhere"], "data_dir 'nowhere' is not a folder"),
         (["--dataset", "folder", "--data-dir", "file"], "data_dir 'file' is not a folder"),
-        (["--dataset", "folder", "--data-dir", "a-folder"], "a-folder has no folder train/"),
+        (["--dataset", "folder", "--data-dir", "a-folder"], "a-folder holds no images in folders named after classes"),
         (
             ["--dataset", "folder", "--data-dir", "one-class"],
             "one-class has one class only \\('cat'\\); there is nothing",
