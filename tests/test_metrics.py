@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from resnet_train.evaluation.evaluate import Evaluation
 from resnet_train.evaluation.metrics import METRICS, compute_scores, confidence_interval
-from resnet_train.jobs.evaluate import ClassResult, class_results
+from resnet_train.jobs.evaluation_result import ClassResult, class_results
 
 CLASSES = ("cat", "dog", "eel")
 # rows: what the image shows; columns: what it was taken for
@@ -75,18 +75,18 @@ def test_balanced_accuracy_and_macro_f1_equal_sklearns(num_classes: int) -> None
         assert scores["macro_f1"] == pytest.approx(expected, abs=1e-12, rel=0)
 
 
-def test_classes_have_accuracy_precision_and_count() -> None:
+def test_classes_have_accuracy_precision_f1_and_count() -> None:
     assert class_results(evaluation_of(CONFUSION), CLASSES) == (
-        ClassResult(name="cat", n=4, accuracy=3 / 4, precision=3 / 5),
-        ClassResult(name="dog", n=6, accuracy=4 / 6, precision=4 / 5),
-        ClassResult(name="eel", n=10, accuracy=1.0, precision=1.0),
+        ClassResult(name="cat", n=4, accuracy=3 / 4, precision=3 / 5, f1=2 / 3),
+        ClassResult(name="dog", n=6, accuracy=4 / 6, precision=4 / 5, f1=8 / 11),
+        ClassResult(name="eel", n=10, accuracy=1.0, precision=1.0, f1=1.0),
     )
 
 
 def test_a_class_without_images_has_no_accuracy() -> None:
     confusion = np.array([[2, 0, 1], [0, 0, 0], [0, 0, 3]], dtype=np.int64)
     cat, dog, eel = class_results(evaluation_of(confusion), CLASSES)
-    assert (dog.n, dog.accuracy, dog.precision) == (0, None, None)
+    assert (dog.n, dog.accuracy, dog.precision, dog.f1) == (0, None, None, None)
     assert (cat.accuracy, cat.precision) == (2 / 3, 1.0)
     assert (eel.accuracy, eel.precision) == (1.0, 3 / 4)
 
@@ -94,4 +94,4 @@ def test_a_class_without_images_has_no_accuracy() -> None:
 def test_a_class_that_is_never_predicted_has_no_precision() -> None:
     confusion = np.array([[0, 1, 0], [0, 1, 0], [0, 0, 1]], dtype=np.int64)
     cat = class_results(evaluation_of(confusion), CLASSES)[0]
-    assert (cat.n, cat.accuracy, cat.precision) == (1, 0.0, None)
+    assert (cat.n, cat.accuracy, cat.precision, cat.f1) == (1, 0.0, None, 0.0)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import codecs
 import io
 import json
-import math
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any
 
 import typer
 
 from resnet_train import __version__
 from resnet_train.cli import exit_at_once
+from resnet_train.runtime.plain import to_plain_values
 from resnet_train.runtime.terminal import paint
 from resnet_train.text import escape, escape_all
 
@@ -152,17 +151,7 @@ def stdout_encoding() -> str:
 
 def to_json(value: Any) -> str:
     """Return dataclasses and plain values as strict JSON, with null for numbers that are not finite."""
-
-    def to_plain(part: Any) -> Any:
-        if is_dataclass(part) and not isinstance(part, type):
-            part = asdict(part)
-        if isinstance(part, dict):
-            return {key: to_plain(item) for key, item in part.items()}
-        if isinstance(part, list | tuple):
-            return [to_plain(item) for item in part]
-        return None if isinstance(part, float) and not math.isfinite(part) else part
-
-    return json.dumps(to_plain(value), allow_nan=False)
+    return json.dumps(to_plain_values(value), allow_nan=False)
 
 
 def log_to_stderr() -> None:

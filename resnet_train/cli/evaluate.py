@@ -44,6 +44,10 @@ def evaluate(
     wrong: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Copy the wrong images to DIR/<label>/<predicted>/.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write a page with charts and mistakes to DIR/report.html, and report.json."),
+    ] = None,
     unknown: Annotated[
         str | None,
         typer.Option(
@@ -85,6 +89,7 @@ def evaluate(
         tta=tta,
         predictions=predictions,
         wrong=wrong,
+        report=report,
         unknown=unknown,
         corruptions=corruptions,
         cifar10_c=cifar10_c,
@@ -115,6 +120,7 @@ def _describe(result: Any) -> str:
         *([] if result.unknown is None else _describe_unknown(result.unknown)),
         *([] if result.best_top1 is None else [_describe_best(result)]),
         f"speed       {result.images_per_second:,.0f} images/s on {result.device}",
+        *([] if result.report is None else [f"report      {result.report}"]),
         *([] if result.num_wrong_copied is None else [f"wrong       {result.num_wrong_copied:,} images copied"]),
         *(line for table in result.robustness for line in _describe_robustness(table)),
         "",

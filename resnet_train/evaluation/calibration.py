@@ -6,6 +6,8 @@ which all logits are divided. Liu et al. 2020, "Energy-based Out-of-distribution
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,6 +19,42 @@ NUM_BINS = 15  # of confidence, equally wide, as in Guo et al.
 NUM_RESAMPLES = 1000
 MAX_LOG_TEMPERATURE = 4.0  # temperatures from 0.018 to 55
 KNOWN_SHARE = 0.95  # of the validation images, which the threshold accepts
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfidenceBin:
+    """The images whose confidence is above `low` and at most `high`; `mean_confidence` is None without any."""
+
+    low: float
+    high: float
+    n: int
+    num_correct: int
+    mean_confidence: float | None
+
+
+def bin_by_confidence(probabilities: Tensor, labels: Tensor) -> tuple[ConfidenceBin, ...]:
+    """Return the bins of the expected calibration error, lowest confidence first.
+
+    Args:
+        probabilities: float [N, C].
+        labels: int64 [N].
+    """
+    bins, gaps = _bins_and_gaps(probabilities, labels)
+    correct = (probabilities.argmax(dim=1) == labels).numpy()
+    counts, num_correct = np.bincount(bins, minlength=NUM_BINS), np.bincount(bins[correct], minlength=NUM_BINS)
+    confidence = (
+        np.bincount(bins, weights=gaps, minlength=NUM_BINS) + num_correct
+    )  # a gap is confidence minus 1 if right
+    return tuple(
+        ConfidenceBin(
+            low=i / NUM_BINS,
+            high=(i + 1) / NUM_BINS,
+            n=int(counts[i]),
+            num_correct=int(num_correct[i]),
+            mean_confidence=float(confidence[i] / counts[i]) if counts[i] else None,
+        )
+        for i in range(NUM_BINS)
+    )
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:

@@ -5,26 +5,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
-from resnet_train.config import TrainConfig, make_config
-from resnet_train.data.dataset import ImageDataset, find_data_dir, load_dataset, split_indices
 from resnet_train.data.loader import EVAL_BATCH_SIZE
-from resnet_train.evaluation.evaluate import Evaluation
 from resnet_train.evaluation.metrics import compute_scores, confidence_interval, top5
+from resnet_train.jobs.evaluation_result import EvaluationResult, class_results
 from resnet_train.jobs.image_files import (
     check_predictions_file,
     copy_wrong_images,
     make_empty_folder,
     write_predictions,
 )
-from resnet_train.jobs.robustness import RobustnessResult, evaluate_cifar10_c, evaluate_corruptions
-from resnet_train.jobs.subject import Subject, load_subject, with_classes
-from resnet_train.jobs.trust import CalibrationResult, UnknownResult, measure_calibration, measure_unknown
+from resnet_train.jobs.report import PAGE, check_report_folder, evaluation_command, write_report
+from resnet_train.jobs.robustness import evaluate_cifar10_c, evaluate_corruptions
+from resnet_train.jobs.split_images import SplitImages, load_images
+from resnet_train.jobs.subject import Subject, load_subject
+from resnet_train.jobs.trust import measure_calibration, measure_unknown
 from resnet_train.records import About
 from resnet_train.runs.checkpoint import read_model
 from resnet_train.runs.folder import RunFolder, find_best, find_checkpoint
@@ -33,84 +31,6 @@ from resnet_train.runtime.device import device_name, prepare_machine
 from resnet_train.runtime.precision import eval_precision
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassResult:
-    """The numbers of one class; shares are 0–1, and None where they would divide by zero.
-
-    Attributes:
-        name: of the class.
-        n: images with this label.
-        accuracy: share of them that were classified correctly (recall).
-        precision: share of the images taken for this class that have its label.
-    """
-
-    name: str
-    n: int
-    accuracy: float | None
-    precision: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationResult:
-    """The numbers of a checkpoint on one split, or of several whose probabilities are averaged.
-
-    Attributes:
-        checkpoint, arch: what was evaluated; the first of several checkpoints.
-        ensemble: all checkpoints whose probabilities were averaged; empty for a single one.
-        tta: the test-time augmentation, None without one.
-        epoch, steps_after_epoch: how long it was trained.
-        chosen_on: the split that this epoch was selected on; None for the final epoch.
-        split, title, n: the images.
-        top1, loss: accuracy and mean cross-entropy.
-        top5: share of labels among the five most likely classes; None below six classes.
-        ci95: Wilson's 95 % interval of `top1`.
-        scores: every registered metric by name.
-        calibration: how far the probabilities can be trusted.
-        per_class: one result for each class.
-        images_per_second, device: the speed of this evaluation.
-        best_epoch, best_top1: of the run's model that was chosen on the validation split, on the same test images; None
-            if the checkpoint is not a run's folder or has no such model.
-        unknown: how well images of another kind are told apart; None if not asked for.
-        robustness: the accuracy on corrupted images, for each source of them that was asked for.
-        num_wrong_copied: images that were copied because they were classified wrong; None if not asked for.
-    """
-
-    checkpoint: str
-    arch: str
-    ensemble: tuple[str, ...] = ()
-    tta: str | None = None
-    epoch: int
-    steps_after_epoch: int
-    chosen_on: str | None
-    split: str
-    title: str
-    n: int
-    top1: float
-    top5: float | None
-    loss: float
-    ci95: tuple[float, float]
-    scores: dict[str, float]
-    calibration: CalibrationResult
-    per_class: tuple[ClassResult, ...]
-    images_per_second: float
-    device: str
-    best_epoch: int | None = None
-    best_top1: float | None = None
-    unknown: UnknownResult | None = None
-    robustness: tuple[RobustnessResult, ...] = ()
-    num_wrong_copied: int | None = None
-
-
-@dataclass(frozen=True)
-class SplitImages:
-    """The images of an evaluation: `indices` of a data set that was read from `data_dir`."""
-
-    split: str
-    images: ImageDataset
-    indices: np.ndarray
-    data_dir: Path
 
 
 def evaluate_checkpoint(
@@ -126,6 +46,7 @@ def evaluate_checkpoint(
     unknown: str | None = None,
     predictions: Path | str | None = None,
     wrong: Path | str | None = None,
+    report: Path | str | None = None,
     batch_size: int = EVAL_BATCH_SIZE,
     device: str = "auto",
     threads: int = 0,
@@ -142,6 +63,7 @@ def evaluate_checkpoint(
         unknown: also tell apart the images of this data set or folder, which show none of the classes.
         predictions: write one row for each image to this CSV file.
         wrong: copy the images that are classified wrong to this folder.
+        report: write a page with everything, and the numbers in it as JSON, to this folder.
         batch_size, device, threads: how to evaluate.
 
     Raises:
@@ -151,11 +73,13 @@ def evaluate_checkpoint(
     given = [Path(path)] if isinstance(path, str | Path) else [Path(part) for part in path]
     if predictions is not None:
         check_predictions_file(Path(predictions))
+    if report is not None:
+        check_report_folder(Path(report))
     torch_device = prepare_machine(device, threads)
     subject = load_subject([find_best(one) if best else find_checkpoint(one) for one in given], tta, torch_device)
     if unknown is not None and subject.is_average:
         raise ValueError("unknown images are told apart by the outputs of one checkpoint without --tta")
-    data = _load_images(subject, dataset, data_dir, split)
+    data = load_images(subject, dataset, data_dir, split)
     if wrong is not None:
         make_empty_folder(Path(wrong))
 
@@ -186,7 +110,7 @@ def evaluate_checkpoint(
         best_epoch, best_top1 = _evaluate_best(given[0], tta, subject, data, batch_size)
 
     scores, first = compute_scores(evaluation), subject.checkpoints[0]
-    return EvaluationResult(
+    result = EvaluationResult(
         checkpoint=str(subject.paths[0]),
         arch=" + ".join(dict.fromkeys(checkpoint.about.arch for checkpoint in subject.checkpoints)),
         ensemble=tuple(map(str, subject.paths)) if len(subject.paths) > 1 else (),
@@ -210,8 +134,27 @@ def evaluate_checkpoint(
         best_top1=best_top1,
         unknown=None if unknown is None else measure_unknown(subject, unknown, evaluation, batch_size),
         robustness=tuple(robustness),
+        report=None if report is None else str(Path(report) / PAGE),
         num_wrong_copied=num_wrong,
     )
+    if report is not None:
+        options = {
+            "dataset": dataset,
+            "data_dir": data_dir,
+            "split": split,
+            "best": best,
+            "tta": tta,
+            "corruptions": corruptions,
+            "cifar10_c": cifar10_c,
+            "unknown": unknown,
+            "batch_size": None if batch_size == EVAL_BATCH_SIZE else batch_size,
+            "device": None if device == "auto" else device,
+            "threads": threads or None,
+            "report": report,
+        }
+        command = evaluation_command(given, options)
+        write_report(Path(report), subject, data, evaluation, result, command, batch_size)
+    return result
 
 
 def _evaluate_best(
@@ -238,65 +181,3 @@ def load_model(path: Path | str) -> tuple[nn.Module, About]:
     path = find_checkpoint(Path(path))
     checkpoint = read_model(path)
     return restore_model(checkpoint, path), checkpoint.about
-
-
-def class_results(evaluation: Evaluation, classes: tuple[str, ...]) -> tuple[ClassResult, ...]:
-    """Return the accuracy and precision of each class."""
-    # Rows of the confusion matrix are labels, columns predictions.
-    confusion = evaluation.confusion
-    correct, support, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    return tuple(
-        ClassResult(
-            name=name,
-            n=int(support[i]),
-            accuracy=float(correct[i] / support[i]) if support[i] else None,
-            precision=float(correct[i] / predicted[i]) if predicted[i] else None,
-        )
-        for i, name in enumerate(classes)
-    )
-
-
-def _load_images(subject: Subject, dataset: str | None, data_dir: Path | str | None, split: str | None) -> SplitImages:
-    """Load the images to evaluate on; what is not given is taken from the first checkpoint.
-
-    Raises:
-        ValueError: there are none, they have other classes, or they are not those of the training.
-    """
-    checkpoint, path = subject.checkpoints[0], subject.paths[0]
-    config = make_config(checkpoint.config, str(path))
-    if data_dir is None:
-        is_same = dataset in (None, config.dataset)
-        data_dir = find_data_dir(config, checkpoint.data_path) if is_same else TrainConfig().data_dir
-    split, images, indices = _load_split(dataset or config.dataset, split, Path(data_dir), config)
-    for member in subject.checkpoints:
-        if indices is not None and images.fingerprint != member.about.fingerprint:
-            raise ValueError(f"split {split}: {data_dir} does not hold the images this model was trained on")
-    images = with_classes(images, subject.classes)
-    return SplitImages(split, images, np.arange(len(images)) if indices is None else indices, Path(data_dir))
-
-
-def _load_split(
-    dataset: str, split: str | None, data_dir: Path, config: TrainConfig
-) -> tuple[str, ImageDataset, np.ndarray | None]:
-    """Return the split's name, the data set it is part of, and the indices of its images (None: all of them)."""
-    if split not in (None, "test", "val", "train"):
-        raise ValueError(f"unknown split {split!r}; use test, val or train")
-    # Test images, then those that the data set has for validation.
-    place = (data_dir, config.image_size, dict(config))
-    if split != "train":
-        for name in ("test", "val") if split is None else (split,):
-            images = load_dataset(dataset, name, *place)
-            if images is not None:
-                return name, images, None
-        if split == "test" or (split is None and not config.val_size):
-            raise ValueError(f"{data_dir} has no test images")
-
-    # The other splits are parts of the training images.
-    images = load_dataset(dataset, "train", *place)
-    assert images is not None
-    train_indices, val_indices = split_indices(images.labels, config.val_size, config.train_size)
-    if split == "train":
-        return "train", images, train_indices
-    if not config.val_size:
-        raise ValueError("split val: this model was trained without validation images (--val-size)")
-    return "val", images, val_indices

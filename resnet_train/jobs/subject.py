@@ -71,6 +71,16 @@ class Subject:
         return isinstance(self.network, Average)
 
     @property
+    def first_network(self) -> nn.Module:
+        """Return the network of the first checkpoint alone."""
+        return self.network.networks[0] if isinstance(self.network, Average) else self.network
+
+    @property
+    def views_per_image(self) -> int:
+        """Return how many times each network sees an image."""
+        return len(self.network.views) if isinstance(self.network, Average) else 1
+
+    @property
     def chosen_on(self) -> set[str]:
         """Return the splits that an epoch was selected on."""
         return {checkpoint.chosen_on for checkpoint in self.checkpoints if checkpoint.chosen_on}

@@ -1,1 +1,1 @@
-"""Pictures of what a network sees and where it is wrong."""
+"""What a network sees and where it is wrong: pictures, and a page that needs nothing but itself."""

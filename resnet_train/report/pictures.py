@@ -53,7 +53,7 @@ def draw_batch(batch: Batch, about: About) -> np.ndarray:
 
 def find_mistakes(evaluation: Evaluation) -> np.ndarray:
     """Return the positions of the 16 wrong predictions with the highest probability, that one first."""
-    confidence, predicted = evaluation.logits.softmax(1).max(1)  # [N]
+    confidence, predicted = evaluation.logits.double().softmax(1).max(1)  # [N]
     wrong = (predicted != evaluation.labels).nonzero()[:, 0]
     return wrong[confidence[wrong].argsort(descending=True, stable=True)][:NUM_SHOWN].numpy()
 

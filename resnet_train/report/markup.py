@@ -1,0 +1,23 @@
+"""Text in a page: nothing that comes from data or files is ever markup."""
+
+from __future__ import annotations
+
+import html
+
+from resnet_train import text as plain_text
+
+
+def escape(text: object) -> str:
+    """Return text for HTML, SVG or an attribute; controls, such as those that reverse a line, are backslash escapes."""
+    return html.escape(plain_text.escape(str(text)))
+
+
+def name(text: object) -> str:
+    """Return a name from data as HTML, isolated so that its script does not reorder the text beside it."""
+    return f"<bdi>{escape(text)}</bdi>"
+
+
+def shorten(text: str, length: int) -> str:
+    """Return at most so many characters of a text, which ends in … if there are more; controls count as escapes."""
+    text = plain_text.escape(text)
+    return text if len(text) <= length else text[: length - 1] + "…"
