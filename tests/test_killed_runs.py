@@ -313,11 +313,13 @@ def test_a_save_within_an_evaluation_repeats_no_point(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_curves_have_every_step_once_after_five_kills(tmp_path: Path) -> None:
-    print(check_curves_of_killed_runs(KILLS, run_fresh, tmp_path, [*CLOCKS]))
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_curves_have_every_step_once_after_five_kills(clock: str, tmp_path: Path) -> None:
+    assert check_curves_of_killed_runs(KILLS, run_fresh, tmp_path, [clock]) == 5
 
 
 @pytest.mark.slow
-def test_saves_within_evaluations_repeat_no_point_whatever_the_clock(tmp_path: Path) -> None:
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_saves_within_evaluations_repeat_no_point(clock: str, tmp_path: Path) -> None:
     arguments = ["--save-every", EPOCHS]
-    print(check_curves_of_killed_runs(SAVED_IN_EVALUATION, run_forked, tmp_path, [*CLOCKS], *arguments))
+    assert check_curves_of_killed_runs(SAVED_IN_EVALUATION, run_forked, tmp_path, [clock], *arguments) == 4
