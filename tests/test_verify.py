@@ -21,7 +21,7 @@ from tests.harness.cli import RunCli, run_in_process
 
 CLASSES = ("ant", "bee", "cat")
 SETTINGS = ["--dataset", "folder", "--arch", "resnet8", "--image-size", "8", "--device", "cpu", "--batch-size", "8"]
-SETTINGS += ["--val-size", "9", "--ema-decay", "0.9", "--log-every", "1", "--lr", "0.05"]
+SETTINGS += ["--save-every", "1", "--val-size", "9", "--ema-decay", "0.9", "--log-every", "1", "--lr", "0.05"]
 Tamper = Callable[[Path], object]
 
 
@@ -340,6 +340,21 @@ def test_a_run_in_its_first_epoch_is_replayed_from_step_0(run: Path, run_cli: Ru
     assert found.num_tensors > 0
     edits("last", lambda c: flip(conv(c["model"])))(tmp_path / "runs" / "z")
     assert "last.pt.model" in str(verify(tmp_path / "runs" / "z").difference)
+
+
+def test_a_long_run_without_the_state_before_is_not_replayed(run: Path) -> None:
+    (run / "checkpoints" / "previous.pt").unlink()
+    edits("last", lambda c: c.update(epoch_seconds=601.0))(run)
+    found = verify(run)
+    assert (found.difference, found.num_tensors) == (None, 0)
+    assert any(part.startswith("the replay: previous.pt is missing") for part in found.not_checked)
+
+
+def test_an_extended_run_is_not_replayed_from_step_0(run: Path) -> None:
+    (run / "checkpoints" / "previous.pt").unlink()
+    found = verify(run)
+    assert (found.difference, found.num_tensors) == (None, 0)
+    assert any("the schedule before was another one" in part for part in found.not_checked)
 
 
 def test_what_cannot_be_replayed_here_is_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

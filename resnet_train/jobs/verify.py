@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 # Bits are comparable only if these are the same.
 MACHINE = ("torch", "device", "device_name", "cpu", "threads")
+MAX_REPLAY_MINUTES = 10  # of a run that was saved once, at its end
 
 
 @dataclass
@@ -432,8 +433,11 @@ def _replay(run: Run, trainer: Trainer, points: Points, unlike: str | None, resu
     """Train from previous.pt, or from step 0 to the first save, to last.pt, and compare every bit."""
     assert run.last is not None
     previous, last, config = run.previous, run.last, make_config(run.last.config)
-    if previous is None and config.save_every is not None and last.epoch > config.save_every:
-        result.not_checked.append("the replay: previous.pt is missing")
+    if previous is None and _took_longer_than_a_save(run, last):
+        result.not_checked.append("the replay: previous.pt is missing, and training all steps again takes too long")
+        return
+    if previous is None and any(record.lr != trainer.lr_at(record.step - 1) for record in last.history):
+        result.not_checked.append("the replay: previous.pt is missing, and the schedule before was another one")
         return
     if previous is not None and len(previous.sums) > 1:
         result.not_checked.append(f"the replay: previous.pt was saved by {len(previous.sums)} processes")
@@ -459,6 +463,14 @@ def _replay(run: Run, trainer: Trainer, points: Points, unlike: str | None, resu
         return
     result.num_tensors = count
     result.checked.append(f"the replay from step {first} to {last.step}: every bit of the state")
+
+
+def _took_longer_than_a_save(run: Run, last: RunCheckpoint) -> bool:
+    """Return whether the training up to a state took longer than the time between two saves."""
+    config, header = make_config(last.config), [name.partition("/")[2] for name in TIMING]
+    rows = [dict(zip(header, row[2:])) for row in read_rows(run.folder.path / "timing.csv")[1:]]
+    seconds = last.epoch_seconds + sum(_to_float(row["train_seconds"]) for row in rows)
+    return seconds > 60 * (config.save_every_minutes or MAX_REPLAY_MINUTES)
 
 
 def _trained_part(state: dict[str, Any]) -> dict[str, Any]:
