@@ -17,11 +17,11 @@ from PIL import Image
 from resnet_train.jobs.verify import verify
 from resnet_train.loggers.events import find_event_files, read_events
 from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
-from tests.harness.cli import RunCli, run_in_process
+from tests.harness.cli import FIXED, RunCli, run_in_process
 
 CLASSES = ("ant", "bee", "cat")
-SETTINGS = ["--dataset", "folder", "--arch", "resnet8", "--image-size", "8", "--device", "cpu", "--batch-size", "8"]
-SETTINGS += ["--save-every", "1", "--val-size", "9", "--ema-decay", "0.9", "--log-every", "1", "--lr", "0.05"]
+SETTINGS = ["--dataset", "folder", "--arch", "resnet8", "--image-size", "8", *FIXED, "--batch-size", "8"]
+SETTINGS += ["--val-size", "9", "--ema-decay", "0.9", "--log-every", "1", "--lr", "0.05"]
 Tamper = Callable[[Path], object]
 
 
