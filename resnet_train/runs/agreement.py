@@ -78,7 +78,7 @@ def _follow_best(folder: RunFolder, split: str, record: EpochRecord | None, stat
             and is_same_record(record, state.metrics)
             and not state.steps_after_epoch
         ):
-            Saver(folder, state).save_best(state.weights, split, record)
+            Saver(folder, state).save_best(state.weights, split, record, state.calibration)
             waiting.replace(best)
         else:
             best.unlink(missing_ok=True)

@@ -81,7 +81,6 @@ class RunCheckpoint(TrainerState, Description):
     """The state of a run, from which it is resumed."""
 
     chosen_on: None = None
-    calibration: None = None
 
     @property
     def metrics(self) -> EpochRecord | None:

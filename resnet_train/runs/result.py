@@ -54,7 +54,7 @@ def read_result(start: Start) -> RunResult:
         if not folder.model.exists():
             restore_model(state, folder.last)  # raises unless the weights are those of the network
             follow_checkpoint(folder, state)
-            Saver(folder, state).save_final(state.weights, final)
+            Saver(folder, state).save_final(state.weights, final, state.calibration)
     else:
         # The states were deleted to save room; the models have their records.
         log.info("%s is finished; nothing to do", folder.path)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, StrictFloat, model_validator
 
 from resnet_train.evaluation.metrics import SHARES
 from resnet_train.optim.ema import AverageState
-from resnet_train.records import EpochRecord
+from resnet_train.records import Calibration, EpochRecord
 from resnet_train.training.sums import ROUNDING, TRAIN_METRICS, RunningSums
 
 MAX_SECONDS = 1e9  # of an epoch; 30 years
@@ -52,6 +52,7 @@ class TrainerState(BaseModel):
         averaged: the averaged weights, if averaging is on.
         sums: one row of `RunningSums` per rank.
         epoch_seconds: training time of the running epoch so far.
+        calibration: of the model, if it was just evaluated on validation images.
         epoch, step, history, best_epoch, best_accuracy: see `Progress`.
     """
 
@@ -63,6 +64,7 @@ class TrainerState(BaseModel):
     step: int = Field(ge=0, strict=True)
     sums: list[SumsRow] = Field(min_length=1)
     epoch_seconds: float = Field(ge=0, le=MAX_SECONDS, strict=True)
+    calibration: Calibration | None = None
     history: list[EpochRecord]
     best_epoch: int = Field(ge=0, strict=True)
     best_accuracy: float = Field(ge=-1, le=1, strict=True)

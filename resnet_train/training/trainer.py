@@ -484,8 +484,15 @@ class Trainer:
             averaged=None if self.averaged is None else self.averaged.state(),
             sums=self.processes.gather(self.sums.values.tolist()),
             epoch_seconds=self.epoch_seconds,
+            calibration=self.fit_calibration() if self._is_evaluated else None,
             **{**vars(self.progress), "history": list(self.progress.history)},
         )
+
+    @property
+    def _is_evaluated(self) -> bool:
+        """Return whether the last evaluation was of the model as it is now."""
+        last = self.progress.history[-1] if self.progress.history else None
+        return last is not None and last.step == self.progress.step and "val" in last.scores
 
     def load_state(self, state: TrainerState) -> None:
         """Restore a state, once every part of it is known to fit.
