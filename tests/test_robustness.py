@@ -14,7 +14,7 @@ from PIL import Image
 from resnet_train.data.dataset import load_dataset
 from resnet_train.evaluation.averaging import TTA_VIEWS, Average, Rescale, flip, shift
 from resnet_train.evaluation.corruptions import CORRUPTIONS, SEVERITIES
-from resnet_train.jobs.evaluate import evaluate_checkpoint
+from resnet_train.jobs.evaluate import EvaluationOptions, evaluate_checkpoint
 from resnet_train.jobs.robustness import evaluate_cifar10_c
 from resnet_train.jobs.subject import load_subject
 from resnet_train.models import create_model
@@ -244,14 +244,14 @@ def test_tta_is_named_in_the_result(folder: Path, run_cli: RunCli, tmp_path: Pat
 def test_unknown_images_have_an_auroc_and_a_share_found(folder: Path, tmp_path: Path) -> None:
     for number in range(12):
         Image.effect_noise((40, 30), 5 * number).save(tmp_path / f"{number}.png")
-    result = evaluate_checkpoint(folder, unknown=str(tmp_path), device="cpu")
+    result = evaluate_checkpoint([folder], EvaluationOptions(unknown=str(tmp_path), device="cpu"))
     unknown = result.unknown
     assert unknown is not None
     assert (unknown.n, unknown.title) == (12, f"folder {tmp_path.name}")
     assert 0 <= unknown.auroc <= 1
     assert unknown.found is not None
     assert 0 < (unknown.false_alarms or 0) < 0.2
-    same = evaluate_checkpoint(folder, unknown="digits", device="cpu").unknown
+    same = evaluate_checkpoint([folder], EvaluationOptions(unknown="digits", device="cpu")).unknown
     assert same is not None
     assert (same.auroc, same.found) == (0.5, same.false_alarms)
 

@@ -69,35 +69,34 @@ def evaluate(
 ) -> None:
     """Evaluate checkpoints: accuracy with its 95 % interval, calibration, accuracy per class, and what is asked for."""
     checkpoints = [Path(expand_path(str(checkpoint), "checkpoint")) for checkpoint in checkpoints]
-    data_dir, predictions, wrong, cifar10_c = (
-        path and Path(expand_path(str(path), name))
-        for path, name in (
-            *((data_dir, "data_dir"), (predictions, "predictions")),
-            *((wrong, "wrong"), (cifar10_c, "cifar10_c")),
-        )
-    )
+    data_dir, predictions = _expand(data_dir, "data_dir"), _expand(predictions, "predictions")
+    wrong, cifar10_c = _expand(wrong, "wrong"), _expand(cifar10_c, "cifar10_c")
     log_to_stderr()
-    from resnet_train.jobs.evaluate import evaluate_checkpoint  # torch takes 2 s to import
+    from resnet_train.jobs.evaluate import EvaluationOptions, evaluate_checkpoint  # torch takes 2 s to import
 
     hand_back_interrupts()
-    result = evaluate_checkpoint(
-        checkpoints,
+    options = EvaluationOptions(
         dataset=dataset,
         data_dir=data_dir,
         split=split,
         best=best,
         tta=tta,
-        predictions=predictions,
-        wrong=wrong,
-        report=report,
-        unknown=unknown,
         corruptions=corruptions,
         cifar10_c=cifar10_c,
+        unknown=unknown,
+        predictions=predictions,
+        wrong=wrong,
         batch_size=batch_size,
         device=device,
         threads=threads,
+        report=report,
     )
+    result = evaluate_checkpoint(checkpoints, options)
     print_result(result, _describe, as_json)
+
+
+def _expand(path: Path | None, name: str) -> Path | None:
+    return None if path is None else Path(expand_path(str(path), name))
 
 
 def _describe(result: Any) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from resnet_train.data.loader import EVAL_BATCH_SIZE
+from resnet_train.evaluation.evaluate import Evaluation
 from resnet_train.evaluation.metrics import compute_scores, confidence_interval, top5
 from resnet_train.jobs.evaluation_result import EvaluationResult, class_results
 from resnet_train.jobs.image_files import (
@@ -19,7 +21,7 @@ from resnet_train.jobs.image_files import (
     write_predictions,
 )
 from resnet_train.jobs.report import PAGE, check_report_folder, evaluation_command, write_report
-from resnet_train.jobs.robustness import evaluate_cifar10_c, evaluate_corruptions
+from resnet_train.jobs.robustness import RobustnessResult, evaluate_cifar10_c, evaluate_corruptions
 from resnet_train.jobs.split_images import SplitImages, load_images
 from resnet_train.jobs.subject import Subject, load_subject
 from resnet_train.jobs.trust import measure_calibration, measure_unknown
@@ -33,28 +35,11 @@ from resnet_train.runtime.precision import eval_precision
 log = logging.getLogger(__name__)
 
 
-def evaluate_checkpoint(
-    path: Path | str | Sequence[Path | str],
-    *,
-    dataset: str | None = None,
-    data_dir: Path | str | None = None,
-    split: str | None = None,
-    best: bool = False,
-    tta: str | None = None,
-    corruptions: bool = False,
-    cifar10_c: Path | str | None = None,
-    unknown: str | None = None,
-    predictions: Path | str | None = None,
-    wrong: Path | str | None = None,
-    report: Path | str | None = None,
-    batch_size: int = EVAL_BATCH_SIZE,
-    device: str = "auto",
-    threads: int = 0,
-) -> EvaluationResult:
-    """Evaluate the model of a checkpoint; what is not given is taken from the checkpoint.
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """What to evaluate, how, and what to write; settings of the images that are None come from the checkpoint.
 
-    Args:
-        path: a checkpoint, or the folder of a run, which means its final model; of several, probabilities are averaged.
+    Attributes:
         dataset, data_dir, split: the images.
         best: evaluate the model that the run chose on its validation split.
         tta: average over views of each image, "flip" or "flip-shift".
@@ -63,58 +48,135 @@ def evaluate_checkpoint(
         unknown: also tell apart the images of this data set or folder, which show none of the classes.
         predictions: write one row for each image to this CSV file.
         wrong: copy the images that are classified wrong to this folder.
-        report: write a page with everything, and the numbers in it as JSON, to this folder.
         batch_size, device, threads: how to evaluate.
+        report: write a page with everything, and the numbers in it as JSON, to this folder.
+    """
+
+    dataset: str | None = None
+    data_dir: Path | None = None
+    split: str | None = None
+    best: bool = False
+    tta: str | None = None
+    corruptions: bool = False
+    cifar10_c: Path | None = None
+    unknown: str | None = None
+    predictions: Path | None = None
+    wrong: Path | None = None
+    batch_size: int = EVAL_BATCH_SIZE
+    device: str = "auto"
+    threads: int = 0
+    report: Path | None = None
+
+
+def evaluate_checkpoint(paths: list[Path], options: EvaluationOptions) -> EvaluationResult:
+    """Evaluate the model of a checkpoint, or several models whose probabilities are averaged.
+
+    Args:
+        paths: checkpoints, or folders of runs, which mean their final models.
+        options: what to evaluate, how, and what to write.
 
     Raises:
         ValueError: no usable checkpoint, an unknown data set or split, or data with other classes.
     """
-    # Load the networks and the images, and check where results go.
-    given = [Path(path)] if isinstance(path, str | Path) else [Path(part) for part in path]
-    if predictions is not None:
-        check_predictions_file(Path(predictions))
-    if report is not None:
-        check_report_folder(Path(report))
-    torch_device = prepare_machine(device, threads)
-    subject = load_subject([find_best(one) if best else find_checkpoint(one) for one in given], tta, torch_device)
-    if unknown is not None and subject.is_average:
-        raise ValueError("unknown images are told apart by the outputs of one checkpoint without --tta")
-    data = load_images(subject, dataset, data_dir, split)
-    if wrong is not None:
-        make_empty_folder(Path(wrong))
+    # Check where results go, and load the networks and the images.
+    if options.predictions is not None:
+        check_predictions_file(options.predictions)
+    if options.report is not None:
+        check_report_folder(options.report)
+    subject, data = _load(paths, options)
+    if options.wrong is not None:
+        make_empty_folder(options.wrong)
 
-    # Evaluate in the format of the training, as the run did.
-    if eval_precision(subject.precision, torch_device) is not subject.precision:
-        log.info("evaluating in float32, because %s has no units for %s", device_name(torch_device), subject.amp)
+    # Evaluate, and write what was asked for each image before the evaluations on other images, which may fail.
+    evaluation, images_per_second = _evaluate_images(subject, data, options.batch_size)
+    num_wrong_copied = _write_image_files(data, evaluation, options)
+    robustness = _evaluate_robustness(subject, data, evaluation, options)
+    best_epoch, best_top1 = _evaluate_best(paths, subject, data, options)
+    unknown = None
+    if options.unknown is not None:
+        unknown = measure_unknown(subject, options.unknown, evaluation, options.batch_size)
+
+    # Gather the numbers, and write the page about them.
+    result = replace(
+        _gather_numbers(subject, data, evaluation, images_per_second),
+        tta=options.tta,
+        best_epoch=best_epoch,
+        best_top1=best_top1,
+        unknown=unknown,
+        robustness=robustness,
+        report=None if options.report is None else str(options.report / PAGE),
+        num_wrong_copied=num_wrong_copied,
+    )
+    if options.report is not None:
+        command = evaluation_command(paths, _changed_options(options))
+        write_report(options.report, subject, data, evaluation, result, command, options.batch_size)
+    return result
+
+
+def _load(paths: list[Path], options: EvaluationOptions) -> tuple[Subject, SplitImages]:
+    """Load the networks and the images to evaluate them on."""
+    device = prepare_machine(options.device, options.threads)
+    find = find_best if options.best else find_checkpoint
+    subject = load_subject([find(path) for path in paths], options.tta, device)
+    if options.unknown is not None and subject.is_average:
+        raise ValueError("unknown images are told apart by the outputs of one checkpoint without --tta")
+    return subject, load_images(subject, options.dataset, options.data_dir, options.split)
+
+
+def _evaluate_images(subject: Subject, data: SplitImages, batch_size: int) -> tuple[Evaluation, float]:
+    """Evaluate in the number format of the training, as the run did, and return the images per second as well."""
+    if eval_precision(subject.precision, subject.device) is not subject.precision:
+        log.info("evaluating in float32, because %s has no units for %s", device_name(subject.device), subject.amp)
     start = time.perf_counter()
     evaluation = subject.evaluate(data.images, data.indices, batch_size)
-    seconds = time.perf_counter() - start
+    return evaluation, evaluation.n / (time.perf_counter() - start)
 
-    # Write what was asked for each image.
-    num_wrong = None
-    if predictions is not None:
-        write_predictions(Path(predictions), evaluation, data.images, data.indices)
-    if wrong is not None:
-        num_wrong = copy_wrong_images(Path(wrong), evaluation, data.images, data.indices, data.data_dir)
 
-    # Evaluate on other images.
-    robustness = []
-    if corruptions:
-        robustness.append(evaluate_corruptions(subject, data.images, data.indices, evaluation, batch_size))
-    if cifar10_c is not None:
-        robustness.append(evaluate_cifar10_c(subject, Path(cifar10_c), evaluation, batch_size))
+def _write_image_files(data: SplitImages, evaluation: Evaluation, options: EvaluationOptions) -> int | None:
+    """Write the predictions and copy the wrong images, and return how many were copied (None: not asked for)."""
+    if options.predictions is not None:
+        write_predictions(options.predictions, evaluation, data.images, data.indices)
+    if options.wrong is None:
+        return None
+    return copy_wrong_images(options.wrong, evaluation, data.images, data.indices, data.data_dir)
 
-    # A run that chose a model on its validation split has two numbers to report.
-    best_epoch = best_top1 = None
-    if len(given) == 1 and given[0].is_dir() and not best and data.split == "test":
-        best_epoch, best_top1 = _evaluate_best(given[0], tta, subject, data, batch_size)
 
+def _evaluate_robustness(
+    subject: Subject, data: SplitImages, evaluation: Evaluation, options: EvaluationOptions
+) -> tuple[RobustnessResult, ...]:
+    """Evaluate on corrupted images from each source that was asked for."""
+    results = []
+    if options.corruptions:
+        results.append(evaluate_corruptions(subject, data.images, data.indices, evaluation, options.batch_size))
+    if options.cifar10_c is not None:
+        results.append(evaluate_cifar10_c(subject, options.cifar10_c, evaluation, options.batch_size))
+    return tuple(results)
+
+
+def _evaluate_best(
+    paths: list[Path], subject: Subject, data: SplitImages, options: EvaluationOptions
+) -> tuple[int | None, float | None]:
+    """Return the epoch and the test accuracy of the run's model that was chosen on its validation split.
+
+    Both are None for anything but the final model of a single run that has such a model.
+    """
+    run = paths[0]
+    if len(paths) > 1 or options.best or data.split != "test" or not RunFolder(run).best("val").is_file():
+        return None, None
+    chosen = load_subject([find_best(run)], options.tta, subject.device)
+    evaluation = chosen.evaluate(data.images, data.indices, options.batch_size)
+    return chosen.checkpoints[0].epoch, compute_scores(evaluation)["accuracy"]
+
+
+def _gather_numbers(
+    subject: Subject, data: SplitImages, evaluation: Evaluation, images_per_second: float
+) -> EvaluationResult:
+    """Return the numbers that every evaluation has."""
     scores, first = compute_scores(evaluation), subject.checkpoints[0]
-    result = EvaluationResult(
+    return EvaluationResult(
         checkpoint=str(subject.paths[0]),
         arch=" + ".join(dict.fromkeys(checkpoint.about.arch for checkpoint in subject.checkpoints)),
         ensemble=tuple(map(str, subject.paths)) if len(subject.paths) > 1 else (),
-        tta=tta,
         epoch=first.epoch,
         steps_after_epoch=first.steps_after_epoch,
         chosen_on=data.split if data.split in subject.chosen_on else first.chosen_on,
@@ -128,44 +190,19 @@ def evaluate_checkpoint(
         scores=scores,
         calibration=measure_calibration(evaluation, subject.calibration, data.split),
         per_class=class_results(evaluation, data.images.classes),
-        images_per_second=evaluation.n / seconds,
-        device=device_name(torch_device),
-        best_epoch=best_epoch,
-        best_top1=best_top1,
-        unknown=None if unknown is None else measure_unknown(subject, unknown, evaluation, batch_size),
-        robustness=tuple(robustness),
-        report=None if report is None else str(Path(report) / PAGE),
-        num_wrong_copied=num_wrong,
+        images_per_second=images_per_second,
+        device=device_name(subject.device),
     )
-    if report is not None:
-        options = {
-            "dataset": dataset,
-            "data_dir": data_dir,
-            "split": split,
-            "best": best,
-            "tta": tta,
-            "corruptions": corruptions,
-            "cifar10_c": cifar10_c,
-            "unknown": unknown,
-            "batch_size": None if batch_size == EVAL_BATCH_SIZE else batch_size,
-            "device": None if device == "auto" else device,
-            "threads": threads or None,
-            "report": report,
-        }
-        command = evaluation_command(given, options)
-        write_report(Path(report), subject, data, evaluation, result, command, batch_size)
-    return result
 
 
-def _evaluate_best(
-    run: Path, tta: str | None, subject: Subject, data: SplitImages, batch_size: int
-) -> tuple[int | None, float | None]:
-    """Return the epoch and the accuracy of the run's model that was chosen on the validation split, if it has one."""
-    if not RunFolder(run).best("val").is_file():
-        return None, None
-    chosen = load_subject([find_best(run)], tta, subject.device)
-    evaluation = chosen.evaluate(data.images, data.indices, batch_size)
-    return chosen.checkpoints[0].epoch, compute_scores(evaluation)["accuracy"]
+def _changed_options(options: EvaluationOptions) -> dict[str, Any]:
+    """Return the options that are not the defaults and that a report depends on."""
+    values = {field.name: (getattr(options, field.name), field.default) for field in fields(options)}
+    return {
+        name: value
+        for name, (value, default) in values.items()
+        if value != default and name not in {"predictions", "wrong"}
+    }
 
 
 def load_model(path: Path | str) -> tuple[nn.Module, About]:
