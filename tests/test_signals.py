@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -23,10 +24,15 @@ STEPS_PER_EPOCH = 4
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
-def wait_until_it_trains(child: Child, epoch_lines: int) -> bool:
+def epochs_shown(log: Path) -> int:
+    """Return how many rows the table of epochs has."""
+    return len(re.findall(r"^ *\d+/\d+ ", log.read_text(), re.MULTILINE)) if log.exists() else 0
+
+
+def wait_until_it_trains(child: Child, num_epochs: int) -> bool:
     """Wait until the process has finished this many epochs; return false if it ends before."""
     while child.is_alive():
-        if child.log.exists() and child.log.read_text().count("\nepoch ") >= epoch_lines:
+        if epochs_shown(child.log) >= num_epochs:
             return True
         time.sleep(0.005)
     return False
@@ -54,7 +60,7 @@ def signal_until_done(num_signals: int, epochs: int, cwd: Path, seed: int) -> Co
             if numbers and wait_until_it_trains(child, draw.randrange(1, 4)):
                 number = numbers.pop()
                 time.sleep(draw.uniform(0, 0.03))
-                epochs_before = child.log.read_text().count("\nepoch ")
+                epochs_before = epochs_shown(child.log)
                 os.kill(child.pid, number)
                 counts[number.name] += 1
                 if number == signal.SIGUSR1:
