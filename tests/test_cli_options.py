@@ -177,6 +177,18 @@ def test_every_path_argument_is_expanded(
     assert f"{home}/home/none" in run_cli(command, argument, cwd=tmp_path).error
 
 
+@pytest.mark.parametrize("option", ["data_dir", "predictions", "wrong", "report", "unknown", "cifar10_c"])
+def test_every_path_of_an_evaluation_is_expanded(
+    option: str, home: str, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show(checkpoints: list[Path], options: Any) -> None:
+        raise ValueError(f"got {getattr(options, option)}")
+
+    monkeypatch.setattr("resnet_train.jobs.evaluate.evaluate_checkpoint", show)
+    outcome = run_cli("resnet-eval", "some.pt", f"--{option.replace('_', '-')}=~/some", cwd=tmp_path)
+    assert outcome.error.endswith(f"{home}/home/some")
+
+
 def as_flags(name: str, value: Any) -> list[str]:
     """Return the flags that give a setting this plain value."""
     flag = name.replace("_", "-")

@@ -71,6 +71,7 @@ def evaluate(
     checkpoints = [Path(expand_path(str(checkpoint), "checkpoint")) for checkpoint in checkpoints]
     data_dir, predictions = _expand(data_dir, "data_dir"), _expand(predictions, "predictions")
     wrong, cifar10_c = _expand(wrong, "wrong"), _expand(cifar10_c, "cifar10_c")
+    report, unknown = _expand(report, "report"), unknown and expand_path(unknown, "unknown")
     log_to_stderr()
     from resnet_train.jobs.evaluate import EvaluationOptions, evaluate_checkpoint  # torch takes 2 s to import
 
