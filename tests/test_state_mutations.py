@@ -72,11 +72,13 @@ def mutations(state: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         for name, change in changes.items():
             if kind in REACHABLE and (name == f"{2**60}" or (kind == "sums.6" and state["scaler"])):
                 continue  # a diverging run can have any loss and norm; in float16 also an infinite norm
+            if container[key] is None and name == "None":
+                continue  # as it is: within an epoch there is no calibration
             mutated = copy.deepcopy(state)
             place, place_key = kinds(mutated)[kind][0]
             place[place_key] = change(place[place_key])
             yield f"{kind} is {name}", mutated
-        if isinstance(container, dict):
+        if isinstance(container, dict) and container[key] is not None:
             mutated = copy.deepcopy(state)
             place, place_key = kinds(mutated)[kind][0]
             del place[place_key]
