@@ -176,7 +176,7 @@ def _plain(name: str) -> str:
 
 
 def _fit(text: str, width: int, *, keep_end: bool = False) -> str:
-    """Return the text in exactly so many columns; of a longer one the start or the end, with an ellipsis."""
+    """Pad the text to `width` columns, or cut it at its end (with `keep_end`, at its start) with an ellipsis."""
     if _count_columns(text) <= width:
         return text + " " * (width - _count_columns(text))
     while _count_columns(text) > width - 1:

@@ -1,7 +1,7 @@
 """Decoded images on disk: two plain `.npy` files and a description, verified whenever they are opened.
 
-There are no pickles. A cache says what it is of inside its checksummed description, so a cache that was moved, renamed
-or made by something else is rebuilt. It appears under its name only when it is complete.
+There are no pickles. The checksummed description names the data set, split, image size, classes and source, so a cache
+that was moved, renamed or made from other images is rebuilt. It appears under its name only when it is complete.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class MemoryBudget:
 
     @contextmanager
     def claim(self, num_bytes: int) -> Iterator[None]:
-        """Hold so many bytes while entered."""
+        """Reserve `num_bytes` of the budget inside the `with` block; wait until they are free."""
         with self.turn, self.changed:
             self.changed.wait_for(lambda: self.free >= num_bytes)
             self.free -= num_bytes

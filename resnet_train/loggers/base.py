@@ -33,7 +33,7 @@ class Logger:
         """
 
     def log_picture(self, name: str, picture: np.ndarray, *, split: str, epoch: int) -> None:
-        """Log a picture uint8 [H, W, 3] about a split after so many epochs."""
+        """Log a picture uint8 [H, W, 3] about a split after epoch `epoch`."""
 
     def flush(self) -> None:
         """Write everything that was logged to disk."""

@@ -41,7 +41,7 @@ class TimeLeft:
         self.eval_seconds = eval_seconds or self.eval_seconds
 
     def seconds(self, step: int, epoch: int) -> float | None:
-        """Return the remaining seconds after so many steps and evaluated epochs; None if nothing was measured."""
+        """Return the seconds left after `step` steps and `epoch` epochs; None if nothing was measured."""
         if not self.sums:
             return None
         train_seconds, start = 0.0, step

@@ -25,8 +25,9 @@ def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float, no_dec
 def share_lr(*optimizers: Optimizer) -> None:
     """Keep the learning rate of all groups in one tensor on their device, where fused kernels read it.
 
-    A CUDA graph repeats the numbers of the step that it captured, but reads tensors anew. CUDA kernels read float32;
-    in float64 a CPU computes the bits of a number. Devices without fused kernels keep a number. So does `state_dict`.
+    A CUDA graph repeats the numbers of the step that it captured, but reads tensors again at each replay. CUDA kernels
+    read float32; with float64, a CPU gets the same bits as with a Python number. Devices without fused kernels keep a
+    Python number, and so does `state_dict`.
     """
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     device = next(parameter.device for group in groups for parameter in group["params"])

@@ -18,6 +18,6 @@ def name(text: object) -> str:
 
 
 def shorten(text: str, length: int) -> str:
-    """Return at most so many characters of a text, which ends in … if there are more; controls count as escapes."""
+    """Shorten the text to `length` characters, ending in … if it is cut; control characters count as escapes."""
     text = plain_text.escape(text)
     return text if len(text) <= length else text[: length - 1] + "…"

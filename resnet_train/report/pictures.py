@@ -116,7 +116,7 @@ def _enlarge(image: np.ndarray) -> Image.Image:
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Return the text without control characters, shortened until it fits into so many pixels."""
+    """Return the text without control characters, shortened to at most `width` pixels."""
     text = "".join(character if character.isprintable() else "?" for character in text)[:width]
     if font.getlength(text) <= width:
         return text

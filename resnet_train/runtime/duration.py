@@ -36,7 +36,7 @@ def format_clock(seconds: float) -> str:
 
 
 def format_end(seconds: float) -> str:
-    """Return when it will be in so many seconds: `at 14:32`, with the date if that is not today."""
+    """Return the time `seconds` from now: `at 14:32`, with the date if that is not today."""
     end = time.time() + seconds
     is_today = time.localtime(end)[:3] == time.localtime()[:3]
     return time.strftime("at %H:%M" if is_today else "on %Y-%m-%d at %H:%M", time.localtime(end))
