@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from pathlib import Path
@@ -253,10 +252,3 @@ def test_completion_script_is_printed(
     outcome = run_cli(command, cwd=tmp_path)
     assert outcome.code == 0
     assert f"complete -o default -F _{command.replace('-', '_')}_completion {command}" in outcome.stdout
-
-
-@pytest.mark.parametrize("command", MODULES)
-def test_command_is_an_entry_point_of_the_package(command: str) -> None:
-    pyproject = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    assert f'{command} = "{MODULES[command]}:main"' in pyproject
-    assert callable(importlib.import_module(MODULES[command]).main)

@@ -27,10 +27,15 @@ def limit_spinning() -> None:
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
-# Here, because this runs before the scripts import typer and torch. `run_app` hands SIGINT back to Python.
-# Nothing is imported for it that Python has not imported itself.
-name = os.path.basename("".join(sys.argv[:1]))  # noqa: PTH119
-if name.startswith(("-m", "resnet-")):
+def prepare_process() -> None:
+    """Set up OpenMP and Ctrl-C of a console script, before typer and torch are imported."""
     limit_spinning()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, exit_at_once)
+        signal.signal(signal.SIGINT, exit_at_once)  # `run_app` hands SIGINT back to Python
+
+
+# Here, because this runs before the scripts import typer and torch. Nothing is imported for it that Python has not
+# imported itself.
+name = os.path.basename("".join(sys.argv[:1]))  # noqa: PTH119
+if name.startswith(("-m", "resnet-")):
+    prepare_process()

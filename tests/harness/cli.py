@@ -17,14 +17,9 @@ from typing import NamedTuple
 import pytest
 
 import resnet_train
+from resnet_train.cli.commands import COMMANDS
 
-MODULES = {
-    "resnet-train": "resnet_train.cli.train",
-    "resnet-eval": "resnet_train.cli.evaluate",
-    "resnet-predict": "resnet_train.cli.predict",
-    "resnet-info": "resnet_train.cli.info",
-    "resnet-bench": "resnet_train.cli.bench",
-}
+MODULES = {command.name: command.module for command in COMMANDS}
 PACKAGE_PARENT = str(Path(resnet_train.__file__).parents[1])  # the package under test, not another installed one
 # Whatever the CPU and the time: float32, and a save after each epoch.
 FIXED = ["--device", "cpu", "--amp", "off", "--save-every", "1"]
