@@ -17,6 +17,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"jobs"},
+    {"export"},
     {"build", "runs", "report"},
     {"training"},
     {"evaluation"},

@@ -69,7 +69,7 @@ def fake_trainer(monkeypatch: pytest.MonkeyPatch, device: str, **settings: Any) 
         deepcopy=lambda _: build_model(trainers.make_config({**trainers.TINY, **settings}), 3, where)
     )
     monkeypatch.setattr(ema, "copy", copy)
-    monkeypatch.setattr(augment, "_scale_and_shift", augment._scale_and_shift.__wrapped__)  # its cache would mix modes
+    monkeypatch.setattr(augment, "scale_and_shift", augment.scale_and_shift.__wrapped__)  # its cache would mix modes
     monkeypatch.setattr(groups, "has_fused_kernels", lambda _: True)
     torch_optimizer = sys.modules["torch.optim.optimizer"]
     monkeypatch.setattr(torch_optimizer, "_get_fused_kernels_supported_devices", lambda: [torch.device(device).type])

@@ -158,7 +158,7 @@ class Normalize:
 
     def __call__(self, images: Tensor) -> Tensor:
         # (pixel / 255 - mean) / std as one product and one sum, in place.
-        scale, shift = _scale_and_shift(self.mean, self.std, images.device)
+        scale, shift = scale_and_shift(self.mean, self.std, images.device)
         pixels = images.to(torch.float32, memory_format=memory_format(self.channels_last))
         return pixels.mul_(scale).add_(shift)
 
@@ -170,7 +170,7 @@ def denormalize(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
 
 @lru_cache
 @torch.inference_mode(False)  # tensors created in an evaluation must be usable in training
-def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return both factors, [3, 1, 1]; cached per device, because a copy for every batch would stall the host."""
     scale = torch.tensor([1 / (255 * s) for s in std], device=device)
     shift = torch.tensor([-m / s for m, s in zip(mean, std)], device=device)

@@ -138,7 +138,7 @@ def _check_pickle(pickled: bytes, record_bytes: dict[str, int]) -> None:
             case "PROTO", _ if argument == 2:
                 continue
             case "STOP", [value] if not stack and not outer_stacks:
-                _check_extent(value, max_values)
+                check_extent(value, max_values)
                 return
             case "LONG1", _ if argument.bit_length() <= MAX_INTEGER_BITS:
                 value = argument
@@ -187,8 +187,12 @@ def _fits(num_elements: int, offset: Any, size: tuple[Any, ...], stride: tuple[A
     return max(numbers) < 1 << 62 and (0 in size or offset + reach < num_elements)
 
 
-def _check_extent(value: Any, left: int, depth: int = 0) -> int:
-    """Return how many of `left` values are left after this one; a list can hold another many times, or itself."""
+def check_extent(value: Any, left: int, depth: int = 0) -> int:
+    """Return how many of `left` values are left after this one; a list can hold another many times, or itself.
+
+    Raises:
+        ValueError: there are more values, or they are nested too deeply.
+    """
     left -= 1 + (len(value) // CHARACTERS_PER_VALUE if isinstance(value, str) else 0)
     if left < 0 or depth > MAX_DEPTH:
         raise ValueError(f"it unfolds to too many values or more than {MAX_DEPTH} levels")
@@ -196,5 +200,5 @@ def _check_extent(value: Any, left: int, depth: int = 0) -> int:
         raise ValueError("it has a global or a storage where a value belongs, or a tensor with hooks")
     if isinstance(value, dict | list | tuple):
         for part in chain(value, value.values()) if isinstance(value, dict) else value:
-            left = _check_extent(part, left, depth + 1)
+            left = check_extent(part, left, depth + 1)
     return left

@@ -6,6 +6,7 @@ A checkpoint is a file of `torch.save` with tensors and primitives only, so `tor
 from __future__ import annotations
 
 import errno
+import io
 import os
 import reprlib
 import shutil
@@ -20,6 +21,7 @@ from torch import Tensor
 from resnet_train.records import About, Calibration, EpochRecord
 from resnet_train.runs.archive import read_tensor_file
 from resnet_train.runs.folder import SPLITS, RunFolder
+from resnet_train.runs.safetensors_file import is_safetensors, read_description
 from resnet_train.runtime.files import describe_space, open_regular
 from resnet_train.training.state import TrainerState
 
@@ -168,12 +170,12 @@ def _plain(value: Any) -> Any:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read and verify a checkpoint; its tensors are on the CPU.
+    """Read and verify a checkpoint, or its export as safetensors; the tensors are on the CPU.
 
     Raises:
         ValueError: the file is missing, damaged, not a checkpoint of this program, or of a newer version.
     """
-    contents = read_tensor_file(path)
+    contents = read_description(path) if is_safetensors(path) else read_tensor_file(path)
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of resnet_train")
     version = contents.get("version")
@@ -264,7 +266,7 @@ def write_checkpoint(
     temporary = _temporary(path)
     try:
         # Write beside the file; then rename, which replaces the old file at once.
-        _write(temporary, {"format": FORMAT, "version": VERSION, **contents})
+        _write(temporary, stamp(contents))
         check()
         if previous is not None and path.exists():
             _keep_as(path, previous)
@@ -285,6 +287,13 @@ def write_checkpoint(
         raise
 
 
+def encode_checkpoint(contents: dict[str, Any]) -> bytes:
+    """Return what `write_checkpoint` writes."""
+    stream = io.BytesIO()
+    torch.save(stamp(contents), stream)
+    return stream.getvalue()
+
+
 class _ErrorKeeper:
     """Remember the first OSError: torch.save replaces it with a RuntimeError that loses errno and message."""
 
@@ -301,6 +310,11 @@ class _ErrorKeeper:
 
     def flush(self) -> None:
         self.file.flush()
+
+
+def stamp(contents: dict[str, Any]) -> dict[str, Any]:
+    """Return the contents with what a file of them starts with: the format and its version."""
+    return {"format": FORMAT, "version": VERSION, **contents}
 
 
 def _write(path: Path, contents: dict[str, Any]) -> None:

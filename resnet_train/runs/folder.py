@@ -20,6 +20,7 @@ HOLDER_SECONDS = 0.5  # a process that creates the folder locks it and writes it
 CSV_FILES = {"metrics.csv", "timing.csv"}
 OTHER_FILES = {".lock", ".holder.json", ".unsaved", "config.yaml", "environment.json", "train.log", "trace.json"}
 SPLITS = ("val", "test")  # that choose the best model
+EXPORTED = "model.safetensors"  # the weights in a folder for the Hugging Face Hub
 CURVE_FOLDERS = ("train", "val", "test")  # the event files of each split
 
 
@@ -214,12 +215,16 @@ def _has_events(path: Path) -> bool:
 def find_checkpoint(path: Path) -> Path:
     """Return the file itself, or for a run's folder the final model, or the newest state if the run is unfinished.
 
+    Of a folder that was exported for the Hugging Face Hub, return the weights; in a cache they are a link.
+
     Raises:
         ValueError: there is no such file.
     """
     if not path.is_dir():
         return path
-    run = RunFolder(path)
+    run, exported = RunFolder(path), path / EXPORTED
+    if exported.is_file() and not run.checkpoints.exists():
+        return exported
     refuse_special_files(run.path)
     refuse_special_files(run.checkpoints)
     found = [file for file in (run.model, run.last, run.previous) if file.is_file()]

@@ -1,0 +1,128 @@
+"""resnet-export: write a trained network to a file for other programs, and check it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from resnet_train.cli.app import Debug, Version, hand_back_interrupts, log_to_stderr, new_app, print_result, run_app
+from resnet_train.cli.options import expand_path
+
+FORMAT_NAMES = ("onnx", "safetensors", "pt", "hub")  # here as well, because --help imports no torch
+
+app = new_app()
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A .pt file or a run folder.")],
+    format_name: Annotated[
+        str | None,
+        typer.Option("--format", "-f", metavar="|".join(FORMAT_NAMES), help="Kind of file; see docs/export.md."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="PATH", help="File to write; if not given, named after CHECKPOINT."),
+    ] = None,
+    check_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--check", metavar="FILE", help="Write nothing, but check a file that was exported from CHECKPOINT."
+        ),
+    ] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="Store weights as float16: half the size; a few predictions may change.")
+    ] = False,
+    license_name: Annotated[
+        str | None, typer.Option("--license", metavar="ID", help="License in a model card: mit, apache-2.0 and so on.")
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="USER/NAME", help="Upload the folder to the Hugging Face Hub.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    best: Annotated[
+        bool, typer.Option("--best", help="Of a run folder, export the model chosen on the validation split.")
+    ] = False,
+    images: Annotated[int, typer.Option(min=1, help="Number of images to check the file on.")] = 1000,
+    dataset: Annotated[str | None, typer.Option(help="Data set of these; if not given, that of the training.")] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Directory of its data; if not given, that of the training, or random images without it."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Number of CPU threads; 0 is torch's default.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    debug: Debug = False,
+    version: Version = False,
+) -> None:
+    """Export a network to a file for other programs, and check that the file computes the same.
+
+    The check exits with 1 if the file is damaged or computes something else.
+    """
+    if format_name is None and check_file is None:
+        raise ValueError(f"give --format ({', '.join(FORMAT_NAMES)}), or --check with a file")
+    possible = {"half": half, "license": license_name, "push": push}
+    options: dict[str, Any] = {name: value for name, value in possible.items() if value}
+    if check_file is not None:
+        for name, value in {**possible, "force": force, "output": output}.items():
+            if value:
+                raise ValueError(f"--check writes nothing; leave out --{name}")
+    checkpoint = Path(expand_path(str(checkpoint), "checkpoint"))
+    output, data_dir = _expand(output, "output"), _expand(data_dir, "data_dir")
+    check_file = _expand(check_file, "check")
+    log_to_stderr()
+    from resnet_train.jobs import export as job  # torch takes 2 s to import
+
+    hand_back_interrupts()
+    common: dict[str, Any] = {
+        "best": best, "num_images": images, "dataset": dataset, "data_dir": data_dir, "threads": threads,
+    }  # fmt: skip
+    if check_file is not None:
+        result = job.check(checkpoint, check_file, format=format_name, **common)
+    else:
+        assert format_name is not None
+        result = job.export(checkpoint, output, format=format_name, force=force, **common, **options)
+    print_result(result, _describe, as_json)
+
+
+def _expand(path: Path | None, name: str) -> Path | None:
+    return None if path is None else Path(expand_path(str(path), name))
+
+
+def _describe(result: Any) -> str:
+    lines = [
+        f"file        {result.path} ({result.format}, {_size(result.num_bytes)})",
+        f"network     {result.arch} of {result.checkpoint}",
+        *([] if result.pushed is None else [f"pushed      {result.pushed}"]),
+    ]
+    if (agreement := result.agreement) is None:
+        return "\n".join([*lines, "checked     not: this format cannot be checked here"])
+    lines += [
+        f"checked     on {agreement.num_images:,} {result.images}",
+        f"top-1       equal on {agreement.num_equal:,} of {agreement.num_images:,}",
+    ]
+    if agreement.num_equal < agreement.num_images:
+        lines.append(
+            f"            on the others the logits of both classes are at most {agreement.largest_gap:.2g} apart"
+        )
+    return "\n".join([*lines, f"logits      {_difference(agreement)}"])
+
+
+def _difference(agreement: Any) -> str:
+    if agreement.largest_difference == 0:
+        return "equal in every bit"
+    return f"at most {agreement.largest_difference:.2g} apart; the largest is {agreement.largest_logit:.3g}"
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"
+
+
+def main() -> None:
+    """Run the console script."""
+    run_app(app, "resnet-export")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""A folder for the Hugging Face Hub: model card, description and weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from resnet_train import __version__, text
+from resnet_train.config import TrainConfig, make_config, to_plain
+from resnet_train.export.formats import FORMATS, Files, Format, Opened, Source, open_checkpoint
+from resnet_train.export.safetensors_file import SafetensorsFile
+from resnet_train.recipes import to_yaml
+from resnet_train.runs.folder import EXPORTED
+from resnet_train.runtime.extras import import_extra
+
+FOLDER_FILES = CARD, DESCRIPTION, WEIGHTS = "README.md", "config.json", EXPORTED
+HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # of data sets
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")  # such as mit or apache-2.0; the Hub lists them
+PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")  # that Markdown may take for markup
+
+
+@FORMATS.register("hub")
+class HubFolder(Format):
+    """A folder for the Hugging Face Hub: model card with measured numbers, config.json and model.safetensors."""
+
+    suffix = "-hub"
+    is_folder = True
+    modules = ("safetensors",)
+    needs_evaluation = True
+
+    def encode(self, source: Source, license: str = "unknown", push: str | None = None) -> Files:  # noqa: A002
+        """Return the files; `push` is the repository that the card names."""
+        return {
+            CARD: write_card(source, license, push).encode(),
+            DESCRIPTION: json.dumps(describe(source), indent=2).encode(),
+            WEIGHTS: SafetensorsFile().encode(source),
+        }
+
+    def open(self, path: Path, source: Source) -> Opened:
+        """Read the weights as every command does; the card may have been edited."""
+        try:
+            description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"{path / DESCRIPTION} is damaged: {error}") from None
+        if description != json.loads(json.dumps(describe(source))):
+            raise ValueError(f"{path / DESCRIPTION} describes another network")
+        return open_checkpoint(path / WEIGHTS, source)
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """Return what config.json says about the network."""
+    about, calibration = source.about, source.checkpoint.calibration
+    return {
+        "library_name": "resnet-train",
+        "arch": about.arch,
+        "arch_options": about.arch_options,
+        "id2label": {str(number): name for number, name in enumerate(about.classes)},
+        "image_size": about.image_size,
+        "mean": about.mean,
+        "std": about.std,
+        "calibration": calibration.model_dump() if calibration else None,
+        "training": source.checkpoint.config,
+    }
+
+
+# --- The card --------------------------------------------------------------------------------------------------------
+
+
+def write_card(source: Source, license: str, repo: str | None) -> str:  # noqa: A002
+    """Return the model card: YAML for the Hub, then Markdown.
+
+    Raises:
+        ValueError: the license is no identifier.
+    """
+    if not LICENSE.fullmatch(license):
+        raise ValueError(f"license (={license!r}) must be an identifier of the Hub, such as mit or apache-2.0")
+    front = yaml.safe_dump(_front_matter(source, license), sort_keys=False, allow_unicode=False, width=1000)
+    about = source.about
+    parts = [
+        f"---\n{front}---",
+        f"# {escape(about.arch)} on {escape(about.title)}",
+        f"An image classifier for {len(about.classes)} classes and pictures of {about.image_size}×{about.image_size} "
+        f"pixels, made by resnet_train.",
+        "## How to use it",
+        f"```python\n{_snippet(repo)}\n```",
+        "## What it knows",
+        ", ".join(map(escape, about.classes)) + ".",
+        "## Results",
+        _results(source),
+        "## Training",
+        _training(source),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def escape(name: object) -> str:
+    """Return text as Markdown that shows it literally, on one line."""
+    return PUNCTUATION.sub(r"\\\1", text.escape(str(name)))
+
+
+def _front_matter(source: Source, license: str) -> dict[str, Any]:  # noqa: A002
+    """Return what the Hub reads: https://huggingface.co/docs/hub/model-cards."""
+    about, evaluation = source.about, source.evaluation
+    dataset = HUB_NAMES.get(about.dataset)
+    matter: dict[str, Any] = {
+        "license": license,
+        "library_name": "resnet-train",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "resnet", "pytorch", about.arch, about.dataset],
+        **({"datasets": [dataset]} if dataset else {}),
+        "metrics": ["accuracy"],
+    }
+    if evaluation is not None and evaluation["chosen_on"] != evaluation["split"]:
+        result = {
+            "task": {"type": "image-classification"},
+            "dataset": {"type": dataset or about.dataset, "name": evaluation["title"], "split": evaluation["split"]},
+            "metrics": [{"type": "accuracy", "name": "top-1 accuracy", "value": evaluation["top1"]}],
+        }
+        matter["model-index"] = [{"name": f"{about.arch} on {about.title}", "results": [result]}]
+    return matter
+
+
+def _snippet(repo: str | None) -> str:
+    """Return the lines that load the network; a test executes them."""
+    if repo is None:
+        return f'from resnet_train.jobs.evaluate import load_model\n\nmodel, about = load_model("{WEIGHTS}")'
+    return (
+        "from huggingface_hub import hf_hub_download\n"
+        "from resnet_train.jobs.evaluate import load_model\n\n"
+        f'model, about = load_model(hf_hub_download("{repo}", "{WEIGHTS}"))'
+    )
+
+
+def _results(source: Source) -> str:
+    """Return the measured numbers as a table, with the command that measures them."""
+    evaluation = source.evaluation
+    if evaluation is None:
+        return "Not measured: the test images were not there when this card was written."
+    low, high = evaluation["ci95"]
+    calibration = evaluation["calibration"]
+    versions = f"resnet_train {__version__}", f"torch {torch.__version__}", evaluation["device"], f"{date.today()}"
+    rows = {
+        "top-1 accuracy": f"{evaluation['top1']:.2%} (95 % interval {low:.2%} to {high:.2%})",
+        "top-5 accuracy": None if evaluation["top5"] is None else f"{evaluation['top5']:.2%}",
+        "balanced accuracy": f"{evaluation['scores']['balanced_accuracy']:.2%}",
+        "macro-F1": f"{evaluation['scores']['macro_f1']:.4f}",
+        "mean cross-entropy": f"{evaluation['loss']:.4f}",
+        "expected calibration error": f"{calibration['ece']:.2%}",
+    }
+    lines = [
+        f"On {evaluation['n']:,} {evaluation['split']} images of {escape(evaluation['title'])}:",
+        "",
+        "| | |\n|---|---|",
+        *(f"| {name} | {value} |" for name, value in rows.items() if value is not None),
+        "",
+        f"Measured with `resnet-eval {WEIGHTS}` on these images: {', '.join(versions)}.",
+    ]
+    if evaluation["chosen_on"] == evaluation["split"]:
+        split = evaluation["split"]
+        lines.append(f"This epoch was selected on the {split} images: do not report this accuracy.")
+    if (stored := source.checkpoint.calibration) is not None:
+        lines += [
+            "",
+            f"Logits divided by {stored.temperature:.3f} give calibrated probabilities. A picture whose logits have a "
+            f"log-sum-exp below {stored.known_from:.3f} is unlike 95 % of the validation images.",
+        ]
+    return "\n".join(lines)
+
+
+def _training(source: Source) -> str:
+    """Return the settings, and versions and hardware."""
+    checkpoint = source.checkpoint
+    if checkpoint.metrics is None:
+        return "How it was trained is not recorded."
+    settings, defaults = to_plain(make_config(checkpoint.config)), to_plain(TrainConfig())
+    changed = {name: value for name, value in settings.items() if value != defaults[name]}
+    parts = [
+        f"{checkpoint.epoch} epochs. These settings of `resnet-train` are not the defaults:",
+        _fence(to_yaml(changed, "ascii"), "yaml"),
+    ]
+    environment = checkpoint.environment
+    if versions := [f"{name} {environment[name]}" for name in ("resnet_train", "torch") if environment.get(name)]:
+        parts.append(escape(", ".join([*versions, str(environment.get("device_name", ""))]).rstrip(", ")) + ".")
+    return "\n\n".join(parts)
+
+
+def _fence(content: str, language: str) -> str:
+    """Return a block of code, whose fence is longer than any run of backticks in it."""
+    longest = max((len(run) for run in re.findall("`+", content)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{content.rstrip()}\n{fence}"
+
+
+# --- To the Hub ------------------------------------------------------------------------------------------------------
+
+
+def check_push(repo: str) -> None:
+    """Check that a push can start, before anything takes time.
+
+    Raises:
+        ValueError: huggingface-hub is not installed, there is no token, or the repository has no valid name.
+    """
+    hub = import_extra("huggingface_hub", "--push")
+    try:
+        import_extra("huggingface_hub.utils", "--push").validate_repo_id(repo)
+    except ValueError as error:
+        raise ValueError(f"--push (={repo!r}) must be USER/NAME: {' '.join(str(error).split())[:200]}") from None
+    if hub.get_token() is None:
+        raise ValueError("--push needs a token of huggingface.co: run `hf auth login`, or set HF_TOKEN")
+
+
+def push_folder(folder: Path, repo: str) -> str:
+    """Upload the files of a folder to a repository, which is created if it does not exist, and return its address.
+
+    Raises:
+        OSError: the Hub refused, or cannot be reached.
+    """
+    hub = import_extra("huggingface_hub", "--push")
+    api = hub.HfApi()
+    try:
+        address = str(api.create_repo(repo, exist_ok=True))
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload with resnet-export")
+    except Exception as error:  # of the Hub, of HTTP, of the network
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise OSError(f"cannot push {folder} to {repo}: {reason}") from error
+    return address

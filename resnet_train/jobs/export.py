@@ -1,0 +1,342 @@
+"""Export a trained network to a file for other programs, and check that the file computes the same."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from resnet_train.config import TrainConfig
+from resnet_train.data.sources.cifar import no_downloads
+from resnet_train.export import FORMATS, Files, Format, Source
+from resnet_train.export.agreement import Agreement, compare_outputs
+from resnet_train.export.hub_folder import FOLDER_FILES, check_push, push_folder
+from resnet_train.jobs.evaluate import EvaluationOptions, evaluate_checkpoint
+from resnet_train.jobs.split_images import load_images
+from resnet_train.jobs.subject import Subject, load_subject
+from resnet_train.registry import accepts
+from resnet_train.runs.checkpoint import AnyCheckpoint, ModelCheckpoint
+from resnet_train.runs.folder import find_best, find_checkpoint
+from resnet_train.runtime.device import prepare_machine
+from resnet_train.runtime.extras import import_extra
+from resnet_train.runtime.files import explain_write_errors, open_regular
+from resnet_train.runtime.plain import to_plain_values
+
+log = logging.getLogger(__name__)
+
+NUM_IMAGES = 1000  # that a file is checked on
+
+
+class Differs(OSError):
+    """A file does not compute what its network computes, which is a failure and not a bad input."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """A file and what its check found.
+
+    Attributes:
+        checkpoint, arch: what was exported.
+        format, path, num_bytes: the file, or the folder.
+        images: what it was checked on; None if this format cannot be checked here.
+        agreement: of the file and the network; None likewise.
+        pushed: the address on the Hugging Face Hub; None if it was not pushed.
+    """
+
+    checkpoint: str
+    arch: str
+    format: str
+    path: str
+    num_bytes: int
+    images: str | None
+    agreement: Agreement | None
+    pushed: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckImages:
+    """Images to compare two networks on, uint8 [N, 3, S, S], and what they are."""
+
+    pixels: np.ndarray
+    title: str
+
+
+def export(
+    checkpoint: Path | str,
+    path: Path | str | None = None,
+    *,
+    format: str,  # noqa: A002 - the word of the field
+    best: bool = False,
+    force: bool = False,
+    num_images: int = NUM_IMAGES,
+    dataset: str | None = None,
+    data_dir: Path | str | None = None,
+    threads: int = 0,
+    **options: Any,
+) -> ExportResult:
+    """Export the network of a checkpoint, and check the file before it gets its name.
+
+    Args:
+        checkpoint: a file, or the folder of a run, which means its final model.
+        path: the file to write; by default it is named after the checkpoint, in the current folder.
+        format: a name in `FORMATS`.
+        best: of a run, export the model that was chosen on its validation split.
+        force: replace an existing file.
+        num_images: images to check the file on.
+        dataset, data_dir: where these are; by default the test images of the checkpoint, or random ones without them.
+        threads: number of CPU threads; 0 is torch's choice.
+        options: of the format, such as `half`.
+
+    Raises:
+        ValueError: no usable checkpoint, an unknown format or option, a missing package, or the file exists.
+        Differs: the file does not compute what the network computes.
+    """
+    # Check what can be checked before anything takes time.
+    kind = FORMATS[format]()
+    _check_options(format, kind, options)
+    for module in kind.modules:
+        import_extra(module, f"--format {format}")
+    target = Path(path) if path is not None else Path(_stem(Path(checkpoint)) + kind.suffix)
+    _check_target(target, Path(checkpoint), force, kind)
+    if repo := options.get("push"):
+        check_push(repo)
+
+    # Export and check.
+    subject = _load(Path(checkpoint), best, threads)
+    evaluation = None
+    if kind.needs_evaluation:
+        folder = None if data_dir is None else Path(data_dir)
+        settings = EvaluationOptions(dataset=dataset, data_dir=folder, best=best, device="cpu", threads=threads)
+        evaluation = _evaluate(Path(checkpoint), settings)
+    source = make_source(subject, evaluation)
+    images = _find_images(subject, num_images, dataset, data_dir)
+    encoded = kind.encode(source, **options)
+    with _written(target, encoded) as temporary:
+        agreement = _compare(kind, temporary, source, images, target)
+    result = _describe(subject, format, target, images, agreement)
+    return replace(result, pushed=push_folder(target, repo)) if repo else result
+
+
+def check(
+    checkpoint: Path | str,
+    path: Path | str,
+    *,
+    format: str | None = None,  # noqa: A002
+    best: bool = False,
+    num_images: int = NUM_IMAGES,
+    dataset: str | None = None,
+    data_dir: Path | str | None = None,
+    threads: int = 0,
+) -> ExportResult:
+    """Check that a file that was exported from this checkpoint is undamaged and computes what its network computes.
+
+    Args:
+        path: the file; its name says the format unless `format` does.
+        checkpoint, best, num_images, dataset, data_dir, threads: see `export`.
+
+    Raises:
+        ValueError: no usable checkpoint, no such file, or a missing package.
+        Differs: the file is damaged, or belongs to another network.
+    """
+    path = Path(path)
+    if not os.path.lexists(path):
+        raise ValueError(f"there is no file {path}")
+    name = format or _format_of(path)
+    kind = FORMATS[name]()
+    for module in kind.modules:
+        import_extra(module, f"--check of {name}")
+    subject = _load(Path(checkpoint), best, threads)
+    images = _find_images(subject, num_images, dataset, data_dir)
+    try:
+        agreement = _compare(kind, path, make_source(subject), images, path)
+    except ValueError as error:
+        raise Differs(str(error)) from None
+    if agreement is None:
+        raise ValueError(f"a file of format {name} cannot be checked here")
+    return _describe(subject, name, path, images, agreement)
+
+
+def make_source(subject: Subject, evaluation: dict[str, Any] | None = None) -> Source:
+    """Return the network of a subject as what is exported."""
+    checkpoint = _without_paths(subject.checkpoints[0])
+    network = subject.first_network.float().to(memory_format=torch.contiguous_format)  # as a new one has it
+    return Source(checkpoint=checkpoint, network=network, evaluation=evaluation)
+
+
+def _without_paths(checkpoint: AnyCheckpoint) -> ModelCheckpoint:
+    """Return weights and description without folders of this machine, which mean nothing elsewhere."""
+    folders = {name for name, field in TrainConfig.model_fields.items() if field.annotation in (Path, Path | None)}
+    return ModelCheckpoint(
+        about=checkpoint.about,
+        config={name: value for name, value in checkpoint.config.items() if name not in folders},
+        environment=checkpoint.environment,
+        model=checkpoint.weights,
+        metrics=checkpoint.metrics,
+        chosen_on=checkpoint.chosen_on,
+        calibration=checkpoint.calibration,
+    )
+
+
+def _load(path: Path, best: bool, threads: int) -> Subject:
+    device = prepare_machine("cpu", threads)
+    return load_subject([find_best(path) if best else find_checkpoint(path)], None, device)
+
+
+def _check_options(name: str, kind: Format, options: dict[str, Any]) -> None:
+    """Raise a ValueError if an option is given that the format does not take."""
+    for option in options:
+        if not accepts(kind.encode, option):
+            users = [other for other in FORMATS.names() if accepts(FORMATS[other].encode, option)]
+            flag = "--" + option.replace("_", "-")
+            used_by = f"; it is used by {', '.join(users)}" if users else ""
+            raise ValueError(f"{flag} has no effect with --format {name}{used_by}")
+
+
+def _evaluate(checkpoint: Path, options: EvaluationOptions) -> dict[str, Any] | None:
+    """Return the numbers of `resnet-eval --json`; None if the test images are not here."""
+    try:
+        with no_downloads():
+            return to_plain_values(evaluate_checkpoint([checkpoint], options))
+    except (ValueError, OSError) as error:
+        if options.dataset is not None or options.data_dir is not None:
+            raise
+        log.warning("the card has no measured numbers: %s", error)
+        return None
+
+
+def _check_target(target: Path, checkpoint: Path, force: bool, kind: Format) -> None:
+    """Raise a ValueError if the file cannot be written, or would replace something unasked."""
+    if not target.parent.is_dir():
+        raise ValueError(f"cannot write {target}: there is no folder {target.parent}")
+    if not os.path.lexists(target):
+        return
+    if checkpoint.exists() and target.resolve() == checkpoint.resolve():
+        raise ValueError(f"{target} is the checkpoint itself; choose another --output")
+    if target.is_symlink() or not (target.is_dir() if kind.is_folder else target.is_file()):
+        expected = "folder" if kind.is_folder else "regular file"
+        raise ValueError(f"{target} exists and is not a {expected}; choose another --output")
+    if kind.is_folder and (others := sorted({path.name for path in target.iterdir()} - set(FOLDER_FILES))):
+        raise ValueError(f"{target} holds {others[0]}, which no export wrote; choose another --output")
+    if not force:
+        raise ValueError(f"{target} exists; choose another --output, or replace it with --force")
+
+
+def _stem(checkpoint: Path) -> str:
+    return checkpoint.resolve().name if checkpoint.is_dir() else checkpoint.stem
+
+
+def _format_of(path: Path) -> str:
+    """Return the format whose suffix a file has."""
+    for name in FORMATS.names():
+        kind = FORMATS[name]
+        if path.is_dir() if kind.is_folder else path.suffix == kind.suffix:
+            return name
+    raise ValueError(f"{path} has no suffix of a format; say which it is with --format")
+
+
+def _find_images(subject: Subject, num_images: int, dataset: str | None, data_dir: Path | str | None) -> CheckImages:
+    """Return evenly spaced test images of the checkpoint's data set, or random ones if they are not here."""
+    try:
+        with no_downloads():
+            data = load_images(subject, dataset, data_dir, None)
+    except (ValueError, OSError):
+        if dataset is not None or data_dir is not None:
+            raise
+        side = subject.image_size
+        pixels = np.random.default_rng(0).integers(0, 256, (num_images, 3, side, side), np.uint8)
+        return CheckImages(pixels, "random images, as the test images are not here")
+    chosen = data.indices[np.linspace(0, len(data.indices) - 1, min(num_images, len(data.indices))).astype(int)]
+    return CheckImages(np.ascontiguousarray(data.images.images[chosen]), f"{data.split} images of {data.images.title}")
+
+
+def _compare(kind: Format, path: Path, source: Source, images: CheckImages, target: Path) -> Agreement | None:
+    """Return how far the file at `path` and the network agree; None if the format cannot be checked.
+
+    Raises:
+        ValueError: the file is damaged, or describes another network.
+        Differs: it computes something else; the message names it `target`.
+    """
+    opened = kind.open(path, source)
+    if opened is None:
+        return None
+    agreement = compare_outputs(source.compute_logits, opened.forward, images.pixels, opened.tolerance)
+    if not agreement.holds:
+        different = agreement.num_images - agreement.num_equal
+        raise Differs(
+            f"{target} does not compute what the network computes: other classes for {different:,} of "
+            f"{agreement.num_images:,} images, logits up to {agreement.largest_difference:.2g} apart "
+            f"(at most {agreement.tolerance * agreement.largest_logit:.2g} is expected)"
+        )
+    return agreement
+
+
+@contextmanager
+def _written(target: Path, encoded: bytes | Files) -> Iterator[Path]:
+    """Write beside `target`, yield the path to check it there, and rename it if nothing was raised."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    num_bytes = len(encoded) if isinstance(encoded, bytes) else sum(map(len, encoded.values()))
+    try:
+        with explain_write_errors(target, num_bytes):
+            _write(temporary, encoded)
+        yield temporary
+        with explain_write_errors(target, num_bytes):
+            if target.is_dir():  # a folder replaces only an empty one
+                old = target.with_name(f".{target.name}.old")
+                _remove(old)
+                target.replace(old)
+                temporary.replace(target)
+                _remove(old)
+            else:
+                temporary.replace(target)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _write(path: Path, encoded: bytes | Files) -> None:
+    """Write a file, or a new folder of files, and flush it to the disk."""
+    _remove(path)  # what a killed export left
+    if isinstance(encoded, dict):
+        path.mkdir()
+        for name, content in encoded.items():
+            _write(path / name, content)
+        return
+    with open_regular(path, "wb") as file:
+        file.write(encoded)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _describe(
+    subject: Subject,
+    name: str,
+    path: Path,
+    images: CheckImages,
+    agreement: Agreement | None,
+) -> ExportResult:
+    files = [path] if path.is_file() else list(path.iterdir())
+    return ExportResult(
+        checkpoint=str(subject.paths[0]),
+        arch=subject.checkpoints[0].about.arch,
+        format=name,
+        path=str(path),
+        num_bytes=sum(file.stat().st_size for file in files),
+        images=None if agreement is None else images.title,
+        agreement=agreement,
+    )

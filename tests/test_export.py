@@ -1,0 +1,156 @@
+"""resnet-export: every format holds the network that was trained, says so, and overwrites nothing unasked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_train.cli.export import FORMAT_NAMES
+from resnet_train.config import make_config
+from resnet_train.export import FORMATS
+from resnet_train.runs.checkpoint import read_checkpoint, read_model, write_checkpoint
+from tests.harness.cli import Outcome, RunCli
+from tests.harness.trainers import assert_same_tensors
+
+FILES = [name for name in FORMATS.names() if not FORMATS[name].is_folder]
+OWN = ["pt", "safetensors"]  # that hold a checkpoint
+
+
+@pytest.fixture(scope="module")
+def model(trained: tuple[Path, Outcome]) -> Path:
+    return trained[0] / "checkpoints" / "model.pt"
+
+
+def export(run_cli: RunCli, checkpoint: Path, *arguments: object, cwd: Path) -> Outcome:
+    return run_cli("resnet-export", checkpoint, *arguments, "--images", 40, cwd=cwd)
+
+
+def test_help_lists_the_registered_formats() -> None:
+    assert sorted(FORMAT_NAMES) == sorted(FORMATS.names())
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_an_exported_model_holds_the_same_bits(name: str, model: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    outcome = export(run_cli, model, "--format", name, cwd=tmp_path)
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert "top-1       equal on 40 of 40\nlogits      equal in every bit" in outcome.stdout
+    before, after = read_model(model), read_model(tmp_path / f"model.{name}")
+    assert (after.about, after.metrics, after.calibration) == (before.about, before.metrics, before.calibration)
+    assert_same_tensors(before.weights, after.weights)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_command_reads_an_exported_model(name: str, model: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    assert export(run_cli, model, "-f", name, "-o", f"x.{name}", cwd=tmp_path).code == 0
+    evaluations = []
+    for path in (model, f"x.{name}"):
+        outcome = run_cli("resnet-eval", path, "--json", "--predictions", "p.csv", cwd=tmp_path)
+        found = json.loads(outcome.stdout)
+        del found["checkpoint"], found["images_per_second"]
+        evaluations.append((found, (tmp_path / "p.csv").read_text()))
+    assert evaluations[0] == evaluations[1]
+    assert json.loads(run_cli("resnet-info", f"x.{name}", "--json", cwd=tmp_path).stdout)["arch"] == "resnet8"
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_an_exported_model_has_no_folders_of_this_machine(
+    name: str, model: Path, run_cli: RunCli, tmp_path: Path
+) -> None:
+    assert export(run_cli, model, "-f", name, "-o", "x", cwd=tmp_path).code == 0
+    contents = read_checkpoint(tmp_path / "x")
+    assert contents["data_path"] is None
+    assert {"data_dir", "output_dir"} & contents["config"].keys() == set()
+    make_config(contents["config"])
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_half_stores_float16_and_says_what_changes(name: str, model: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    outcome = export(run_cli, model, "-f", name, "--half", "-o", "x", cwd=tmp_path)
+    assert "apart; the largest is" in outcome.stdout
+    weights = read_model(tmp_path / "x").weights
+    assert {str(tensor.dtype) for tensor in weights.values()} == {"torch.float16", "torch.int64"}
+    assert export(run_cli, model, "--check", "x", "-f", name, cwd=tmp_path).code == 0
+
+
+def test_half_refuses_weights_that_float16_cannot_hold(model: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    contents = read_checkpoint(model)
+    contents["model"]["linear.bias"][3] = 1e6
+    write_checkpoint(tmp_path / "large.pt", contents)
+    error = export(run_cli, tmp_path / "large.pt", "-f", "pt", "-o", "x.pt", "--half", cwd=tmp_path).error
+    assert error == "error: linear.bias has values of up to 1e+06, too large for --half (65504)"
+    assert not (tmp_path / "x.pt").exists()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_replaced_only_with_force(name: str, model: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("mine")
+    error = export(run_cli, model, "-f", name, "-o", "x", cwd=tmp_path).error
+    assert error == "error: x exists; choose another --output, or replace it with --force"
+    assert (tmp_path / "x").read_text() == "mine"
+    assert export(run_cli, model, "-f", name, "-o", "x", "--force", cwd=tmp_path).code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_the_checkpoint_itself_is_never_replaced(model: Path, run_cli: RunCli) -> None:
+    before = model.read_bytes()
+    error = export(run_cli, model, "-f", "pt", "--force", cwd=model.parent).error
+    assert error == "error: model.pt is the checkpoint itself; choose another --output"
+    assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_check_finds_every_changed_bit(name: str, model: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{name}"
+    assert export(run_cli, model, "-f", name, "-o", path, cwd=tmp_path).code == 0
+    assert export(run_cli, model, "--check", path, cwd=tmp_path).code == 0
+    data = path.read_bytes()
+    for place in range(0, len(data), len(data) // 20):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        outcome = export(run_cli, model, "--check", path, cwd=tmp_path)
+        assert (outcome.code, outcome.stderr.count("\n")) == (1, 1), (place, outcome)
+
+
+@pytest.mark.parametrize("part", ["classes", "calibration", "weights", "metrics"])
+@pytest.mark.parametrize("name", OWN)
+def test_a_check_finds_another_description(part: str, name: str, model: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    contents = read_checkpoint(model)
+    if part == "classes":
+        contents["about"]["classes"].reverse()
+    elif part == "calibration":
+        contents["calibration"]["temperature"] += 0.01
+    elif part == "metrics":
+        contents["metrics"]["scores"]["test"]["accuracy"] = 1.0
+    else:
+        contents["model"]["conv1.weight"][0, 0, 0, 0] += torch.finfo(torch.float32).eps
+    write_checkpoint(tmp_path / "other.pt", contents)
+    assert export(run_cli, tmp_path / "other.pt", "-f", name, "-o", "x", cwd=tmp_path).code == 0
+    outcome = export(run_cli, model, "--check", "x", "-f", name, cwd=tmp_path)
+    assert outcome.code == 1
+    assert outcome.stderr.startswith("error: x "), outcome
+
+
+def test_options_that_have_no_effect_are_refused(model: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    assert "give --format (" in export(run_cli, model, cwd=tmp_path).error
+    assert "unknown format 'ptt'; did you mean 'pt'?" in export(run_cli, model, "-f", "ptt", cwd=tmp_path).error
+    assert "--check writes nothing" in export(run_cli, model, "--check", "x", "--half", cwd=tmp_path).error
+    assert "there is no file x" in export(run_cli, model, "--check", "x", cwd=tmp_path).error
+    assert "there is no folder no" in export(run_cli, model, "-f", "pt", "-o", "no/x", cwd=tmp_path).error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_test_images_random_ones_are_used(model: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    contents = read_checkpoint(model)
+    contents["config"]["dataset"] = contents["about"]["dataset"] = "cifar10"
+    write_checkpoint(tmp_path / "x.pt", contents)
+    outcome = export(run_cli, tmp_path / "x.pt", "-f", "pt", "-o", "y.pt", cwd=tmp_path)
+    assert "checked     on 40 random images, as the test images are not here" in outcome.stdout
+    assert export(run_cli, tmp_path / "x.pt", "-f", "pt", "-o", "z.pt", "--data-dir", "no", cwd=tmp_path).code != 0
+
+
+def test_the_result_is_printed_as_json(model: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    found = json.loads(export(run_cli, model, "-f", "pt", "-o", "x.pt", "--json", cwd=tmp_path).stdout)
+    assert found["num_bytes"] == (tmp_path / "x.pt").stat().st_size
+    assert found["agreement"]["num_equal"] == found["agreement"]["num_images"] == 40
