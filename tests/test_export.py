@@ -15,7 +15,7 @@ from resnet_train.runs.checkpoint import read_checkpoint, read_model, write_chec
 from tests.harness.cli import Outcome, RunCli
 from tests.harness.trainers import assert_same_tensors
 
-FILES = [name for name in FORMATS.names() if not FORMATS[name].is_folder]
+FILES = [name for name in FORMATS.names() if not FORMATS[name].files]
 OWN = ["pt", "safetensors"]  # that hold a checkpoint
 
 

@@ -67,15 +67,22 @@ class Format(ABC):
 
     Attributes:
         suffix: what the name of its files, or folders, ends with.
-        is_folder: whether it is a folder.
+        files: what it consists of if it is a folder; empty if it is a file.
         modules: optional packages that it imports.
         needs_evaluation: whether `Source.evaluation` is used.
     """
 
     suffix: ClassVar[str]
-    is_folder: ClassVar[bool] = False
+    files: ClassVar[tuple[str, ...]] = ()
     modules: ClassVar[tuple[str, ...]] = ()
     needs_evaluation: ClassVar[bool] = False
+
+    def check_options(self, options: Mapping[str, Any]) -> None:  # noqa: B027 - most have no values to check
+        """Check the values of options that `encode` takes, before anything takes time.
+
+        Raises:
+            ValueError: one is wrong.
+        """
 
     @abstractmethod
     def encode(self, source: Source) -> bytes | Files:

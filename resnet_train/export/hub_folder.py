@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from resnet_train.recipes import to_yaml
 from resnet_train.runs.folder import EXPORTED
 from resnet_train.runtime.extras import import_extra
 
-FOLDER_FILES = CARD, DESCRIPTION, WEIGHTS = "README.md", "config.json", EXPORTED
+CARD, DESCRIPTION, WEIGHTS = "README.md", "config.json", EXPORTED
 HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # of data sets
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")  # such as mit or apache-2.0; the Hub lists them
 PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")  # that Markdown may take for markup
@@ -30,9 +31,16 @@ class HubFolder(Format):
     """A folder for the Hugging Face Hub: model card with measured numbers, config.json and model.safetensors."""
 
     suffix = "-hub"
-    is_folder = True
+    files = (CARD, DESCRIPTION, WEIGHTS)
     modules = ("safetensors",)
     needs_evaluation = True
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Check the license, and whether a push can start."""
+        if (license := options.get("license")) is not None and not LICENSE.fullmatch(license):  # noqa: A001
+            raise ValueError(f"license (={license!r}) must be an identifier of the Hub, such as mit or apache-2.0")
+        if (repo := options.get("push")) is not None:
+            _check_push(repo)
 
     def encode(self, source: Source, license: str = "unknown", push: str | None = None) -> Files:  # noqa: A002
         """Return the files; `push` is the repository that the card names."""
@@ -73,14 +81,9 @@ def describe(source: Source) -> dict[str, Any]:
 
 
 def write_card(source: Source, license: str, repo: str | None) -> str:  # noqa: A002
-    """Return the model card: YAML for the Hub, then Markdown.
-
-    Raises:
-        ValueError: the license is no identifier.
-    """
-    if not LICENSE.fullmatch(license):
-        raise ValueError(f"license (={license!r}) must be an identifier of the Hub, such as mit or apache-2.0")
-    front = yaml.safe_dump(_front_matter(source, license), sort_keys=False, allow_unicode=False, width=1000)
+    """Return the model card: YAML for the Hub, then Markdown."""
+    matter = text.escape_all(_front_matter(source, license))  # a line of a name could end the YAML
+    front = yaml.safe_dump(matter, sort_keys=False, allow_unicode=False, width=1000)
     about = source.about
     parts = [
         f"---\n{front}---",
@@ -200,8 +203,8 @@ def _fence(content: str, language: str) -> str:
 # --- To the Hub ------------------------------------------------------------------------------------------------------
 
 
-def check_push(repo: str) -> None:
-    """Check that a push can start, before anything takes time.
+def _check_push(repo: str) -> None:
+    """Check that a push can start.
 
     Raises:
         ValueError: huggingface-hub is not installed, there is no token, or the repository has no valid name.

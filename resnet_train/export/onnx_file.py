@@ -21,6 +21,7 @@ from resnet_train.data.augment import scale_and_shift
 from resnet_train.export.formats import FORMATS, Format, Opened, Source
 from resnet_train.runtime.extras import import_extra
 from resnet_train.runtime.seal import is_intact, seal
+from resnet_train.text import escape
 
 OPSET = 18  # the one that torch's exporter writes without a conversion
 TOLERANCE = 1e-4  # of the largest logit; other kernels sum in another order
@@ -95,7 +96,8 @@ def describe(source: Source) -> dict[str, str]:
         values |= {"epoch": metrics.epoch, "accuracy": accuracies}
         if source.checkpoint.chosen_on:
             values["chosen_on"] = source.checkpoint.chosen_on
-    return {"arch": about.arch, "title": about.title} | {name: json.dumps(value) for name, value in values.items()}
+    names = {"arch": about.arch, "title": escape(about.title)}  # which may hold what is no UTF-8
+    return names | {name: json.dumps(value) for name, value in values.items()}
 
 
 class _PictureClassifier(nn.Module):

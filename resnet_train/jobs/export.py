@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +13,10 @@ import torch
 
 from resnet_train.config import TrainConfig
 from resnet_train.data.sources.cifar import no_downloads
-from resnet_train.export import FORMATS, Files, Format, Source
+from resnet_train.export import FORMATS, Format, Source
 from resnet_train.export.agreement import Agreement, compare_outputs
-from resnet_train.export.hub_folder import FOLDER_FILES, check_push, push_folder
+from resnet_train.export.hub_folder import push_folder
+from resnet_train.export.output import check_target, written
 from resnet_train.jobs.evaluate import EvaluationOptions, evaluate_checkpoint
 from resnet_train.jobs.split_images import load_images
 from resnet_train.jobs.subject import Subject, load_subject
@@ -27,7 +25,6 @@ from resnet_train.runs.checkpoint import AnyCheckpoint, ModelCheckpoint
 from resnet_train.runs.folder import find_best, find_checkpoint
 from resnet_train.runtime.device import prepare_machine
 from resnet_train.runtime.extras import import_extra
-from resnet_train.runtime.files import explain_write_errors, open_regular
 from resnet_train.runtime.plain import to_plain_values
 
 log = logging.getLogger(__name__)
@@ -105,9 +102,11 @@ def export(
     for module in kind.modules:
         import_extra(module, f"--format {format}")
     target = Path(path) if path is not None else Path(_stem(Path(checkpoint)) + kind.suffix)
-    _check_target(target, Path(checkpoint), force, kind)
-    if repo := options.get("push"):
-        check_push(repo)
+    found = _find(Path(checkpoint), best)
+    if target.exists() and found.exists() and target.samefile(found):
+        raise ValueError(f"{target} is the checkpoint itself; choose another --output")
+    check_target(target, kind.files, force)
+    kind.check_options(options)
 
     # Export and check.
     subject = _load(Path(checkpoint), best, threads)
@@ -119,10 +118,10 @@ def export(
     source = make_source(subject, evaluation)
     images = _find_images(subject, num_images, dataset, data_dir)
     encoded = kind.encode(source, **options)
-    with _written(target, encoded) as temporary:
+    with written(target, encoded, force) as temporary:
         agreement = _compare(kind, temporary, source, images, target)
     result = _describe(subject, format, target, images, agreement)
-    return replace(result, pushed=push_folder(target, repo)) if repo else result
+    return replace(result, pushed=push_folder(target, options["push"])) if options.get("push") else result
 
 
 def check(
@@ -185,9 +184,12 @@ def _without_paths(checkpoint: AnyCheckpoint) -> ModelCheckpoint:
     )
 
 
-def _load(path: Path, best: bool, threads: int) -> Subject:
-    device = prepare_machine("cpu", threads)
-    return load_subject([find_best(path) if best else find_checkpoint(path)], None, device)
+def _find(checkpoint: Path, best: bool) -> Path:
+    return find_best(checkpoint) if best else find_checkpoint(checkpoint)
+
+
+def _load(checkpoint: Path, best: bool, threads: int) -> Subject:
+    return load_subject([_find(checkpoint, best)], None, prepare_machine("cpu", threads))
 
 
 def _check_options(name: str, kind: Format, options: dict[str, Any]) -> None:
@@ -212,23 +214,6 @@ def _evaluate(checkpoint: Path, options: EvaluationOptions) -> dict[str, Any] | 
         return None
 
 
-def _check_target(target: Path, checkpoint: Path, force: bool, kind: Format) -> None:
-    """Raise a ValueError if the file cannot be written, or would replace something unasked."""
-    if not target.parent.is_dir():
-        raise ValueError(f"cannot write {target}: there is no folder {target.parent}")
-    if not os.path.lexists(target):
-        return
-    if checkpoint.exists() and target.resolve() == checkpoint.resolve():
-        raise ValueError(f"{target} is the checkpoint itself; choose another --output")
-    if target.is_symlink() or not (target.is_dir() if kind.is_folder else target.is_file()):
-        expected = "folder" if kind.is_folder else "regular file"
-        raise ValueError(f"{target} exists and is not a {expected}; choose another --output")
-    if kind.is_folder and (others := sorted({path.name for path in target.iterdir()} - set(FOLDER_FILES))):
-        raise ValueError(f"{target} holds {others[0]}, which no export wrote; choose another --output")
-    if not force:
-        raise ValueError(f"{target} exists; choose another --output, or replace it with --force")
-
-
 def _stem(checkpoint: Path) -> str:
     return checkpoint.resolve().name if checkpoint.is_dir() else checkpoint.stem
 
@@ -237,7 +222,7 @@ def _format_of(path: Path) -> str:
     """Return the format whose suffix a file has."""
     for name in FORMATS.names():
         kind = FORMATS[name]
-        if path.is_dir() if kind.is_folder else path.suffix == kind.suffix:
+        if path.is_dir() if kind.files else path.suffix == kind.suffix:
             return name
     raise ValueError(f"{path} has no suffix of a format; say which it is with --format")
 
@@ -276,51 +261,6 @@ def _compare(kind: Format, path: Path, source: Source, images: CheckImages, targ
             f"(at most {agreement.tolerance * agreement.largest_logit:.2g} is expected)"
         )
     return agreement
-
-
-@contextmanager
-def _written(target: Path, encoded: bytes | Files) -> Iterator[Path]:
-    """Write beside `target`, yield the path to check it there, and rename it if nothing was raised."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    num_bytes = len(encoded) if isinstance(encoded, bytes) else sum(map(len, encoded.values()))
-    try:
-        with explain_write_errors(target, num_bytes):
-            _write(temporary, encoded)
-        yield temporary
-        with explain_write_errors(target, num_bytes):
-            if target.is_dir():  # a folder replaces only an empty one
-                old = target.with_name(f".{target.name}.old")
-                _remove(old)
-                target.replace(old)
-                temporary.replace(target)
-                _remove(old)
-            else:
-                temporary.replace(target)
-    except BaseException:
-        _remove(temporary)
-        raise
-
-
-def _write(path: Path, encoded: bytes | Files) -> None:
-    """Write a file, or a new folder of files, and flush it to the disk."""
-    _remove(path)  # what a killed export left
-    if isinstance(encoded, dict):
-        path.mkdir()
-        for name, content in encoded.items():
-            _write(path / name, content)
-        return
-    with open_regular(path, "wb") as file:
-        file.write(encoded)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a folder if it exists."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _describe(

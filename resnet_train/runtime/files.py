@@ -97,7 +97,7 @@ def describe_space(error: OSError, folder: Path, needed_bytes: int) -> str:
         room = f"no inodes are free, though {free} bytes are; {needed_bytes:,} bytes are needed); delete files"
     else:
         room = f"{needed_bytes:,} bytes are needed, {free} are free); make room"
-    return f" ({room}, then continue with --resume"
+    return f" ({room}, then repeat the command, a training with --resume"
 
 
 def has_no_inodes(folder: Path) -> bool:

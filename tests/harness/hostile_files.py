@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_train.runs.checkpoint import FORMAT, VERSION
+from tests.harness.hostile_safetensors import SAFETENSORS
 
 Make = Callable[[Path], object]
 HEAD = b"\x80\x02}(X\x06\0\0\0format" + b"X" + struct.pack("<I", len(FORMAT)) + FORMAT.encode() + b"X\x07\0\0\0version"
@@ -418,6 +419,7 @@ FILES: dict[str, Make] = {
     "a FIFO behind a link": fifo_behind_a_link,
     "a socket": unix_socket,
     "a device": lambda path: path.symlink_to("/dev/zero"),
+    **SAFETENSORS,
     "a link to itself": lambda path: path.symlink_to(path.name),
     "nothing": lambda path: None,
 }
@@ -501,10 +503,15 @@ def watch_all(folder: Path) -> Iterator[dict[str, Any]]:
     import torch
 
     from resnet_train.jobs.evaluate import load_model
-    from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
+    from resnet_train.runs.checkpoint import read_checkpoint, stamp, write_checkpoint
+    from resnet_train.runs.safetensors_file import encode_safetensors
 
     # The first read imports modules and fills caches.
     write_checkpoint(folder / "whole.pt", base())
+    load_model(folder / "whole.pt")
+    contents = base()
+    weights = contents.pop("model")
+    (folder / "whole.pt").write_bytes(encode_safetensors(stamp(contents), weights))
     load_model(folder / "whole.pt")
     (folder / "whole.pt").unlink()
     events: list[str] = []

@@ -1,0 +1,80 @@
+"""Exported files, written beside their place, checked there, and renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from resnet_train.export.formats import Files
+from resnet_train.runtime.files import explain_write_errors, open_regular
+
+
+def check_target(target: Path, files: tuple[str, ...], force: bool) -> None:
+    """Check that a file, or a folder of these files, can be written and replaces nothing unasked.
+
+    Raises:
+        ValueError: it cannot, or would.
+    """
+    if not target.parent.is_dir():
+        raise ValueError(f"cannot write {target}: there is no folder {target.parent}")
+    if not os.path.lexists(target):
+        return
+    if target.is_symlink() or not (target.is_dir() if files else target.is_file()):
+        expected = "folder" if files else "regular file"
+        raise ValueError(f"{target} exists and is not a {expected}; choose another --output")
+    if files and (others := sorted({path.name for path in target.iterdir()} - set(files))):
+        raise ValueError(f"{target} holds {others[0]}, which no export wrote; choose another --output")
+    if not force:
+        raise ValueError(f"{target} exists; choose another --output, or replace it with --force")
+
+
+@contextmanager
+def written(target: Path, encoded: bytes | Files, force: bool) -> Iterator[Path]:
+    """Write beside `target`, yield the path to check it there, and rename it if nothing was raised.
+
+    Raises:
+        ValueError: see `check_target`; something may appear there meanwhile.
+        OSError: see `explain_write_errors`.
+    """
+    temporary, old = (target.with_name(f".{target.name}.{end}") for end in ("tmp", "old"))
+    files = tuple(encoded) if isinstance(encoded, dict) else ()
+    num_bytes = sum(map(len, encoded.values())) if isinstance(encoded, dict) else len(encoded)
+    try:
+        with explain_write_errors(target, num_bytes):
+            _write(temporary, encoded)
+        yield temporary
+        check_target(target, files, force)
+        with explain_write_errors(target, num_bytes):
+            if target.is_dir():  # only an empty folder can be replaced
+                _remove(old)
+                target.replace(old)
+            temporary.replace(target)
+            _remove(old)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _write(path: Path, encoded: bytes | Files) -> None:
+    """Write a file, or a new folder of files, and flush it to the disk."""
+    _remove(path)  # what a killed export left
+    if isinstance(encoded, dict):
+        path.mkdir()
+        for name, content in encoded.items():
+            _write(path / name, content)
+        return
+    with open_regular(path, "wb") as file:
+        file.write(encoded)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
