@@ -9,23 +9,24 @@ from __future__ import annotations
 import math
 import re
 import reprlib
+import types
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, field_validator, model_validator
 
 from resnet_train.registry import nearest
 
-NETWORK, NETWORK_OPTIONS, DATA, AUGMENTATION, OPTIMIZATION, RUN, MACHINE = (
-    "Network",
-    "Network options",
-    "Data",
-    "Augmentation",
-    "Optimization",
-    "Run",
-    "Machine",
+# In the order of `--help`: what most users set comes first.
+PANELS = (
+    NETWORK := "Network",
+    DATA := "Data",
+    OPTIMIZATION := "Optimization",
+    RUN := "Run",
+    MACHINE := "Machine",
+    AUGMENTATION := "Augmentation",
+    NETWORK_OPTIONS := "Network options",
 )
-
 
 OnResume = Literal["fixed", "may be raised", "free"]
 
@@ -284,6 +285,38 @@ class TrainConfig(BaseModel):
         return self
 
 
+# What other programs call a setting. The command line takes these names, error messages about YAML mention ours.
+ALIASES = {
+    **dict.fromkeys(("model", "architecture", "network", "net"), "arch"),
+    **dict.fromkeys(("data_path", "data_root"), "data_dir"),
+    **dict.fromkeys(("img_size", "input_size"), "image_size"),
+    **dict.fromkeys(("num_epochs", "max_epochs"), "epochs"),
+    **dict.fromkeys(("bs", "batch", "batchsize", "train_batch_size"), "batch_size"),
+    **dict.fromkeys(("opt", "optim"), "optimizer"),
+    **dict.fromkeys(("learning_rate", "base_lr", "max_lr"), "lr"),
+    "wd": "weight_decay",
+    **dict.fromkeys(("lr_scheduler", "lr_schedule", "scheduler", "sched"), "schedule"),
+    **dict.fromkeys(("warmup", "lr_warmup_epochs"), "warmup_epochs"),
+    "lr_milestones": "milestones",
+    "lr_gamma": "gamma",
+    "smoothing": "label_smoothing",
+    **dict.fromkeys(("clip_grad_norm", "grad_clip", "gradient_clip_val"), "clip_grad"),
+    **dict.fromkeys(("accumulation_steps", "grad_accum", "gradient_accumulation_steps"), "accumulate"),
+    "model_ema_decay": "ema_decay",
+    "mixup_alpha": "mixup",
+    "cutmix_alpha": "cutmix",
+    **dict.fromkeys(("random_erase", "reprob"), "random_erasing"),
+    **dict.fromkeys(("run_name", "exp_name", "experiment"), "name"),
+    **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
+    **dict.fromkeys(("output", "out_dir", "save_dir", "log_dir", "logdir"), "output_dir"),
+    **dict.fromkeys(("print_freq", "log_interval"), "log_every"),
+    **dict.fromkeys(("eval_interval", "val_interval"), "eval_every"),
+    "num_threads": "threads",
+    **dict.fromkeys(("precision", "mixed_precision"), "amp"),
+    "sync_batchnorm": "sync_bn",
+}
+
+
 def option_names() -> list[str]:
     """Return the names of all settings in the order of `--help`."""
     return list(TrainConfig.model_fields)
@@ -294,6 +327,13 @@ def option_metadata(name: str) -> dict[str, Any]:
     extra = TrainConfig.model_fields[name].json_schema_extra
     assert isinstance(extra, dict)
     return extra
+
+
+def without_none(annotation: Any) -> Any:
+    """Return the annotation `X` for `X | None`."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        (annotation,) = [part for part in get_args(annotation) if part is not type(None)]
+    return annotation
 
 
 def make_config(values: dict[str, Any], source: str = "") -> TrainConfig:
@@ -310,11 +350,17 @@ def make_config(values: dict[str, Any], source: str = "") -> TrainConfig:
     where = f" in {source}" if source else ""
     for name in values:
         if name not in TrainConfig.model_fields:
-            raise ValueError(f"unknown setting {name!r}{where}{nearest(str(name), option_names())}")
+            raise ValueError(f"unknown setting {name!r}{where}{_nearest_setting(str(name))}")
     try:
         return TrainConfig(**values)
     except ValidationError as error:
         raise ValueError("; ".join(_one_line(detail) for detail in error.errors()) + where) from None
+
+
+def _nearest_setting(name: str) -> str:
+    """Return a hint at the setting that other programs give this name, or at one with a similar name."""
+    name = name.lower().replace("-", "_")
+    return f"; did you mean {ALIASES[name]!r}?" if name in ALIASES else nearest(name, option_names())
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:
@@ -322,11 +368,15 @@ def to_plain(config: TrainConfig) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
+NUMBERS = {"integer": "a whole number", "number": "a number, such as 0.1"}
+
+
 def _one_line(detail: Any) -> str:
     """Return a pydantic error as `setting (=value) must be …`."""
     # Turn pydantic's wording into a sentence about the setting.
     message = detail["msg"].removeprefix("Value error, ")
     message = message.replace("Input should be", "must be", 1)
+    message = re.sub(r"a valid (integer|number), .*", lambda kind: NUMBERS[kind[1]], message)
     message = re.sub(r"a valid path for <class '[\w.]*'>", "a path", message)
     location = [part for part in detail["loc"] if isinstance(part, str)]
     if not location:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from resnet_train.data.dataset import DATASETS
-from resnet_train.jobs.info import TOPICS
+from resnet_train.jobs.info import TOPICS, Architecture, describe, list_architectures, read_sizes
 from resnet_train.models import list_models
 from resnet_train.models.complexity import Complexity
 from resnet_train.optim.optimizers import OPTIMIZERS
 from resnet_train.optim.schedules import SCHEDULES
-from resnet_train.recipes import recipe_names
+from resnet_train.recipes import recipe_names, recipe_text
 from tests.harness.cli import Outcome, RunCli
 from tests.harness.trainers import cached_complexity
 
@@ -30,19 +30,29 @@ def test_topics_are_those_tested_here() -> None:
     assert list(TOPICS) == list(NAMES)
 
 
-def test_models_are_listed_by_default(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {name: Complexity(11_173_962 + number, 10**9 + number) for number, name in enumerate(NAMES["models"])}
-    monkeypatch.setattr("resnet_train.models.measure_complexity", sizes.__getitem__)
+def test_models_are_listed_by_default(run_cli: RunCli, tmp_path: Path) -> None:
     text = run_cli("resnet-info", cwd=tmp_path)
     rows = json.loads(run_cli("resnet-info", "models", "--json", cwd=tmp_path).stdout)
-    assert [(row["name"], row["params"], row["macs"]) for row in rows] == [
-        (name, size.params, size.macs) for name, size in sizes.items()
-    ]
+    assert [row["name"] for row in rows] == NAMES["models"]
     header, *lines = text.stdout.splitlines()
     assert (text.code, text.stderr) == (0, "")
     assert header.split() == list(rows[0]) == ["name", "family", "params", "macs"]
     for row, line in zip(rows, lines, strict=True):
         assert line.split() == [row["name"], row["family"], f"{row['params']:,}", f"{row['macs']:,}"]
+
+
+def test_listing_measures_only_networks_without_a_stored_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(name: str) -> Complexity:
+        measured.append(name)
+        return Complexity(1, 2)
+
+    measured: list[str] = []
+    monkeypatch.setattr("resnet_train.models.measure_complexity", measure)
+    assert {row.name: row for row in list_architectures()} == read_sizes()
+    stored = {name: size for name, size in read_sizes().items() if name != "resnet9"}
+    monkeypatch.setattr("resnet_train.jobs.info.read_sizes", lambda: stored)
+    (row,) = [row for row in list_architectures() if row.name not in stored]
+    assert (row, measured) == (Architecture("resnet9", "resnet9", 1, 2), ["resnet9"])
 
 
 @pytest.mark.parametrize("topic", [topic for topic in NAMES if topic != "models"])
@@ -76,10 +86,62 @@ def test_checkpoint_is_described(name: str, trained: tuple[Path, Outcome], run_c
     assert "classes            0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in text.stdout.splitlines()
 
 
-@pytest.mark.parametrize("topic", ["model", "no/such.pt", "x" * 300])
+@pytest.mark.parametrize("topic", ["no/such.pt", "x" * 300, "", "?"])
 def test_unknown_topic_lists_the_topics(topic: str, run_cli: RunCli, tmp_path: Path) -> None:
     error = run_cli("resnet-info", topic, cwd=tmp_path).error
-    assert f"is neither a topic nor a file; topics: {', '.join(TOPICS)}" in error
+    assert f"is neither a topic, a name nor a file; topics: {', '.join(TOPICS)}" in error
+
+
+@pytest.mark.parametrize(
+    ("topic", "meant"),
+    [
+        ("model", "models"),
+        ("resnt18", "resnet18"),
+        ("quick-start2", "quickstart"),
+        ("adam", "adamw"),
+        ("cifar", "cifar10"),
+    ],
+)
+def test_unknown_topic_names_the_nearest(topic: str, meant: str, run_cli: RunCli, tmp_path: Path) -> None:
+    assert run_cli("resnet-info", topic, cwd=tmp_path).error.endswith(f"; did you mean {meant!r}?")
+
+
+@pytest.mark.parametrize(
+    ("topic", "name"),
+    [
+        ("resnet14", "resnet14"),
+        ("ResNet14", "resnet14"),
+        ("ResNet-18", "resnet18"),
+        ("WideResNet28-10", "wide_resnet28_10"),
+        ("RESNET20-FAST", "resnet20-fast"),
+        ("CIFAR-10", "cifar10"),
+        ("SGD", "sgd"),
+        ("one_cycle", "one-cycle"),
+    ],
+)
+def test_names_are_understood_however_they_are_spelled(topic: str, name: str, run_cli: RunCli, tmp_path: Path) -> None:
+    outcome = run_cli("resnet-info", topic, "--json", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert json.loads(outcome.stdout)["name"] == name
+
+
+def test_every_name_of_a_list_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (name for names in NAMES.values() for name in names):
+        assert describe(name).name == name
+
+
+def test_recipe_is_shown_as_its_file(run_cli: RunCli, tmp_path: Path) -> None:
+    assert run_cli("resnet-info", "quickstart", cwd=tmp_path).stdout == recipe_text("quickstart")
+    described = json.loads(run_cli("resnet-info", "quickstart", "--json", cwd=tmp_path).stdout)
+    assert described["settings"]["dataset"] == "digits"
+
+
+def test_architecture_names_the_recipes_that_train_it(run_cli: RunCli, tmp_path: Path) -> None:
+    recipes = json.loads(run_cli("resnet-info", "resnet20", "--json", cwd=tmp_path).stdout)["recipes"]
+    assert {"resnet20", "resnet20-fast"} <= set(recipes)
+    assert "resnet18" not in recipes
+    assert "resnet18" in json.loads(run_cli("resnet-info", "resnet18", "--json", cwd=tmp_path).stdout)["recipes"]
 
 
 def test_file_that_is_not_a_checkpoint_is_an_error(run_cli: RunCli, tmp_path: Path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from resnet_train import __version__
+from resnet_train.cli.arguments import flags_of, repair
 from resnet_train.cli.options import expand_path, expand_paths, gather_settings
-from resnet_train.config import TrainConfig, make_config, option_metadata, option_names, to_plain
+from resnet_train.config import PANELS, TrainConfig, make_config, option_metadata, option_names, to_plain
 from resnet_train.recipes import read_yaml
 from tests.harness.cli import MODULES, Outcome, RunCli, run_python
 from tests.test_config import another_value
@@ -41,6 +45,14 @@ def helps(tmp_path_factory: pytest.TempPathFactory) -> Helps:
     return json.loads(outcome.stdout)
 
 
+@pytest.fixture(scope="module")
+def narrow_helps(tmp_path_factory: pytest.TempPathFactory) -> Helps:
+    """Return the same on a terminal of 80 columns."""
+    outcome = run_python("-c", HELP_PROGRAM, json.dumps(MODULES), cwd=tmp_path_factory.mktemp("help"), COLUMNS="80")
+    assert outcome.code == 0, outcome
+    return json.loads(outcome.stdout)
+
+
 def printed_config(outcome: Outcome, tmp_path: Path) -> TrainConfig:
     """Return the config that `--print-config` printed."""
     assert outcome.code == 0, outcome
@@ -59,21 +71,45 @@ def test_help_imports_no_torch(command: str, helps: Helps) -> None:
 
 @pytest.mark.parametrize("name", option_names())
 def test_help_shows_the_setting_with_its_short_flag(name: str, helps: Helps) -> None:
-    flag = "--" + name.replace("_", "-")
+    flag = as_flags(name, True)[0] if is_switch(name) else "--" + name.replace("_", "-")
     (line,) = [line for line in helps["resnet-train"][1].splitlines() if re.match(rf"\W*{flag}(?![\w-])", line)]
     assert option_metadata(name)["short"] in line
-    if TrainConfig.model_fields[name].annotation in (bool, bool | None):
-        assert f"--no-{flag[2:]}" in line
+    assert "--no-" not in line.partition("  ")[0].replace(flag, "", 1)
 
 
 def test_help_has_panels_defaults_and_choices(helps: Helps) -> None:
     text = helps["resnet-train"][1]
     titles = [match[1] for line in text.splitlines() if (match := re.match(r"\W*─ ([A-Z][\w ]+?) ─", line))]
-    assert titles == ["Options", *dict.fromkeys(option_metadata(name)["panel"] for name in option_names())]
+    assert titles == ["Options", *PANELS, "Examples"]
     assert "Default: resnet18." in text
     assert "Default: 0.0005." in text
     assert "Default: off." in text
+    assert "Default: on; --no-tensorboard turns it off." in text
+    assert "[zeros|reflect]" in text
     assert "One of: random, alternating, none." in text
+    assert "<bool>" not in text
+
+
+@pytest.mark.parametrize("command", MODULES)
+def test_help_at_80_columns_leaves_the_text_25(command: str, narrow_helps: Helps) -> None:
+    lines = narrow_helps[command][1].splitlines()
+    assert max(map(len, lines)) <= 80
+    starts = [re.match(r"│ {20,}", line).end() for line in lines if re.match(r"│ {20,}", line)]
+    assert max(starts) <= 80 - 2 - 25
+
+
+@pytest.mark.parametrize("command", MODULES)
+def test_help_has_four_examples_that_the_command_takes(command: str, narrow_helps: Helps) -> None:
+    _, _, panel = narrow_helps[command][1].partition("─ Examples ─")
+    examples = [re.split(" {2,}", line.strip("│ "))[0] for line in panel.splitlines() if line.startswith("│")]
+    assert len(examples) == 4
+    for example in examples:
+        name, *arguments = shlex.split(example.rpartition("|")[2].partition(">")[0])
+        assert name == command
+        app = typer.main.get_command(importlib.import_module(MODULES[command]).app)
+        flags = flags_of(app)
+        assert repair(arguments, flags) == arguments
+        app.make_context(command, arguments, resilient_parsing=True)
 
 
 @pytest.mark.parametrize("command", MODULES)
@@ -88,7 +124,7 @@ def test_unknown_flag_is_a_usage_error_in_one_line(command: str, run_cli: RunCli
 
 def test_missing_value_and_extra_argument_are_usage_errors(run_cli: RunCli, tmp_path: Path) -> None:
     assert "--epochs" in run_cli("resnet-train", "--epochs", cwd=tmp_path).error
-    assert "digits" in run_cli("resnet-train", "digits", cwd=tmp_path).error
+    assert "--dataset digits" in run_cli("resnet-train", "digits", cwd=tmp_path).error
     assert "CHECKPOINT" in run_cli("resnet-eval", cwd=tmp_path).error
 
 
@@ -188,11 +224,16 @@ def test_every_path_of_an_evaluation_is_expanded(
     assert outcome.error.endswith(f"{home}/home/some")
 
 
+def is_switch(name: str) -> bool:
+    """Return whether a setting is true or false."""
+    return TrainConfig.model_fields[name].annotation in (bool, bool | None)
+
+
 def as_flags(name: str, value: Any) -> list[str]:
     """Return the flags that give a setting this plain value."""
-    flag = name.replace("_", "-")
+    flag = name.removeprefix("no_").replace("_", "-")
     if isinstance(value, bool):
-        return [f"--{flag}" if value else f"--no-{flag}"]
+        return [f"--{flag}" if value != name.startswith("no_") else f"--no-{flag}"]
     return [f"--{flag}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
 
 
@@ -236,19 +277,32 @@ def test_print_config_ends_with_one_newline(run_cli: RunCli, tmp_path: Path) -> 
     assert text == text.strip() + "\n"
 
 
-def test_shells_can_complete_flags(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("_RESNET_TRAIN_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", "resnet-train --wei")
-    monkeypatch.setenv("COMP_CWORD", "1")
-    outcome = run_cli("resnet-train", cwd=tmp_path)
-    assert (outcome.code, outcome.stdout.split()) == (0, ["--weight-decay"])
-
-
-@pytest.mark.parametrize("command", MODULES)
-def test_completion_script_is_printed(
-    command: str, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_data_folder_comes_from_the_environment(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(f"_{command.replace('-', '_').upper()}_COMPLETE", "source_bash")
-    outcome = run_cli(command, cwd=tmp_path)
-    assert outcome.code == 0
-    assert f"complete -o default -F _{command.replace('-', '_')}_completion {command}" in outcome.stdout
+    monkeypatch.setenv("RESNET_TRAIN_DATA_DIR", "$HOME/shared")
+    monkeypatch.setenv("HOME", "/home/x")
+    (tmp_path / "own.yaml").write_text("data_dir: mine\n")
+
+    def data_dir(*arguments: str) -> str:
+        return str(
+            printed_config(run_cli("resnet-train", *arguments, "--print-config", cwd=tmp_path), tmp_path).data_dir
+        )
+
+    assert data_dir() == "/home/x/shared"
+    assert data_dir("--data-dir", "other") == "other"
+    assert data_dir("-c", "own.yaml") == "mine"
+    monkeypatch.setenv("RESNET_TRAIN_DATA_DIR", "")
+    assert data_dir() == "data"
+
+
+def test_data_folder_of_a_run_resumed_by_path_is_kept(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show(resolved: TrainConfig, given: dict[str, Any], *_: Any) -> None:
+        raise ValueError(f"given {given}")
+
+    monkeypatch.setenv("RESNET_TRAIN_DATA_DIR", "shared")
+    monkeypatch.setattr("resnet_train.jobs.train.train", show)
+    assert run_cli("resnet-train", "--resume", "runs/x", cwd=tmp_path).error == "error: given {}"
+    assert run_cli("resnet-train", "--resume", cwd=tmp_path).error == "error: given {'data_dir': 'shared'}"

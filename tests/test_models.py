@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from resnet_train.models import Complexity, create_model, find_model, list_models, measure_complexity
+from resnet_train.models import Complexity, create_model, find_model, list_models, measure_complexity, registry
 from resnet_train.models.blocks import (
     BasicBlock,
     Bottleneck,
@@ -22,7 +22,7 @@ from resnet_train.models.blocks import (
 from resnet_train.models.preact import PreActBasicBlock, PreActBottleneck
 from tests.harness.trainers import cached_complexity
 
-GOLDEN = json.loads((Path(__file__).parent / "data" / "golden_models.json").read_text())
+GOLDEN = json.loads(Path(registry.__file__).with_name("sizes.json").read_text())
 NAMES = [row["name"] for row in GOLDEN]
 DEEPEST = ("resnet1202", "preact_resnet1001")
 SMALLEST = list({row["family"]: row["name"] for row in sorted(GOLDEN, key=lambda row: -row["macs"])}.values())

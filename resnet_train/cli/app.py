@@ -11,12 +11,19 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+from typer.core import TyperCommand
 
 from resnet_train import __version__
 from resnet_train.cli import exit_at_once
+from resnet_train.cli.arguments import flags_of, repair
+from resnet_train.cli.completion import split_values
 from resnet_train.runtime.plain import to_plain_values
 from resnet_train.runtime.terminal import paint
 from resnet_train.text import escape, escape_all
@@ -25,13 +32,55 @@ DONE, FAILED, BAD_INPUT, NOT_FINITE = 0, 1, 2, 3
 SIGNALLED = 128  # plus the number of the signal
 # By name, because importing the classes would import torch. Any other exception is FAILED.
 EXIT_CODES = {"ValueError": BAD_INPUT, "NotFinite": NOT_FINITE}
+METAVARS = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
 # Of the same width, so that tables stay aligned, except for the dots.
 ASCII = {"–": "-", "—": "-", "×": "x", "·": "*", "→": ">", "…": "...", "±": "+/-", "≥": ">=", "≤": "<="}
 
 
-def new_app() -> typer.Typer:
+class _Command(TyperCommand):
+    """A command whose `--help` has no columns for `--no-…` and for the type of switches, and ends with examples."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help."""
+        for parameter in self.get_params(ctx):
+            _show_plainly(parameter)
+        examples, self.epilog = self.epilog, None
+        super().format_help(ctx, formatter)
+        if examples:
+            text = Text(examples.strip("\n"), no_wrap=True, overflow="ellipsis")
+            Console().print(Panel(text, title="Examples", title_align="left", border_style="dim"))
+
+
+def _show_plainly(parameter: Any) -> None:
+    """Change what `--help` shows of a parameter: words for types, no ranges, and nothing for switches."""
+    if parameter.name in {"install_completion", "show_completion"}:
+        parameter.hidden = True  # `python -m resnet_train --install-completion` does it for all commands
+    elif parameter.param_type_name == "argument":
+        parameter.display_type_rich = lambda **_: ""
+    elif parameter.is_flag:
+        parameter.secondary_opts, parameter.metavar = [], ""
+    elif parameter.metavar is None and hasattr(parameter, "type_descriptor"):  # Typer before 0.28 has such words itself
+        parameter.metavar = METAVARS.get(parameter.type_descriptor.annotation, "NAME")
+        parameter.min = parameter.max = None
+
+
+class App(typer.Typer):
+    """A Typer application of one command."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            context_settings={"help_option_names": ["--help", "-h"]},
+            pretty_exceptions_enable=False,
+        )
+
+    def command(self, *, examples: str = "") -> Any:  # type: ignore[override]
+        """Return a decorator that makes a function the command; `examples` are lines of at most 76 columns."""
+        return super().command(cls=_Command, epilog=examples)
+
+
+def new_app() -> App:
     """Return a Typer application for one command."""
-    return typer.Typer(context_settings={"help_option_names": ["--help", "-h"]}, pretty_exceptions_enable=False)
+    return App()
 
 
 def _print_version(wanted: bool) -> None:
@@ -50,7 +99,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of
 def run_app(app: typer.Typer, prog_name: str) -> None:
     """Run the application on `sys.argv` and exit with its exit code."""
     accept_all_characters()
-    code = _run(lambda: app(prog_name=prog_name, standalone_mode=False))
+    code = _run(lambda: _run_command(app, prog_name))
     # Python exits with 120 if it can't flush what is left, as after a hang-up of the terminal.
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -59,6 +108,18 @@ def run_app(app: typer.Typer, prog_name: str) -> None:
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
+
+
+def _run_command(app: typer.Typer, prog_name: str) -> Any:
+    """Run the application on `sys.argv`, or answer the shell if it asks for completion."""
+    command = typer.main.get_command(app)
+    if f"_{prog_name}_COMPLETE".replace("-", "_").upper() in os.environ:
+        split_values(os.environ)
+    elif {"--help", "-h"} & set(sys.argv[1:]):
+        sys.argv[1:] = ["--help"]
+    else:
+        sys.argv[1:] = repair(sys.argv[1:], flags_of(command))
+    return command(prog_name=prog_name, standalone_mode=False)
 
 
 def accept_all_characters() -> None:

@@ -7,23 +7,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from resnet_train.cli import choices
 from resnet_train.cli.app import Debug, Version, hand_back_interrupts, log_to_stderr, new_app, print_result, run_app
+from resnet_train.cli.completion import complete
 from resnet_train.cli.options import gather_settings, with_config_options
 from resnet_train.config import make_config
 
 if TYPE_CHECKING:
     from resnet_train.jobs.bench import BenchResult, ChangeResult
 
+EXAMPLES = """\
+resnet-bench                                  resnet18, default settings
+resnet-bench --config resnet20-fast           a recipe
+resnet-bench --arch resnet20 --rounds 9       narrower ranges
+resnet-bench --config resnet18 --try-compile  whether --compile helps"""
+
 app = new_app()
 
 
-@app.command()
+@app.command(examples=EXAMPLES)
 @with_config_options
 def bench(
     settings: dict[str, Any],
     config: Annotated[
         str | None,
-        typer.Option("--config", "-c", metavar="RECIPE|PATH", help="A recipe's name or a YAML file."),
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="RECIPE|PATH",
+            help="A recipe's name or a YAML file.",
+            autocompletion=complete(lambda _: choices.configs()),
+        ),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Timed steps of each measurement; by default 20, more on a GPU.")

@@ -7,27 +7,46 @@ from typing import Annotated, Any
 
 import typer
 
+from resnet_train.cli import choices
 from resnet_train.cli.app import Debug, Version, hand_back_interrupts, log_to_stderr, new_app, print_result, run_app
+from resnet_train.cli.completion import complete
 from resnet_train.cli.options import expand_path
+
+EXAMPLES = """\
+resnet-eval runs/NAME                   the final model of a run
+resnet-eval runs/NAME --report report/  a page with charts and mistakes
+resnet-eval runs/*-seed*                several networks, averaged
+resnet-eval model.pt --json             for a script"""
 
 app = new_app()
 
 
-@app.command()
+@app.command(examples=EXAMPLES)
 def evaluate(
     checkpoints: Annotated[
         list[Path],
         typer.Argument(
-            metavar="CHECKPOINT…", help="A .pt file or a run folder; the probabilities of several are averaged."
+            metavar="CHECKPOINT",
+            help="A .pt file or a run folder; the probabilities of several are averaged.",
+            autocompletion=complete(choices.runs),
         ),
     ],
-    dataset: Annotated[str | None, typer.Option(help="Another data set with the same classes.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Another data set with the same classes.", autocompletion=complete(lambda _: choices.datasets())
+        ),
+    ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Directory of its data; if not given, that of the training.")
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(metavar="test|val|train", help="Split; if not given, test, or val if there is no test."),
+        typer.Option(
+            metavar="[test|val|train]",
+            help="Split; if not given, test, or val if there is no test.",
+            autocompletion=complete(lambda _: dict.fromkeys(("test", "val", "train"), "")),
+        ),
     ] = None,
     best: Annotated[
         bool, typer.Option("--best", help="Of a run folder, evaluate the model chosen on the validation split.")
@@ -35,7 +54,9 @@ def evaluate(
     tta: Annotated[
         str | None,
         typer.Option(
-            metavar="flip|flip-shift", help="Average the probabilities of mirrored, or mirrored and shifted images."
+            metavar="[flip|flip-shift]",
+            help="Average the probabilities of mirrored, or mirrored and shifted images.",
+            autocompletion=complete(lambda _: dict.fromkeys(("flip", "flip-shift"), "")),
         ),
     ] = None,
     predictions: Annotated[
@@ -61,7 +82,12 @@ def evaluate(
         Path | None, typer.Option("--cifar10-c", metavar="DIR", help="Also evaluate on your files of CIFAR-10-C.")
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per batch.")] = 500,
-    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="Device: auto, cpu, cuda, cuda:1 or mps.", autocompletion=complete(lambda _: choices.devices())
+        ),
+    ] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Number of CPU threads; 0 is torch's default.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, accuracies from 0 to 1.")] = False,
     debug: Debug = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,24 +10,44 @@ from typing import Annotated, Any
 
 import typer
 
+from resnet_train.cli import choices
 from resnet_train.cli.app import Debug, Version, log_to_stderr, new_app, print_result, run_app
+from resnet_train.cli.completion import complete
 from resnet_train.cli.options import expand_path
 from resnet_train.jobs import info as job
+from resnet_train.recipes import recipe_text
+
+EXAMPLES = """\
+resnet-info                     the networks
+resnet-info recipes             the recipes for --config
+resnet-info runs/NAME           what a run has trained
+resnet-info runs/NAME --verify  whether its files agree"""
 
 app = new_app()
+
+
+def _find_topics(beginning: str) -> choices.Choices:
+    """Return what can be described, for completion."""
+    lists = choices.architectures(), choices.recipes(), choices.datasets(), choices.optimizers(), choices.schedules()
+    named = {name: about for listed in lists for name, about in listed.items()}
+    topics = {**dict.fromkeys(job.TOPICS, "list"), "options": "settings", "schema": "settings", "env": "this machine"}
+    return {**topics, **choices.runs(beginning), **named}
 
 
 class Differs(OSError):
     """The files of a run do not agree, which is a failure and not a bad input."""
 
 
-@app.command()
+@app.command(examples=EXAMPLES)
 def info(
     topic: Annotated[
         str,
         typer.Argument(
             metavar="TOPIC",
-            help=f"One of {', '.join(job.TOPICS)}; an architecture; a checkpoint or a run folder.",
+            help=f"One of {', '.join(job.TOPICS)}; a name from one of these lists; a checkpoint or a run folder; "
+            "options or schema: all settings, as a page or as a JSON schema for editors; env: this machine, for bug "
+            "reports.",
+            autocompletion=complete(_find_topics),
         ),
     ] = "models",
     verify: Annotated[
@@ -41,16 +62,32 @@ def info(
     debug: Debug = False,
     version: Version = False,
 ) -> None:
-    """List the architectures or another topic, describe an architecture or a checkpoint, or verify a run."""
+    """List the architectures or another topic, describe a name or a checkpoint, or verify a run."""
     if verify:
         _verify(topic, as_json)
     elif topic in job.TOPICS:
         rows = job.TOPICS[topic]()
         print_result(rows, _format_table, as_json)
+    elif topic == "options":
+        from resnet_train.jobs.settings import list_settings, settings_page
+
+        print_result(list_settings(), lambda _: settings_page(), as_json)
+    elif topic == "schema":
+        from resnet_train.jobs.settings import settings_schema
+
+        names = {name: list(find()) for name, find in choices.NAMED.items()}
+        print(json.dumps(settings_schema(names), indent=2))
+    elif topic == "env":
+        from resnet_train.jobs.machine import describe_machine  # imports torch
+
+        print_result(describe_machine(), _format_tree, as_json)
     else:
-        contents = asdict(job.describe(expand_path(topic, "topic")))
-        contents = {**contents.pop("about", {}), **contents}  # of a checkpoint
-        print_result(contents, _format_tree, as_json)
+        described = job.describe(expand_path(topic, "topic"))
+        contents = asdict(described)
+        if isinstance(described, job.CheckpointInfo):
+            contents = {**contents.pop("about"), **contents}
+        is_recipe = isinstance(described, job.RecipeDetails)
+        print_result(contents, _format_recipe if is_recipe else _format_tree, as_json)
 
 
 def _verify(topic: str, as_json: bool) -> None:
@@ -90,6 +127,11 @@ def _format_table(rows: Sequence[Any]) -> str:
         parts = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right)]
         lines.append("  ".join(parts).rstrip())
     return "\n".join(lines)
+
+
+def _format_recipe(contents: dict[str, Any]) -> str:
+    """Return the file of a recipe, whose head has its source, its command and its result."""
+    return recipe_text(contents["name"]).rstrip()
 
 
 def _format_tree(contents: dict[str, Any], indent: str = "") -> str:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from pydantic.fields import FieldInfo
 
-from resnet_train.config import TrainConfig, make_config, option_metadata
+from resnet_train.cli import choices
+from resnet_train.cli.completion import complete
+from resnet_train.config import PANELS, TrainConfig, make_config, option_metadata, without_none
 from resnet_train.recipes import find_recipe, read_yaml
 
+DATA_DIR_VARIABLE = "RESNET_TRAIN_DATA_DIR"
+CHOICES_WIDTH = 22  # columns of `[zeros|reflect]` in --help; more would leave too few for the text
 VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 
 
@@ -31,8 +33,9 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
         settings = {name: value for name, value in given.items() if value is not None}
         command(settings=settings, **own_values)
 
-    # Typer reads the options from the wrapper's signature.
-    generated = [_option_for(name) for name in TrainConfig.model_fields]
+    # Typer reads the options from the wrapper's signature, panel by panel.
+    names = sorted(TrainConfig.model_fields, key=lambda name: PANELS.index(option_metadata(name)["panel"]))
+    generated = [_option_for(name) for name in names]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *generated]]
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -60,6 +63,12 @@ def gather_settings(config: str | None, flags: dict[str, Any]) -> dict[str, Any]
     if "epochs" in flags and from_file.pop("minutes", None) is not None:
         from_file.pop("epoch_steps", None)
     return {**from_file, **flags}
+
+
+def with_environment(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings with the data folder of the environment variable, unless they have another one."""
+    folder = os.environ.get(DATA_DIR_VARIABLE)
+    return {"data_dir": folder, **settings} if folder else settings
 
 
 def expand_paths(settings: dict[str, Any]) -> dict[str, Any]:
@@ -101,53 +110,57 @@ def expand_path(text: str, name: str) -> str:
 
 def _option_for(name: str) -> inspect.Parameter:
     """Return the Typer parameter of one setting, which is None unless the flag is given."""
-    # --name, or --name/--no-name for a switch.
     field = TrainConfig.model_fields[name]
     metadata = option_metadata(name)
-    flag = "--" + name.replace("_", "-")
     kind = _flag_type(field.annotation)
+    flags = [f"--{name.replace('_', '-')}"]
     if kind is bool:
-        flag += f"/--no-{flag[2:]}"
+        flags = ["/".join(switch_flags(name))]
+    if metadata["short"]:
+        flags.append(metadata["short"])
     option = typer.Option(
-        *([flag, metadata["short"]] if metadata["short"] else [flag]),
-        help=_help_text(field),
+        *flags,
+        help=_help_text(name),
         show_default=False,  # Typer would show None; the help text has the config's default
         rich_help_panel=metadata["panel"],
-        metavar=None if kind is bool else _metavar(field.annotation),
+        metavar=None if kind is bool else _metavar(name),
+        autocompletion=None if kind is bool else complete(lambda _: choices.values_of(name) or {}),
     )
     annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _without_none(annotation: Any) -> Any:
-    """Return `X` for `X | None`."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        (annotation,) = [part for part in get_args(annotation) if part is not type(None)]
-    return annotation
+def switch_flags(name: str) -> tuple[str, str]:
+    """Return the flags that turn a setting on and off: --x and --no-x, the other way round for a setting `no_x`."""
+    flag = name.removeprefix("no_").replace("_", "-")
+    pair = f"--{flag}", f"--no-{flag}"
+    return pair[::-1] if name.startswith("no_") else pair
 
 
 def _flag_type(annotation: Any) -> type:
     """Return bool for a switch and str for everything else, which `TrainConfig` parses and validates."""
-    return bool if _without_none(annotation) is bool else str
+    return bool if without_none(annotation) is bool else str
 
 
-def _metavar(annotation: Any) -> str:
+def _metavar(name: str) -> str:
     """Return the placeholder of a flag's value in `--help`."""
-    annotation = _without_none(annotation)
+    annotation = without_none(TrainConfig.model_fields[name].annotation)
     if get_origin(annotation) is tuple:
         return "EPOCHS" if annotation == tuple[float, ...] else "SIZES"
-    if get_origin(annotation) is Literal:
-        return "NAME"
-    return {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(annotation, "TEXT")
+    if get_origin(annotation) is Literal and len(listed := f"[{'|'.join(get_args(annotation))}]") <= CHOICES_WIDTH:
+        return listed
+    return {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(annotation, "NAME")
 
 
-def _help_text(field: FieldInfo) -> str:
-    """Return the field's docstring without backticks, its choices and its default."""
+def _help_text(name: str) -> str:
+    """Return the field's docstring without backticks, its choices if they are no metavar, and its default."""
+    field = TrainConfig.model_fields[name]
     text = " ".join((field.description or "").replace("`", "").split())
-    annotation = _without_none(field.annotation)
-    if get_origin(annotation) is Literal:
+    annotation = without_none(field.annotation)
+    if get_origin(annotation) is Literal and not _metavar(name).startswith("["):
         text += f" One of: {', '.join(get_args(annotation))}."
-    if field.default is not None:
-        shown = ("on" if field.default else "off") if isinstance(field.default, bool) else field.default
-        text += f" Default: {shown}."
-    return text
+    if field.default is None:
+        return text
+    if not isinstance(field.default, bool):
+        return f"{text} Default: {field.default}."
+    return f"{text} Default: on; {switch_flags(name)[1]} turns it off." if field.default else f"{text} Default: off."

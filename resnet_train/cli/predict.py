@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from resnet_train.cli import choices
 from resnet_train.cli.app import (
     DONE,
     FAILED,
@@ -24,6 +25,7 @@ from resnet_train.cli.app import (
     stdout_encoding,
     to_json,
 )
+from resnet_train.cli.completion import complete
 from resnet_train.cli.options import expand_path
 from resnet_train.text import escape
 
@@ -32,16 +34,25 @@ log = logging.getLogger("resnet_train.cli.predict")  # also if this module is ru
 BAR_FROM = 1000  # pictures
 IMAGE_WIDTH, CLASS_WIDTH, LINE_WIDTH = 28, 14, 79
 
+EXAMPLES = """\
+resnet-predict runs/NAME cat.jpg                    one picture
+resnet-predict runs/NAME pictures/ --csv > all.csv  a folder, as a table
+resnet-predict runs/NAME cat.jpg --explain seen/    with a heat map
+find . -name '*.jpg' | resnet-predict runs/NAME -   names from a pipe"""
+
 app = new_app()
 
 
-@app.command()
+@app.command(examples=EXAMPLES)
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A .pt file or a run folder.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(metavar="CHECKPOINT", help="A .pt file or a run folder.", autocompletion=complete(choices.runs)),
+    ],
     images: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGE…|DIR|-",
+            metavar="IMAGE|DIR|-",
             help="Pictures of any size, folders of them, or -: a picture or file names, one a line, on stdin.",
         ),
     ],
@@ -54,7 +65,12 @@ def predict(
         typer.Option(metavar="DIR", help="Write each picture with a heat map of what speaks for its class."),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures per batch.")] = 100,
-    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="Device: auto, cpu, cuda, cuda:1 or mps.", autocompletion=complete(lambda _: choices.devices())
+        ),
+    ] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Number of CPU threads; 0 is torch's default.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, probabilities from 0 to 1.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, one row for each picture.")] = False,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from resnet_train.cli import choices
 from resnet_train.cli.app import (
     Debug,
     Version,
@@ -20,7 +21,8 @@ from resnet_train.cli.app import (
     run_app,
     stdout_encoding,
 )
-from resnet_train.cli.options import expand_path, expand_paths, gather_settings, with_config_options
+from resnet_train.cli.completion import complete
+from resnet_train.cli.options import expand_path, expand_paths, gather_settings, with_config_options, with_environment
 from resnet_train.config import make_config, to_plain
 from resnet_train.recipes import to_yaml
 from resnet_train.runtime.terminal import is_terminal, paint, text_width
@@ -30,22 +32,35 @@ if TYPE_CHECKING:
     from resnet_train.jobs.bench import DryRunResult
     from resnet_train.records import RunResult
 
+EXAMPLES = """\
+resnet-train --config quickstart                   seconds, no download
+resnet-train --config resnet20-fast                CIFAR-10 on a CPU
+resnet-train --arch resnet18 --epochs 200          CIFAR-10 on a GPU
+resnet-train --dataset folder --data-dir pictures  your own images"""
+
 app = new_app()
 
 
-@app.command()
+@app.command(examples=EXAMPLES)
 @with_config_options
 def train(
     settings: dict[str, Any],
     config: Annotated[
         str | None,
-        typer.Option("--config", "-c", metavar="RECIPE|PATH", help="A recipe's name or a YAML file."),
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="RECIPE|PATH",
+            help="A recipe's name or a YAML file.",
+            autocompletion=complete(lambda _: choices.configs()),
+        ),
     ] = None,
     resume: Annotated[
         str | None,
         typer.Option(
             metavar="auto|PATH",
             help="Resume the newest run with these settings, or start it (auto); or resume the run at PATH.",
+            autocompletion=complete(lambda incomplete: {"auto": "", **choices.runs(incomplete)}),
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Run a few steps and estimate time and memory.")] = False,
@@ -59,11 +74,12 @@ def train(
 ) -> None:
     """Train a ResNet.
 
-    Flags override --config, which overrides the defaults. Everything a run writes is in runs/<name>/.
+    Flags override --config, which overrides the defaults; --no-… turns a switch off. Everything a run writes is in
+    runs/<name>/.
     """
     # Check the flags before torch is imported.
     started = time.monotonic()
-    given = expand_paths(gather_settings(config, settings))
+    given = gather_settings(config, settings)
     if profile and (dry_run or print_config):
         raise ValueError("--profile cannot be combined with --dry-run or --print-config")
     if resume is not None and (dry_run or print_config):
@@ -73,6 +89,7 @@ def train(
         resume = expand_path(str(resume), "resume")
     if by_path and (moved := {"name", "output_dir"} & given.keys()):
         raise ValueError(f"--{sorted(moved)[0].replace('_', '-')} cannot be combined with --resume PATH")
+    given = expand_paths(given if by_path else with_environment(given))
     resolved = make_config({} if by_path else given)
 
     log_to_stderr()

@@ -5,9 +5,12 @@ Imports are local to functions: most topics need no torch, which takes 2 s to im
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +40,17 @@ class Architecture:
 
 @dataclass(frozen=True)
 class ArchitectureDetails(Architecture):
-    """An architecture and the flags of its options."""
+    """An architecture, the flags of its options, and the recipes that train it."""
 
     options: list[str]
+    recipes: list[str]
+
+
+@dataclass(frozen=True)
+class RecipeDetails(Choice):
+    """A recipe: its name, the first line of its file, and its settings."""
+
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,12 +78,23 @@ class CheckpointInfo:
 
 def list_architectures() -> list[Architecture]:
     """Return every named architecture, family by family."""
-    from resnet_train.models import list_models, measure_complexity
+    from resnet_train.models import list_models
 
-    sizes = [(entry, measure_complexity(entry.name)) for entry in list_models()]
-    return [
-        Architecture(name=entry.name, family=entry.family, params=size.params, macs=size.macs) for entry, size in sizes
-    ]
+    known = read_sizes()
+    return [known.get(entry.name) or _measure(entry.name, entry.family) for entry in list_models()]
+
+
+def read_sizes() -> dict[str, Architecture]:
+    """Return the shipped architectures with their sizes, which take seconds to measure; needs no torch."""
+    path = Path(__file__).parents[1] / "models" / "sizes.json"
+    return {row["name"]: Architecture(**row) for row in json.loads(path.read_text(encoding="utf-8"))}
+
+
+def _measure(name: str, family: str) -> Architecture:
+    from resnet_train.models import measure_complexity
+
+    size = measure_complexity(name)
+    return Architecture(name=name, family=family, params=size.params, macs=size.macs)
 
 
 def list_recipes() -> list[Choice]:
@@ -112,24 +134,62 @@ TOPICS: dict[str, Callable[[], Sequence[Choice | Architecture]]] = {
 }
 
 
-def describe(topic: str) -> ArchitectureDetails | CheckpointInfo:
-    """Describe an architecture, a checkpoint or a run folder.
+def describe(topic: str) -> ArchitectureDetails | CheckpointInfo | RecipeDetails | Choice:
+    """Describe an architecture, a checkpoint, a run folder, a recipe, or a name from one of the lists.
+
+    Case, hyphens and underscores of names do not count: `ResNet-18` is `resnet18`.
 
     Raises:
         ValueError: `topic` is none of these, or the checkpoint is invalid.
     """
-    from resnet_train.models import list_models, measure_complexity
+    from resnet_train.models import find_model, list_models
+    from resnet_train.recipes import recipe_names
+    from resnet_train.registry import nearest
 
-    for entry in list_models():
-        if entry.name == topic:
-            size = measure_complexity(topic)
-            flags = ["--" + option.replace("_", "-") for option in entry.options]
-            return ArchitectureDetails(
-                name=topic, family=entry.family, params=size.params, macs=size.macs, options=flags
-            )
+    with suppress(ValueError):  # resnet14 is not in the list
+        return _describe_architecture(find_model(topic))
     if os.path.exists(topic):  # noqa: PTH110 - Path.exists raises on names that are too long
         return describe_checkpoint(Path(topic))
-    raise ValueError(f"{topic!r} is neither a topic nor a file; topics: {', '.join(TOPICS)}")
+
+    # Other names, and names that are spelled otherwise. A network comes before the recipe of the same name.
+    models = [entry.name for entry in list_models()]
+    choices = {choice.name: choice for choice in (*list_datasets(), *list_optimizers(), *list_schedules())}
+    names = [*models, *recipe_names(), *choices]
+    wanted = _plain(topic)
+    name = next((name for name in names if wanted and _plain(name) == wanted), wanted)
+    if name in recipe_names() and name not in models:
+        return _describe_recipe(name)
+    if name in choices:
+        return choices[name]
+    with suppress(ValueError):
+        return _describe_architecture(find_model(name))
+    hint = nearest(topic, [*TOPICS, *names]) or f"; topics: {', '.join(TOPICS)}"
+    raise ValueError(f"{topic!r} is neither a topic, a name nor a file{hint}")
+
+
+def _plain(name: str) -> str:
+    """Return the letters and digits of a name, in lower case."""
+    return re.sub(r"[\W_]", "", name.lower())
+
+
+def _describe_architecture(entry: Any) -> ArchitectureDetails:
+    from resnet_train.config import TrainConfig
+    from resnet_train.recipes import find_recipe, read_yaml, recipe_names
+
+    size = read_sizes().get(entry.name) or _measure(entry.name, entry.family)
+    trained = {name: read_yaml(find_recipe(name)).get("arch", TrainConfig().arch) for name in recipe_names()}
+    return ArchitectureDetails(
+        **asdict(size),
+        options=["--" + option.replace("_", "-") for option in entry.options],
+        recipes=[name for name, arch in trained.items() if arch == entry.name],
+    )
+
+
+def _describe_recipe(name: str) -> RecipeDetails:
+    from resnet_train.recipes import find_recipe, read_yaml
+
+    (about,) = [recipe.about for recipe in list_recipes() if recipe.name == name]
+    return RecipeDetails(name, about, read_yaml(find_recipe(name)))
 
 
 def describe_checkpoint(path: Path) -> CheckpointInfo:
