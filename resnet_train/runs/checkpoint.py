@@ -22,12 +22,14 @@ from resnet_train.records import About, Calibration, EpochRecord
 from resnet_train.runs.archive import read_tensor_file
 from resnet_train.runs.folder import SPLITS, RunFolder
 from resnet_train.runs.safetensors_file import is_safetensors, read_description
-from resnet_train.runtime.files import describe_space, open_regular
+from resnet_train.runtime.files import describe_space, open_regular, replace_file
 from resnet_train.training.state import TrainerState
 
 FORMAT = "resnet_train checkpoint"
 VERSION = 2
-NO_LINK_ERRORS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
+# What file systems without links answer; exFAT and network drives on Windows, and Android, have their own ways. Where
+# the folder can't be written, copying fails with the same error.
+NO_LINK_ERRORS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EINVAL, errno.EACCES}
 RECORD_BYTES = 512  # per tensor: its description, the headers of its record, its alignment
 
 
@@ -270,7 +272,7 @@ def write_checkpoint(
         check()
         if previous is not None and path.exists():
             _keep_as(path, previous)
-        temporary.replace(path)
+        replace_file(temporary, path)
         _sync_folder(path.parent)
 
     # Delete what was written, and say what a full disk lacks.
@@ -358,7 +360,7 @@ def _keep_as(path: Path, previous: Path) -> None:
             if error.errno not in NO_LINK_ERRORS:
                 raise
             _copy(path, link)  # the file system has no links
-        link.replace(previous)
+        replace_file(link, previous)
     finally:
         link.unlink(missing_ok=True)
 
@@ -377,11 +379,14 @@ def _temporary(path: Path) -> Path:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power failure, where the system supports it."""
+    """Make a rename survive a power failure, where the system supports it: Windows and some network drives do not."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
     finally:
         os.close(descriptor)

@@ -13,6 +13,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from resnet_train.recipes import to_yaml
+from resnet_train.runtime import names
 from resnet_train.runtime.files import open_regular, refuse_special_files, write_text
 
 PEEK_SECONDS = 0.1  # a process that only looks whether the folder is in use holds the lock for less than this
@@ -66,6 +67,9 @@ class RunFolder:
         Raises:
             ValueError: the given name is taken, or the folder can't be created.
         """
+        if names.IS_WINDOWS and (problem := names.windows_problem(name)):
+            raise ValueError(f"name (={name!r}) {problem}, which Windows does not allow; choose another --name")
+
         # Creating the folder reserves the name, whoever else tries to.
         number = 1
         while True:

@@ -8,10 +8,10 @@ from typing import Any
 
 from resnet_train.config import TrainConfig, changed_settings
 from resnet_train.data.dataset import FACTS
+from resnet_train.runtime.names import is_device
 
 MAX_BYTES = 80
 HASH_DIGITS = 8
-WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}
 
 
 def default_name(config: TrainConfig, recipe: tuple[str, TrainConfig] | None = None) -> str:
@@ -64,4 +64,4 @@ def _token(name: str, value: Any) -> str:
 def _clean(name: str) -> str:
     """Return the name without characters and device names that are special on some system."""
     name = re.sub(r"[^\w.+-]+", "_", name).lstrip(".-")
-    return f"run-{name}" if name.split(".")[0].upper() in WINDOWS_DEVICES else name
+    return f"run-{name}" if is_device(name) else name

@@ -6,13 +6,17 @@ import errno
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from resnet_train.runtime.names import IS_WINDOWS
+
 NO_SPACE_ERRORS = {errno.ENOSPC, errno.EFBIG, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else [])}
 SPECIAL_FILE_ERRORS = {errno.ELOOP, errno.ENXIO}  # opening a link with O_NOFOLLOW, a FIFO without a reader
+REPLACE_ATTEMPTS, REPLACE_SECONDS = 20, 1.0
 # Windows has neither flag: there the file is opened first and looked at afterwards.
 SAFE_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
@@ -56,7 +60,24 @@ def replace_text(path: Path, text: str) -> None:
         raise ValueError(special_file_message(path))
     write_text(temporary, text)
     with explain_write_errors(path, len(text.encode())):
-        temporary.replace(path)
+        replace_file(temporary, path)
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Rename a file to the name of another, which it replaces.
+
+    Windows refuses while a virus scanner, a backup or another program has the file open, mostly for an instant: there
+    it is tried for a second.
+    """
+    attempts = REPLACE_ATTEMPTS if IS_WINDOWS else 1
+    for remaining in reversed(range(attempts)):
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            if not remaining:
+                raise
+            time.sleep(REPLACE_SECONDS / attempts)
 
 
 def refuse_special_files(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Signals: SIGINT, SIGTERM and SIGHUP finish the running step, save and stop; SIGUSR1 saves and continues."""
+"""Signals: SIGINT, SIGTERM, SIGHUP and SIGBREAK finish the running step, save and stop; SIGUSR1 saves and continues."""
 
 from __future__ import annotations
 
@@ -46,11 +46,12 @@ class SignalWatch:
             self._handle("SIGTERM", self._on_stop)
             if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
                 self._handle("SIGHUP", self._on_stop)
+            self._handle("SIGBREAK", self._on_stop)  # Ctrl-Break, and the end of a service, on Windows
             self._handle("SIGUSR1", self._on_save)
         return self
 
     def _handle(self, name: str, handler: Callable[[int, FrameType | None], None]) -> None:
-        if hasattr(signal, name):  # Windows has no SIGUSR1
+        if hasattr(signal, name):  # Windows has no SIGUSR1, and no other system has SIGBREAK
             number = getattr(signal, name)
             self._before[number] = signal.signal(number, handler)
 

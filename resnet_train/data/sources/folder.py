@@ -131,7 +131,21 @@ def fill_from_files(target: Path, files: list[SourceFile], image_size: int, max_
         ValueError: Too many pictures can't be read.
         OSError: The disk is full.
     """
-    images = _create_array(target / "images.npy", (len(files), 3, image_size, image_size))
+    problems = _decode(files, image_size, target / "images.npy")
+    unreadable = dict(sorted(problems.items()))
+    _check_unreadable(list(unreadable.values()), len(files), max_unreadable)
+    kept = np.array([index for index in range(len(files)) if index not in problems])
+    if unreadable:
+        _copy(target / "images.npy", kept, target / "kept.npy")
+        (target / "kept.npy").replace(target / "images.npy")  # Windows would refuse if one of them were still mapped
+    labels = np.array([file.label for file in files], dtype=np.int64)
+    np.save(target / "labels.npy", labels[kept], allow_pickle=False)
+    return unreadable
+
+
+def _decode(files: list[SourceFile], image_size: int, path: Path) -> dict[int, str]:
+    """Decode all pictures into an array file; return those that can't be read, as `path (reason)` by index."""
+    images = _create_array(path, (len(files), 3, image_size, image_size))
     problems: dict[int, str] = {}
 
     def decode(index: int) -> None:
@@ -148,15 +162,7 @@ def fill_from_files(target: Path, files: list[SourceFile], image_size: int, max_
         for _ in tqdm(results, total=len(files), desc="decoding images", unit="image", disable=None, leave=False):
             pass
     images.flush()
-
-    unreadable = dict(sorted(problems.items()))
-    _check_unreadable(list(unreadable.values()), len(files), max_unreadable)
-    kept = np.array([index for index in range(len(files)) if index not in problems])
-    if unreadable:
-        _keep(images, kept, target)
-    labels = np.array([file.label for file in files], dtype=np.int64)
-    np.save(target / "labels.npy", labels[kept], allow_pickle=False)
-    return unreadable
+    return problems
 
 
 def _create_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
@@ -168,11 +174,11 @@ def _create_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
     return array
 
 
-def _keep(images: np.ndarray, kept: np.ndarray, target: Path) -> None:
-    """Write images.npy again with some of the images, a part at a time."""
-    compact = _create_array(target / "kept.npy", (len(kept), *images.shape[1:]))
+def _copy(source: Path, kept: np.ndarray, target: Path) -> None:
+    """Write some of the images of an array file to another, a part at a time."""
+    images = np.load(source, mmap_mode="r", allow_pickle=False)
+    compact = _create_array(target, (len(kept), *images.shape[1:]))
     for start in range(0, len(kept), COPIED_AT_ONCE):
         part = slice(start, start + COPIED_AT_ONCE)
         compact[part] = images[kept[part]]
     compact.flush()
-    (target / "kept.npy").replace(target / "images.npy")
