@@ -371,13 +371,16 @@ def to_plain(config: TrainConfig) -> dict[str, Any]:
 NUMBERS = {"integer": "a whole number", "number": "a number, such as 0.1"}
 
 
+def reword(message: str) -> str:
+    """Return a message of pydantic as the end of a sentence about a value: `must be …`."""
+    message = message.removeprefix("Value error, ").replace("Input should be", "must be", 1)
+    message = re.sub(r"a valid (integer|number), .*", lambda kind: NUMBERS[kind[1]], message)
+    return re.sub(r"a valid path for <class '[\w.]*'>", "a path", message)
+
+
 def _one_line(detail: Any) -> str:
     """Return a pydantic error as `setting (=value) must be …`."""
-    # Turn pydantic's wording into a sentence about the setting.
-    message = detail["msg"].removeprefix("Value error, ")
-    message = message.replace("Input should be", "must be", 1)
-    message = re.sub(r"a valid (integer|number), .*", lambda kind: NUMBERS[kind[1]], message)
-    message = re.sub(r"a valid path for <class '[\w.]*'>", "a path", message)
+    message = reword(detail["msg"])
     location = [part for part in detail["loc"] if isinstance(part, str)]
     if not location:
         return message

@@ -72,6 +72,9 @@ def test_spelling_is_understood(typed: str, meant: str, train: Flags) -> None:
         ("--epoch 3", "unknown flag --epoch; did you mean --epochs?"),
         ("--hlep", "unknown flag --hlep; did you mean --help?"),
         ("--qqq", "unknown flag --qqq; --help lists the flags"),
+        ("--no-amp", "unknown flag --no-amp; did you mean --amp off?"),
+        ("--no_flip", "unknown flag --no_flip; did you mean --flip none?"),
+        ("--no-lr", "unknown flag --no-lr; did you mean --lr?"),
         ("-x", "unknown flag -x; --help lists the flags"),
         ("-j 4", "-j is not needed: threads prepare the batches, there are no worker processes; leave it out"),
         ("-j4", "-j4 is not needed: threads"),
@@ -122,6 +125,21 @@ def test_words_of_other_commands_are_kept(command: str) -> None:
 def test_alias_needs_the_setting_in_the_command() -> None:
     with pytest.raises(ValueError, match="unknown flag --wd"):
         repair(["runs/a", "--wd", "1"], flags_for("resnet-eval"))
+
+
+@pytest.mark.parametrize("typed", ["--arch resnet18", "--no-nesterov", "--weight_decay 1"])
+def test_setting_of_the_training_is_named_as_such(typed: str) -> None:
+    with pytest.raises(ValueError, match=r"; it is a flag of resnet-train$"):
+        repair(["runs/a", *typed.split()], flags_for("resnet-eval"))
+
+
+@pytest.mark.parametrize(("command", "flag"), [("resnet-bench", "--steps"), ("resnet-predict", "--top")])
+def test_number_of_a_command_is_checked_in_plain_words(
+    command: str, flag: str, run_cli: RunCli, tmp_path: Path
+) -> None:
+    words = ["a", "b"] if command == "resnet-predict" else []
+    error = run_cli(command, *words, flag, "2.5", cwd=tmp_path).error
+    assert error == f"error: Invalid value for '{flag}': must be a whole number"
 
 
 def test_repaired_arguments_reach_the_command(run_cli: RunCli, tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 import resnet_train
+from resnet_train.runtime.extras import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 FORMS = [*sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ROOT / ".pre-commit-config.yaml"]
 SCRIPTS = [*sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file()), ROOT / ".ci" / "run"]
-SOURCES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "resnet_train").rglob("*.py")}
 
 
 def test_citation_has_the_version_of_the_package() -> None:
@@ -55,9 +55,10 @@ def test_package_is_typed() -> None:
     assert "Typing :: Typed" in PROJECT["classifiers"]
 
 
-def test_messages_name_extras_that_exist() -> None:
-    named = {extra for text in SOURCES.values() for extra in re.findall(r"resnet[-_]train\[([\w,]+)\]", text)}
-    assert {part for extra in named for part in extra.split(",")} <= set(PROJECT["optional-dependencies"])
+@pytest.mark.parametrize(("package", "extra"), EXTRAS.items())
+def test_extra_named_in_a_message_installs_the_package(package: str, extra: str) -> None:
+    installed = [re.split(r"[<>=!~\[; ]", text)[0] for text in PROJECT["optional-dependencies"][extra]]
+    assert package.replace("_", "-") in [name.replace("_", "-") for name in installed]
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")

@@ -24,6 +24,7 @@ from resnet_train import __version__
 from resnet_train.cli import exit_at_once
 from resnet_train.cli.arguments import flags_of, repair
 from resnet_train.cli.completion import split_values
+from resnet_train.config import reword
 from resnet_train.runtime.plain import to_plain_values
 from resnet_train.runtime.terminal import paint
 from resnet_train.text import escape, escape_all
@@ -189,7 +190,7 @@ def describe_error(error: Exception) -> tuple[str, int]:
     if "Abort" in names:
         return "error: aborted", SIGNALLED + signal.SIGINT
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-        return f"error: {' '.join(error.format_message().split())}", error.exit_code
+        return f"error: {reword(' '.join(error.format_message().split()))}", error.exit_code
 
     # The message about a failed download has a line for each way out.
     if type(error) is ConnectionError:

@@ -11,7 +11,7 @@ from typing import Any
 
 from resnet_train.cli import choices
 from resnet_train.cli.commands import COMMANDS
-from resnet_train.config import ALIASES
+from resnet_train.config import ALIASES, TrainConfig
 
 BARE = {"--amp": "auto", "--resume": "auto"}  # what the flag means without a value
 TRUE, FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
@@ -145,13 +145,22 @@ def _known_name(name: str, flags: Flags) -> str:
 
 
 def _hint(name: str, flags: Flags) -> str:
-    """Return which flag is similar to an unknown one."""
+    """Return what to write instead of an unknown flag."""
+    plain = name.lstrip("-")
+    setting = plain.removeprefix("no-").replace("-", "_")
+    if setting in TrainConfig.model_fields and "--lr" not in flags:
+        return "; it is a flag of resnet-train"
+    if plain.startswith("no-") and f"--{plain[3:]}" in flags.valued:
+        off = [value for value in choices.values_of(setting) or {} if value in ("off", "none")]
+        return f"; did you mean {' '.join([f'--{plain[3:]}', *off])}?"
+
+    # The most similar flag, or name of other programs for one.
     known = {flag.lstrip("-"): flag for flag in flags if flag.startswith("--")}
-    for alias, setting in ALIASES.items():
-        flag = f"--{setting.replace('_', '-')}"
+    for alias, meant in ALIASES.items():
+        flag = f"--{meant.replace('_', '-')}"
         if flag in flags:
             known.setdefault(alias.replace("_", "-"), flag)
-    similar = difflib.get_close_matches(name.lstrip("-"), known, n=1, cutoff=0.6)
+    similar = difflib.get_close_matches(plain, known, n=1, cutoff=0.6)
     return f"; did you mean {known[similar[0]]}?" if similar else "; --help lists the flags"
 
 

@@ -7,20 +7,37 @@ from typing import Annotated, Any
 
 import typer
 
+from resnet_train.cli import choices
 from resnet_train.cli.app import Debug, Version, hand_back_interrupts, log_to_stderr, new_app, print_result, run_app
+from resnet_train.cli.completion import complete
 from resnet_train.cli.options import expand_path
 
 FORMAT_NAMES = ("onnx", "safetensors", "pt", "hub")  # here as well, because --help imports no torch
 
+EXAMPLES = """\
+resnet-export runs/NAME -f onnx                for ONNX Runtime and others
+resnet-export runs/NAME -f safetensors --half  weights only, half the size
+resnet-export runs/NAME -f hub --license mit   a folder with a model card
+resnet-export runs/NAME --check FILE           whether FILE agrees"""
+
 app = new_app()
 
 
-@app.command()
+@app.command(examples=EXAMPLES)
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A .pt file or a run folder.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(metavar="CHECKPOINT", help="A .pt file or a run folder.", autocompletion=complete(choices.runs)),
+    ],
     format_name: Annotated[
         str | None,
-        typer.Option("--format", "-f", metavar="|".join(FORMAT_NAMES), help="Kind of file; see docs/export.md."),
+        typer.Option(
+            "--format",
+            "-f",
+            metavar="NAME",
+            help=f"Kind of file: {', '.join(FORMAT_NAMES)}; see docs/export.md.",
+            autocompletion=complete(lambda _: dict.fromkeys(FORMAT_NAMES, "")),
+        ),
     ] = None,
     output: Annotated[
         Path | None,
