@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from resnet_train.data.augment import AUGMENTATIONS, OFF, Normalize, build_trans
 from resnet_train.data.dataset import DATASETS, ImageDataset, load_dataset, split_indices
 from resnet_train.data.loader import BatchLoader, eval_loader, fits_on
 from resnet_train.data.mix import Mix
+from resnet_train.data.normalization import parse_normalization
 from resnet_train.data.plan import draw_plan
 from resnet_train.data.progressive import size_schedule, stage_ends
 from resnet_train.loggers.base import Logger
@@ -26,6 +27,7 @@ from resnet_train.loggers.guard import Guard
 from resnet_train.models import create_model, list_models
 from resnet_train.models.blocks import set_bn_momentum
 from resnet_train.optim.ema import ExponentialMovingAverage
+from resnet_train.optim.groups import freeze, head_name
 from resnet_train.optim.optimizers import OPTIMIZERS
 from resnet_train.optim.schedules import SCHEDULES
 from resnet_train.records import About, RunInfo
@@ -100,7 +102,7 @@ def describe_run(config: TrainConfig, data: RunData, trainer: Trainer, folder: P
         steps_per_epoch=len(trainer.train_loader),
         batch_size=config.batch_size,
         precision=PRECISION_NAMES[trainer.precision],
-        num_params=sum(parameter.numel() for parameter in trainer.parameters),
+        num_params=sum(parameter.numel() for parameter in trainer.model.parameters()),
         num_classes=len(data.train.classes),
         num_images={
             split: loader.num_images
@@ -135,7 +137,12 @@ def check_config(config: TrainConfig, *, resumed: bool = False) -> None:
     # The network: on the meta device building it takes no memory and no arithmetic.
     with torch.device("meta"):
         model = create_model(config.arch, **arch_options(config))
+        freeze(model, config.freeze or ())
+        if config.head_lr_scale != 1 and not model.get_submodule(head_name(model)).weight.requires_grad:
+            raise _without_effect(config, "head_lr_scale", f"freeze {','.join(config.freeze or ())}", "the last layer")
         stride: Any = model.stride
+    if config.normalize is not None:
+        parse_normalization(config.normalize)
 
     # The smallest images that it will see.
     smallest = config.progressive_sizes[0][0] if config.progressive_sizes else config.image_size
@@ -211,6 +218,9 @@ def load_data(config: TrainConfig) -> RunData:
     place = (config.data_dir, config.image_size, dict(config))
     train_set, val_set, test_set = (load_dataset(config.dataset, split, *place) for split in ("train", "val", "test"))
     assert train_set is not None
+    if config.normalize is not None:
+        chosen = parse_normalization(config.normalize)
+        train_set = replace(train_set, mean=chosen.mean, std=chosen.std)
 
     # There must be something to learn and something to evaluate on.
     for name, part in (("validation", val_set), ("test", test_set)):
@@ -333,6 +343,7 @@ def build_model(config: TrainConfig, num_classes: int, device: torch.device) -> 
         if device.type != "cuda":
             raise ValueError(f"sync_bn (=true) works on CUDA GPUs only, not on {device.type}")
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    freeze(model, config.freeze or ())
     return model
 
 

@@ -26,7 +26,11 @@ PANELS = (
     MACHINE := "Machine",
     AUGMENTATION := "Augmentation",
     NETWORK_OPTIONS := "Network options",
+    FINE_TUNING := "Fine-tuning",
 )
+
+PIN_DIGITS = 16
+PINNED = re.compile(rf"(.+)@([0-9a-f]{{{PIN_DIGITS}}})", re.DOTALL)
 
 OnResume = Literal["fixed", "may be raised", "free"]
 
@@ -51,6 +55,13 @@ Stages = tuple[tuple[int, float], ...]  # (image size in pixels, share of the ru
 
 def _format_stages(stages: Stages | None) -> str | None:
     return None if stages is None else ",".join(f"{size}:{share}" for size, share in stages)
+
+
+Names = tuple[str, ...]
+
+
+def _format_names(names: Names | None) -> str | None:
+    return None if names is None else ",".join(names)
 
 
 class TrainConfig(BaseModel):
@@ -81,6 +92,16 @@ class TrainConfig(BaseModel):
     """resnet18 to resnet152: stochastic depth; drop probability of the last block, lower for earlier ones."""
     shortcut: Literal["pad", "projection"] | None = _option(None, NETWORK_OPTIONS)
     """resnet20 and other 6n+2 networks: pad shortcuts with zeros, as in the paper, or project them (1×1)."""
+    final_norm: bool | None = _option(None, NETWORK_OPTIONS)
+    """preact_resnet18 to preact_resnet1001: end with a norm and a ReLU, as in the paper; common copies have none."""
+
+    # --- Fine-tuning -----------------------------------------------------------------------------------------------
+    weights: Path | None = _option(None, FINE_TUNING)
+    """Start from the weights of a checkpoint or run, or of other code; without --arch, it says the network."""
+    freeze: Annotated[Names | None, PlainSerializer(_format_names)] = _option(None, FINE_TUNING)
+    """Keep these modules and the statistics of their norms as they are: conv1,bn1,layer* (may be repeated)."""
+    head_lr_scale: float = _option(1.0, FINE_TUNING, gt=0, le=1e6)
+    """Learning rate of the last layer, as a multiple of that of the others."""
 
     # --- Data ----------------------------------------------------------------------------------------------------
     dataset: str = _option("cifar10", DATA)
@@ -89,6 +110,8 @@ class TrainConfig(BaseModel):
     """Directory of the data, and target of downloads; for folder, it holds train/ and test/, or the classes."""
     image_size: int = _option(32, DATA, ge=8, le=1024)
     """Height and width of the images in pixels; always 32 for CIFAR."""
+    normalize: str | None = _option(None, DATA)
+    """Mean and std of the pixels: cifar10, imagenet, or M,S; if not given, those of --weights or of the images."""
     train_size: int | None = _option(None, DATA, ge=1)
     """Train on N images only, drawn class-balanced; all of them if not given."""
     val_size: int = _option(0, DATA, ge=0)
@@ -224,6 +247,21 @@ class TrainConfig(BaseModel):
             raise ValueError("must be increasing epochs greater than 0")
         return value
 
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _parse_freeze(cls, value: Any) -> Any:
+        """Parse `conv1,layer1`, and `none` that clears a recipe's."""
+        if value == "none":
+            return None
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("freeze")
+    @classmethod
+    def _check_freeze(cls, value: Names | None) -> Names | None:
+        if value is not None and not value:
+            raise ValueError("must name modules or parameters, such as conv1,layer1")
+        return value
+
     @field_validator("progressive_sizes", mode="before")
     @classmethod
     def _parse_progressive_sizes(cls, value: Any) -> Any:
@@ -256,9 +294,9 @@ class TrainConfig(BaseModel):
             raise ValueError("must be a plain folder name")
         return value
 
-    @field_validator("data_dir", "output_dir")
+    @field_validator("data_dir", "output_dir", "weights")
     @classmethod
-    def _check_path(cls, value: Path) -> Path:
+    def _check_path(cls, value: Path | None) -> Path | None:
         if "\0" in str(value):
             raise ValueError("must not contain a null character")
         return value
@@ -407,13 +445,30 @@ def with_length(config: TrainConfig, epochs: int, epoch_steps: int) -> TrainConf
     return make_config({**to_plain(config), **changes})
 
 
+def pin(weights: Path, digest: str) -> Path:
+    """Return the path of weights with the start of their SHA-256, by which runs are compared, whatever the path."""
+    return Path(f"{weights}@{digest[:PIN_DIGITS]}")
+
+
+def unpin(weights: Path) -> tuple[Path, str]:
+    """Return the path of weights and the start of their SHA-256, "" if it has none."""
+    match = PINNED.fullmatch(str(weights))
+    return (Path(match[1]), match[2]) if match else (weights, "")
+
+
 def changed_settings(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """Return the settings that affect the result and differ, with both values, in the order of `--help`."""
     return {
         name: (getattr(before, name), getattr(after, name))
         for name in option_names()
-        if option_metadata(name)["on_resume"] != "free" and getattr(before, name) != getattr(after, name)
+        if option_metadata(name)["on_resume"] != "free" and _identity(before, name) != _identity(after, name)
     }
+
+
+def _identity(config: TrainConfig, name: str) -> Any:
+    """Return what makes two values of a setting the same: of weights, their content."""
+    value = getattr(config, name)
+    return (unpin(value)[1] or value) if name == "weights" and value is not None else value
 
 
 def merge_on_resume(saved: dict[str, Any], given: dict[str, Any]) -> TrainConfig:

@@ -30,6 +30,22 @@ class About(BaseModel):
     val_fingerprint: str | None = None  # of validation images that are not held out of the training images, likewise
 
 
+class Origin(BaseModel):
+    """Where the weights of a network come from that other code trained.
+
+    Attributes:
+        layout: the repository whose parameter names the file had.
+        entry: the entry of the file that held the weights, "" if the file was a `state_dict` itself.
+        normalize: the mean and the standard deviation of its images as they were given or assumed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layout: str
+    entry: str
+    normalize: str
+
+
 class Calibration(BaseModel):
     """What the validation images say about the outputs of a model; stored beside its weights.
 

@@ -79,7 +79,7 @@ def test_help_shows_the_setting_with_its_short_flag(name: str, helps: Helps) -> 
 
 def test_help_has_panels_defaults_and_choices(helps: Helps) -> None:
     text = helps["resnet-train"][1]
-    titles = [match[1] for line in text.splitlines() if (match := re.match(r"\W*─ ([A-Z][\w ]+?) ─", line))]
+    titles = [match[1] for line in text.splitlines() if (match := re.match(r"\W*─ ([A-Z][\w -]+?) ─", line))]
     assert titles == ["Options", *PANELS, "Examples"]
     assert "Default: resnet18." in text
     assert "Default: 0.0005." in text
@@ -244,6 +244,7 @@ def test_setting_can_be_given_as_a_flag(
     name: str, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resnet_train.build.check_config", lambda config: None)  # no network accepts every option
+    monkeypatch.setattr("resnet_train.runs.weights.resolve_weights", lambda config, given: config)  # there is no file
     value = another_value(name)
     config = printed_config(run_cli("resnet-train", *as_flags(name, value), "--print-config", cwd=tmp_path), tmp_path)
     assert config == make_config({name: value})

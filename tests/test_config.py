@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from resnet_train.config import (
     AUGMENTATION,
     DATA,
+    FINE_TUNING,
     MACHINE,
     NETWORK,
     NETWORK_OPTIONS,
@@ -31,7 +32,7 @@ from resnet_train.models import list_models
 from resnet_train.recipes import read_yaml, to_yaml
 
 BOOLEANS = {name for name in option_names() if TrainConfig.model_fields[name].annotation in (bool, bool | None)}
-PANELS = {NETWORK, NETWORK_OPTIONS, DATA, AUGMENTATION, OPTIMIZATION, RUN, MACHINE}
+PANELS = {NETWORK, NETWORK_OPTIONS, FINE_TUNING, DATA, AUGMENTATION, OPTIMIZATION, RUN, MACHINE}
 
 
 def message_of(values: dict[str, Any]) -> str:

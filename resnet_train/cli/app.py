@@ -94,6 +94,19 @@ Version = Annotated[
     bool,
     typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
 ]
+# What checkpoints of other code do not say.
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        "--arch", "-a", metavar="NAME", help="Of a file of other code: its network; if not given, it is found."
+    ),
+]
+Normalize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="cifar10|imagenet|M,S", help="Of a file of other code: mean and std of its images, from 0 to 1."
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 
 

@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from resnet_train.cli import choices
-from resnet_train.cli.app import Debug, Version, hand_back_interrupts, log_to_stderr, new_app, print_result, run_app
+from resnet_train.cli.app import (
+    Arch,
+    Debug,
+    Normalize,
+    Version,
+    hand_back_interrupts,
+    log_to_stderr,
+    new_app,
+    print_result,
+    run_app,
+)
 from resnet_train.cli.completion import complete
 from resnet_train.cli.options import expand_path
 
@@ -89,6 +99,8 @@ def evaluate(
         ),
     ] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Number of CPU threads; 0 is torch's default.")] = 0,
+    arch: Arch = None,
+    normalize: Normalize = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, accuracies from 0 to 1.")] = False,
     debug: Debug = False,
     version: Version = False,
@@ -117,6 +129,8 @@ def evaluate(
         device=device,
         threads=threads,
         report=report,
+        arch=arch,
+        normalize=normalize,
     )
     result = evaluate_checkpoint(checkpoints, options)
     print_result(result, _describe, as_json)
@@ -133,6 +147,7 @@ def _describe(result: Any) -> str:
         *([f"checkpoint  {path}" for path in result.ensemble or [result.checkpoint]]),
         *([f"ensemble    the probabilities of {len(result.ensemble)} checkpoints, averaged"] * bool(result.ensemble)),
         f"network     {result.arch}, {_trained(result.epoch, result.steps_after_epoch)}",
+        *([] if result.origin is None else _describe_origin(result.origin)),
         *([] if result.tta is None else [f"tta         {result.tta}: the probabilities of several views, averaged"]),
         f"images      {result.n:,} {result.split} images of {result.title}",
         f"top-1       {result.top1:.2%}   (95 % interval {low:.2%} to {high:.2%})",
@@ -159,6 +174,15 @@ def _describe(result: Any) -> str:
     if result.chosen_on == result.split:
         lines += ["", f"This epoch was selected on the {result.split} images: do not report this accuracy."]
     return "\n".join(lines)
+
+
+def _describe_origin(origin: Any) -> list[str]:
+    """Return whose names the weights of a foreign file had, and how images are normalized for them."""
+    mean, std = (" ".join(f"{number:g}" for number in numbers) for numbers in (origin.mean, origin.std))
+    return [
+        f"origin      other code, with the parameter names of {origin.layout}",
+        f"normalized  {origin.normalize}: mean {mean}, std {std}",
+    ]
 
 
 def _describe_calibration(result: Any) -> list[str]:
@@ -205,7 +229,9 @@ def _describe_best(result: Any) -> str:
     return f"best epoch  {result.best_epoch}, top-1 {result.best_top1:.2%} (selected on the validation images)"
 
 
-def _trained(epochs: int, steps: int) -> str:
+def _trained(epochs: int | None, steps: int) -> str:
+    if epochs is None:
+        return "epochs unknown"
     text = f"{epochs} epoch{'s' * (epochs != 1)}"
     return f"{text} and {steps} step{'s' * (steps != 1)}" if steps else text
 

@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from resnet_train.cli import choices
-from resnet_train.cli.app import Debug, Version, hand_back_interrupts, log_to_stderr, new_app, print_result, run_app
+from resnet_train.cli.app import (
+    Arch,
+    Debug,
+    Normalize,
+    Version,
+    hand_back_interrupts,
+    log_to_stderr,
+    new_app,
+    print_result,
+    run_app,
+)
 from resnet_train.cli.completion import complete
 from resnet_train.cli.options import expand_path
 
@@ -69,6 +79,8 @@ def export(
         typer.Option(help="Directory of its data; if not given, that of the training, or random images without it."),
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Number of CPU threads; 0 is torch's default.")] = 0,
+    arch: Arch = None,
+    normalize: Normalize = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     debug: Debug = False,
     version: Version = False,
@@ -94,6 +106,7 @@ def export(
     hand_back_interrupts()
     common: dict[str, Any] = {
         "best": best, "num_images": images, "dataset": dataset, "data_dir": data_dir, "threads": threads,
+        "arch": arch, "normalize": normalize,
     }  # fmt: skip
     if check_file is not None:
         result = job.check(checkpoint, check_file, format=format_name, **common)

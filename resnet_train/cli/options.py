@@ -30,7 +30,11 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
 
     def wrapper(**given: Any) -> None:
         own_values = {p.name: given.pop(p.name) for p in own}
-        settings = {name: value for name, value in given.items() if value is not None}
+        settings = {
+            name: ",".join(value) if isinstance(value, list) else value
+            for name, value in given.items()
+            if value not in (None, [])
+        }
         command(settings=settings, **own_values)
 
     # Typer reads the options from the wrapper's signature, panel by panel.
@@ -77,7 +81,7 @@ def expand_paths(settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: see `expand_path`.
     """
-    is_path = {name: field.annotation is Path for name, field in TrainConfig.model_fields.items()}
+    is_path = {name: without_none(field.annotation) is Path for name, field in TrainConfig.model_fields.items()}
     return {
         name: expand_path(value, name) if is_path.get(name) and isinstance(value, str) else value
         for name, value in settings.items()
@@ -126,7 +130,8 @@ def _option_for(name: str) -> inspect.Parameter:
         metavar=None if kind is bool else _metavar(name),
         autocompletion=None if kind is bool else complete(lambda _: choices.values_of(name) or {}),
     )
-    annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
+    is_list = without_none(field.annotation) == tuple[str, ...]  # may be given several times
+    annotation: Any = Annotated[list[str] | None, option] if is_list else Annotated[kind | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
@@ -146,7 +151,7 @@ def _metavar(name: str) -> str:
     """Return the placeholder of a flag's value in `--help`."""
     annotation = without_none(TrainConfig.model_fields[name].annotation)
     if get_origin(annotation) is tuple:
-        return "EPOCHS" if annotation == tuple[float, ...] else "SIZES"
+        return {tuple[float, ...]: "EPOCHS", tuple[str, ...]: "NAMES"}.get(annotation, "SIZES")
     if get_origin(annotation) is Literal and len(listed := f"[{'|'.join(get_args(annotation))}]") <= CHOICES_WIDTH:
         return listed
     return {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(annotation, "NAME")

@@ -16,7 +16,9 @@ from resnet_train.cli import choices
 from resnet_train.cli.app import (
     DONE,
     FAILED,
+    Arch,
     Debug,
+    Normalize,
     Version,
     hand_back_interrupts,
     log_to_stderr,
@@ -72,6 +74,8 @@ def predict(
         ),
     ] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Number of CPU threads; 0 is torch's default.")] = 0,
+    arch: Arch = None,
+    normalize: Normalize = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, probabilities from 0 to 1.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, one row for each picture.")] = False,
     debug: Debug = False,
@@ -89,7 +93,7 @@ def predict(
 
     hand_back_interrupts()
     with open_sources(images) as (files, count):
-        predictor = Predictor(checkpoint, best=best, device=device, threads=threads)
+        predictor = Predictor(checkpoint, best=best, device=device, threads=threads, arch=arch, normalize=normalize)
         if not predictor.is_calibrated:
             log.warning(
                 "this model was trained without validation images: its probabilities are not calibrated, and unknown "

@@ -96,9 +96,11 @@ def train(
     from resnet_train.build import check_config  # torch takes 2 s to import
     from resnet_train.jobs import bench, train
     from resnet_train.runs.naming import default_name
+    from resnet_train.runs.weights import resolve_weights
 
     hand_back_interrupts()
     if not by_path:
+        resolved = resolve_weights(resolved, given)
         check_config(resolved)
     if print_config:
         print(to_yaml(to_plain(resolved), stdout_encoding()), end="")

@@ -13,7 +13,7 @@ from torch import nn
 from resnet_train.data.loader import EVAL_BATCH_SIZE
 from resnet_train.evaluation.evaluate import Evaluation
 from resnet_train.evaluation.metrics import compute_scores, confidence_interval, top5
-from resnet_train.jobs.evaluation_result import EvaluationResult, class_results
+from resnet_train.jobs.evaluation_result import EvaluationResult, OriginResult, class_results
 from resnet_train.jobs.image_files import (
     check_predictions_file,
     copy_wrong_images,
@@ -26,8 +26,9 @@ from resnet_train.jobs.split_images import SplitImages, load_images
 from resnet_train.jobs.subject import Subject, load_subject
 from resnet_train.jobs.trust import measure_calibration, measure_unknown
 from resnet_train.records import About
-from resnet_train.runs.checkpoint import read_model
+from resnet_train.runs.checkpoint import AnyCheckpoint
 from resnet_train.runs.folder import RunFolder, find_best, find_checkpoint
+from resnet_train.runs.foreign import Given, read_network
 from resnet_train.runs.restore import restore_model
 from resnet_train.runtime.device import device_name, prepare_machine
 from resnet_train.runtime.precision import eval_precision
@@ -50,6 +51,7 @@ class EvaluationOptions:
         wrong: copy the images that are classified wrong to this folder.
         batch_size, device, threads: how to evaluate.
         report: write a page with everything, and the numbers in it as JSON, to this folder.
+        arch, normalize: see `resnet_train.runs.foreign.Given`; for checkpoints of other code.
     """
 
     dataset: str | None = None
@@ -66,6 +68,13 @@ class EvaluationOptions:
     device: str = "auto"
     threads: int = 0
     report: Path | None = None
+    arch: str | None = None
+    normalize: str | None = None
+
+    @property
+    def given(self) -> Given:
+        """Return what is said about checkpoints of other code."""
+        return Given(arch=self.arch, normalize=self.normalize)
 
 
 def evaluate_checkpoint(paths: list[Path], options: EvaluationOptions) -> EvaluationResult:
@@ -117,7 +126,7 @@ def _load(paths: list[Path], options: EvaluationOptions) -> tuple[Subject, Split
     """Load the networks and the images to evaluate them on."""
     device = prepare_machine(options.device, options.threads)
     find = find_best if options.best else find_checkpoint
-    subject = load_subject([find(path) for path in paths], options.tta, device)
+    subject = load_subject([find(path) for path in paths], options.tta, device, options.given)
     if options.unknown is not None and subject.is_average:
         raise ValueError("unknown images are told apart by the outputs of one checkpoint without --tta")
     return subject, load_images(subject, options.dataset, options.data_dir, options.split)
@@ -179,6 +188,7 @@ def _gather_numbers(
         ensemble=tuple(map(str, subject.paths)) if len(subject.paths) > 1 else (),
         epoch=first.epoch,
         steps_after_epoch=first.steps_after_epoch,
+        origin=_describe_origin(first),
         chosen_on=data.split if data.split in subject.chosen_on else first.chosen_on,
         split=data.split,
         title=data.images.title,
@@ -195,6 +205,14 @@ def _gather_numbers(
     )
 
 
+def _describe_origin(checkpoint: AnyCheckpoint) -> OriginResult | None:
+    """Return where the weights come from, None if this package trained them."""
+    if checkpoint.origin is None:
+        return None
+    about, origin = checkpoint.about, checkpoint.origin
+    return OriginResult(layout=origin.layout, normalize=origin.normalize, mean=about.mean, std=about.std)
+
+
 def _changed_options(options: EvaluationOptions) -> dict[str, Any]:
     """Return the options that are not the defaults and that a report depends on."""
     values = {field.name: (getattr(options, field.name), field.default) for field in fields(options)}
@@ -205,8 +223,12 @@ def _changed_options(options: EvaluationOptions) -> dict[str, Any]:
     }
 
 
-def load_model(path: Path | str) -> tuple[nn.Module, About]:
+def load_model(path: Path | str, *, arch: str | None = None, normalize: str | None = None) -> tuple[nn.Module, About]:
     """Load the network of a checkpoint or of a run's folder, for notebooks and scripts.
+
+    Args:
+        path: a checkpoint of this package or of other code, or the folder of a run.
+        arch, normalize: see `resnet_train.runs.foreign.Given`; for checkpoints of other code.
 
     Returns:
         The model in evaluation mode on the CPU, from normalized images float [B, 3, H, W] to logits float [B, C]; and
@@ -216,5 +238,5 @@ def load_model(path: Path | str) -> tuple[nn.Module, About]:
         ValueError: no usable checkpoint.
     """
     path = find_checkpoint(Path(path))
-    checkpoint = read_model(path)
+    checkpoint = read_network(path, Given(arch=arch, normalize=normalize))
     return restore_model(checkpoint, path), checkpoint.about

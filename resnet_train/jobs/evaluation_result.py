@@ -29,6 +29,22 @@ class ClassResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OriginResult:
+    """Where weights that other code trained come from.
+
+    Attributes:
+        layout: the repository whose parameter names the file has.
+        normalize: how images are normalized, as it was given or assumed.
+        mean, std: of the channels, on a 0–1 scale.
+    """
+
+    layout: str
+    normalize: str
+    mean: list[float]
+    std: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
     """The numbers of a checkpoint on one split, or of several whose probabilities are averaged.
 
@@ -36,7 +52,8 @@ class EvaluationResult:
         checkpoint, arch: what was evaluated; the first of several checkpoints.
         ensemble: all checkpoints whose probabilities were averaged; empty for a single one.
         tta: the test-time augmentation, None without one.
-        epoch, steps_after_epoch: how long it was trained.
+        epoch, steps_after_epoch: how long it was trained; the epoch is None if that is unknown.
+        origin: where the weights come from if other code trained them, and how images are normalized for them.
         chosen_on: the split that this epoch was selected on; None for the final epoch.
         split, title, n: the images.
         top1, loss: accuracy and mean cross-entropy.
@@ -58,8 +75,9 @@ class EvaluationResult:
     arch: str
     ensemble: tuple[str, ...] = ()
     tta: str | None = None
-    epoch: int
+    epoch: int | None
     steps_after_epoch: int
+    origin: OriginResult | None = None
     chosen_on: str | None
     split: str
     title: str

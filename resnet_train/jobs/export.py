@@ -23,6 +23,7 @@ from resnet_train.jobs.subject import Subject, load_subject
 from resnet_train.registry import accepts
 from resnet_train.runs.checkpoint import AnyCheckpoint, ModelCheckpoint
 from resnet_train.runs.folder import find_best, find_checkpoint
+from resnet_train.runs.foreign import Given
 from resnet_train.runtime.device import prepare_machine
 from resnet_train.runtime.extras import import_extra
 from resnet_train.runtime.plain import to_plain_values
@@ -77,6 +78,8 @@ def export(
     dataset: str | None = None,
     data_dir: Path | str | None = None,
     threads: int = 0,
+    arch: str | None = None,
+    normalize: str | None = None,
     **options: Any,
 ) -> ExportResult:
     """Export the network of a checkpoint, and check the file before it gets its name.
@@ -90,6 +93,7 @@ def export(
         num_images: images to check the file on.
         dataset, data_dir: where these are; by default the test images of the checkpoint, or random ones without them.
         threads: number of CPU threads; 0 is torch's choice.
+        arch, normalize: see `resnet_train.runs.foreign.Given`; for checkpoints of other code.
         options: of the format, such as `half`.
 
     Raises:
@@ -109,7 +113,7 @@ def export(
     kind.check_options(options)
 
     # Export and check.
-    subject = _load(Path(checkpoint), best, threads)
+    subject = _load(Path(checkpoint), best, threads, Given(arch=arch, normalize=normalize))
     evaluation = None
     if kind.needs_evaluation:
         folder = None if data_dir is None else Path(data_dir)
@@ -134,12 +138,14 @@ def check(
     dataset: str | None = None,
     data_dir: Path | str | None = None,
     threads: int = 0,
+    arch: str | None = None,
+    normalize: str | None = None,
 ) -> ExportResult:
     """Check that a file that was exported from this checkpoint is undamaged and computes what its network computes.
 
     Args:
         path: the file; its name says the format unless `format` does.
-        checkpoint, best, num_images, dataset, data_dir, threads: see `export`.
+        checkpoint, best, num_images, dataset, data_dir, threads, arch, normalize: see `export`.
 
     Raises:
         ValueError: no usable checkpoint, no such file, or a missing package.
@@ -152,7 +158,7 @@ def check(
     kind = FORMATS[name]()
     for module in kind.modules:
         import_extra(module, f"--check of {name}")
-    subject = _load(Path(checkpoint), best, threads)
+    subject = _load(Path(checkpoint), best, threads, Given(arch=arch, normalize=normalize))
     images = _find_images(subject, num_images, dataset, data_dir)
     try:
         agreement = _compare(kind, path, make_source(subject), images, path)
@@ -181,6 +187,7 @@ def _without_paths(checkpoint: AnyCheckpoint) -> ModelCheckpoint:
         metrics=checkpoint.metrics,
         chosen_on=checkpoint.chosen_on,
         calibration=checkpoint.calibration,
+        origin=checkpoint.origin,
     )
 
 
@@ -188,8 +195,8 @@ def _find(checkpoint: Path, best: bool) -> Path:
     return find_best(checkpoint) if best else find_checkpoint(checkpoint)
 
 
-def _load(checkpoint: Path, best: bool, threads: int) -> Subject:
-    return load_subject([_find(checkpoint, best)], None, prepare_machine("cpu", threads))
+def _load(checkpoint: Path, best: bool, threads: int, given: Given) -> Subject:
+    return load_subject([_find(checkpoint, best)], None, prepare_machine("cpu", threads), given)
 
 
 def _check_options(name: str, kind: Format, options: dict[str, Any]) -> None:

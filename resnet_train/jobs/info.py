@@ -59,19 +59,21 @@ class CheckpointInfo:
 
     Attributes:
         about: architecture, classes, normalization and data set.
-        epoch: finished epochs.
+        epoch: finished epochs; None if that is unknown.
         steps_after_epoch: optimizer steps since then.
         chosen_on: split on which the epoch was selected, None if it was not.
         metrics: record of the last finished epoch, empty if there is none.
         calibration: temperature and threshold from the validation images, empty if there are none.
+        origin: where the weights come from if other code trained them, else empty.
     """
 
     about: dict[str, Any]
-    epoch: int
+    epoch: int | None
     steps_after_epoch: int
     chosen_on: str | None
     metrics: dict[str, Any]
     calibration: dict[str, Any]
+    origin: dict[str, Any]
     config: dict[str, Any]
     environment: dict[str, Any]
 
@@ -198,10 +200,10 @@ def describe_checkpoint(path: Path) -> CheckpointInfo:
     Raises:
         ValueError: there is no valid checkpoint.
     """
-    from resnet_train.runs.checkpoint import read_model
     from resnet_train.runs.folder import find_checkpoint
+    from resnet_train.runs.foreign import read_network
 
-    checkpoint = read_model(find_checkpoint(path))
+    checkpoint = read_network(find_checkpoint(path))
     return CheckpointInfo(
         about=checkpoint.about.model_dump(),
         epoch=checkpoint.epoch,
@@ -209,6 +211,7 @@ def describe_checkpoint(path: Path) -> CheckpointInfo:
         chosen_on=checkpoint.chosen_on,
         metrics=checkpoint.metrics.to_plain() if checkpoint.metrics else {},
         calibration=checkpoint.calibration.model_dump() if checkpoint.calibration else {},
+        origin=checkpoint.origin.model_dump() if checkpoint.origin else {},
         config=checkpoint.config,
         environment=checkpoint.environment,
     )

@@ -24,6 +24,7 @@ from resnet_train.evaluation.explain import draw_overlay, heat_maps
 from resnet_train.jobs.image_files import make_empty_folder
 from resnet_train.jobs.subject import Subject, load_subject
 from resnet_train.runs.folder import find_best, find_checkpoint
+from resnet_train.runs.foreign import Given
 from resnet_train.runtime.device import prepare_machine
 from resnet_train.runtime.files import explain_write_errors
 from resnet_train.runtime.names import safe_names
@@ -77,15 +78,25 @@ class Predictor:
         path: a checkpoint, or the folder of a run, which means its final model.
         best: use the model that the run chose on its validation split.
         device, threads: where to run.
+        arch, normalize: see `resnet_train.runs.foreign.Given`; for checkpoints of other code.
 
     Raises:
         ValueError: no usable checkpoint.
     """
 
-    def __init__(self, path: Path | str, *, best: bool = False, device: str = "auto", threads: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        best: bool = False,
+        device: str = "auto",
+        threads: int = 0,
+        arch: str | None = None,
+        normalize: str | None = None,
+    ) -> None:
         torch_device = prepare_machine(device, threads)
         found = find_best(Path(path)) if best else find_checkpoint(Path(path))
-        self.subject: Subject = load_subject([found], None, torch_device)
+        self.subject: Subject = load_subject([found], None, torch_device, Given(arch=arch, normalize=normalize))
 
     @property
     def is_calibrated(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from resnet_train.config import ALIASES, PANELS, TrainConfig, option_metadata, option_names, to_plain, without_none
@@ -89,7 +90,7 @@ def _describe_values(name: str) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(get_args(annotation))
     if get_origin(annotation) is tuple:
-        return "numbers" if annotation == tuple[float, ...] else "size:share pairs"
+        return {tuple[float, ...]: "numbers", tuple[str, ...]: "names"}.get(annotation, "size:share pairs")
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     limits = [
         f"{sign} {int(value):,}" if value == int(value) else f"{sign} {value:g}"
@@ -98,7 +99,7 @@ def _describe_values(name: str) -> str:
         if (value := getattr(part, limit, None)) is not None and value < 2**31
     ]
     kind = {int: "whole number", float: "number", bool: "switch"}.get(annotation, "")
-    return " ".join([kind, ", ".join(limits)]).strip() or ("path" if name.endswith("_dir") else "name")
+    return " ".join([kind, ", ".join(limits)]).strip() or ("path" if annotation is Path else "name")
 
 
 def settings_schema(names: dict[str, list[str]]) -> dict[str, Any]:
@@ -120,7 +121,8 @@ def settings_schema(names: dict[str, list[str]]) -> dict[str, Any]:
             del known["type"]
         properties[name] = known
     properties["milestones"]["anyOf"] += [{"type": "number"}, {"type": "string"}]
-    properties["progressive_sizes"]["anyOf"] += [{"type": "string"}]
+    for name in ("progressive_sizes", "freeze"):
+        properties[name]["anyOf"] += [{"type": "string"}]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Settings of resnet_train",

@@ -11,6 +11,7 @@ from resnet_train.config import TrainConfig, make_config
 from resnet_train.data.dataset import ImageDataset, find_data_dir, load_dataset, split_indices
 from resnet_train.data.sources.cifar import no_downloads
 from resnet_train.jobs.subject import Subject, with_classes
+from resnet_train.runs.checkpoint import AnyCheckpoint
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,15 @@ def load_images(subject: Subject, dataset: str | None, data_dir: Path | str | No
     for member in subject.checkpoints:
         if indices is not None and images.fingerprint != member.about.fingerprint:
             raise ValueError(f"split {split}: {data_dir} does not hold the images this model was trained on")
-    images = with_classes(images, subject.classes)
+    if not names_are_assumed(checkpoint, images):
+        images = with_classes(images, subject.classes)
     indices = np.arange(len(images)) if indices is None else indices
     return SplitImages(split, images, indices, dataset or config.dataset, Path(data_dir))
+
+
+def names_are_assumed(checkpoint: AnyCheckpoint, images: ImageDataset) -> bool:
+    """Return whether a checkpoint of other code, which has no class names, has as many classes as these images."""
+    return checkpoint.origin is not None and len(checkpoint.about.classes) == len(images.classes)
 
 
 def _load_split(

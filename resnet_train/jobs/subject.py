@@ -21,7 +21,8 @@ from resnet_train.evaluation.averaging import TTA_VIEWS, Average, Rescale, keep
 from resnet_train.evaluation.evaluate import Evaluation, compute_logits, evaluate
 from resnet_train.records import Calibration
 from resnet_train.registry import nearest
-from resnet_train.runs.checkpoint import AnyCheckpoint, read_model
+from resnet_train.runs.checkpoint import AnyCheckpoint
+from resnet_train.runs.foreign import NOTHING, Given, read_network
 from resnet_train.runs.restore import restore_model
 from resnet_train.runtime.device import memory_format
 from resnet_train.runtime.precision import choose_precision
@@ -112,15 +113,21 @@ class Subject:
         return evaluate(self.network, batches, len(self.classes), self.device, forward=forward)
 
 
-def load_subject(paths: Sequence[Path], tta: str | None, device: torch.device) -> Subject:
+def load_subject(paths: Sequence[Path], tta: str | None, device: torch.device, given: Given = NOTHING) -> Subject:
     """Load one checkpoint, or several whose probabilities are averaged, as are those of the views of `tta`.
+
+    Args:
+        paths: checkpoints of this package or of other code.
+        tta: a key of `TTA_VIEWS`.
+        device: where to run.
+        given: what is said about the checkpoints of other code.
 
     Raises:
         ValueError: a checkpoint is not usable, they don't fit together, or there is no such `tta`.
     """
     if tta is not None and tta not in TTA_VIEWS:
         raise ValueError(f"unknown tta {tta!r}; use {' or '.join(TTA_VIEWS)}{nearest(tta, TTA_VIEWS)}")
-    checkpoints = [read_model(path) for path in paths]
+    checkpoints = [read_network(path, given) for path in paths]
     networks = [restore_model(checkpoint, path) for checkpoint, path in zip(checkpoints, paths)]
     first = checkpoints[0].about
     for number, (checkpoint, path) in enumerate(zip(checkpoints, paths)):

@@ -33,6 +33,7 @@ from resnet_train.runs.restore import UnusableState, restore_trainer, warn_about
 from resnet_train.runs.result import make_result, read_result
 from resnet_train.runs.resume import find_start
 from resnet_train.runs.space import warn_if_nearly_full
+from resnet_train.runs.weights import describe_frozen, load_weights, pin_given, read_weights, resolve_weights
 from resnet_train.runtime.device import prepare_machine
 from resnet_train.runtime.distributed import join_processes
 from resnet_train.runtime.duration import format_estimate
@@ -79,22 +80,26 @@ def train(
     started = time.monotonic() if started is None else started
     with join_processes() as processes, ExitStack() as stack:
         # Rank 0 decides which run it is and locks its folder; the other ranks need only config and state.
-        start, reason = None, ""
+        start, reason, pretrained = None, "", None
+        given = given or {}
         if processes.rank == 0:
             if resume in (None, "auto"):
+                config = resolve_weights(config, given)
                 name = name or default_name(config)  # of the settings as they were given
                 device = prepare_machine(config.device, config.threads, config.deterministic)
                 config, reason = resolve_auto(config, device)
-            start = find_start(config, given or {}, resume, lambda config: load_data(config).fingerprints, name)
+            start = find_start(config, pin_given(given), resume, lambda config: load_data(config).fingerprints, name)
             if start.folder is not None:
                 stack.callback(start.folder.unlock)
             if start.is_finished:
                 processes.share(None)
                 return read_result(start)
-        shared = processes.share((start.config, start.state) if start else None)
+            if start.state is None and start.config.weights is not None:
+                pretrained = read_weights(start.config)
+        shared = processes.share((start.config, start.state, pretrained) if start else None)
         if shared is None:  # the run is finished
             return None
-        config, state = shared
+        config, state, pretrained = shared
 
         # Build the parts: the same for new and resumed runs, on all ranks.
         check_config(config, resumed=state is not None)
@@ -105,6 +110,10 @@ def train(
                 raise ValueError(f"minutes (={config.minutes:g}) needs a single process; give --epochs instead")
             config = plan_length(config, data, device, started)
         trainer = build_trainer(config, data, device, processes)
+
+        # Start from other weights.
+        if pretrained is not None:
+            load_weights(trainer, pretrained, config, data.train.classes)
 
         # Restore the state. One that does not fit is refused by every rank, and rank 0 has the one before.
         if state is not None:
@@ -122,6 +131,8 @@ def train(
             saver = _attach_files(stack, folder, config, data, trainer, state, profile_steps)
             if reason:
                 log.info(reason)
+            if frozen := describe_frozen(trainer.model):
+                log.info(frozen)
 
         # Train the epochs that are left.
         final = trainer.fit()

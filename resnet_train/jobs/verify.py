@@ -33,6 +33,7 @@ from resnet_train.runs.checkpoint import (
 from resnet_train.runs.compare import Difference, compare_states
 from resnet_train.runs.folder import CURVE_FOLDERS, SPLITS, RunFolder
 from resnet_train.runs.restore import restore_model
+from resnet_train.runs.weights import load_weights, read_weights
 from resnet_train.runtime.device import device_name, prepare_machine, select_device
 from resnet_train.runtime.environment import describe_environment
 from resnet_train.runtime.files import refuse_special_files
@@ -447,6 +448,12 @@ def _replay(run: Run, trainer: Trainer, points: Points, unlike: str | None, resu
         raise Difference(f"last.pt: step is {last.step}, which does not follow {last.epoch} epochs of {steps} steps")
     if previous is not None and (previous.epoch, previous.step) > (last.epoch, last.step):
         raise Difference(f"previous.pt: step is {previous.step}, after step {last.step} of last.pt")
+    if previous is None and config.weights is not None:
+        try:
+            load_weights(trainer, read_weights(config), config, tuple(last.about.classes))
+        except ValueError as error:
+            result.not_checked.append(f"the replay: it starts from weights that are not here: {error}")
+            return
     log.info("training steps %d to %d of %s again", first + 1, last.step, run.folder.path)
     replay = train_again(trainer, previous, last)
     try:

@@ -6,7 +6,7 @@ from resnet_train.models import resnet, cifar_resnet, preact, wide, resnext, res
 
 # isort: on
 from resnet_train.models.complexity import Complexity, measure_complexity
-from resnet_train.models.registry import ModelEntry, create_model, find_model, list_models, register_model
+from resnet_train.models.registry import ModelEntry, create_model, find_model, list_models, register_model, sketch_model
 
 __all__ = [
     "Complexity",
@@ -16,4 +16,5 @@ __all__ = [
     "list_models",
     "measure_complexity",
     "register_model",
+    "sketch_model",
 ]

@@ -1,13 +1,14 @@
 """Pre-activation networks: norm and ReLU before each convolution, nothing after the addition.
 
 He et al. 2016b, "Identity Mappings in Deep Residual Networks" (arXiv:1603.05027). The last block is followed by a norm
-and a ReLU (see the appendix), which common copies omit. Zagoruyko & Komodakis 2016, "Wide Residual Networks"
-(arXiv:1605.07146), is the same network with wider stages.
+and a ReLU (see the appendix), which common copies omit (option `final_norm`). Zagoruyko & Komodakis 2016, "Wide
+Residual Networks" (arXiv:1605.07146), is the same network with wider stages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,6 +65,9 @@ class PreActBottleneck(nn.Module):
         return out + shortcut
 
 
+Block = type[PreActBasicBlock] | type[PreActBottleneck]
+
+
 class PreActResNet(nn.Module):
     """3×3 stem without a norm, stages of pre-activation blocks, a last norm and ReLU, average pooling, linear.
 
@@ -73,18 +77,20 @@ class PreActResNet(nn.Module):
         stem_channels: of the stem.
         num_classes: length C of the logits.
         pad: add channels to shortcuts as zeros instead of with a 1×1 convolution.
+        final_norm: end with a norm and a ReLU, as in the paper, or with the last addition, as in common copies.
 
     Shape: images float [B, 3, H, W] → logits float [B, C]; H and W at least `stride`.
     """
 
     def __init__(
         self,
-        block: type[PreActBasicBlock] | type[PreActBottleneck],
+        block: Block,
         num_blocks: Sequence[int],
         widths: Sequence[int],
         stem_channels: int,
         num_classes: int,
-        pad: bool = False,
+        pad: bool,
+        final_norm: bool = True,
     ) -> None:
         super().__init__()
         # The stem has no norm, because the first block starts with one.
@@ -110,7 +116,7 @@ class PreActResNet(nn.Module):
             self.add_module(name, stage)
 
         # The last norm and the classifier.
-        self.bn = nn.BatchNorm2d(channels)
+        self.bn = nn.BatchNorm2d(channels) if final_norm else None
         self.linear = nn.Linear(channels, num_classes)
         init_weights(self)
 
@@ -118,7 +124,8 @@ class PreActResNet(nn.Module):
         x = self.conv1(images)
         for name in self.layers:
             x = self.get_submodule(name)(x)
-        x = F.relu(self.bn(x))  # [B, C, H/stride, W/stride]
+        if self.bn is not None:
+            x = F.relu(self.bn(x))  # [B, C, H/stride, W/stride]
         x = x.mean(dim=(2, 3))  # [B, C]
         return self.linear(x)
 
@@ -133,46 +140,54 @@ def _widening_shortcut(in_channels: int, out_channels: int, stride: int, pad: bo
 IMAGENET_WIDTHS, CIFAR_WIDTHS = (64, 128, 256, 512), (16, 32, 64)
 
 
-@register_model("preact_resnet")
-def preact_resnet18(num_classes: int = 10) -> PreActResNet:
-    return PreActResNet(PreActBasicBlock, (2, 2, 2, 2), IMAGENET_WIDTHS, stem_channels=64, num_classes=num_classes)
+def _imagenet_sized(
+    block: Block, num_blocks: tuple[int, int, int, int], num_classes: int, **options: Any
+) -> PreActResNet:
+    return PreActResNet(block, num_blocks, IMAGENET_WIDTHS, 64, num_classes, pad=False, **options)
 
 
-@register_model("preact_resnet")
-def preact_resnet34(num_classes: int = 10) -> PreActResNet:
-    return PreActResNet(PreActBasicBlock, (3, 4, 6, 3), IMAGENET_WIDTHS, stem_channels=64, num_classes=num_classes)
+def _cifar_sized(block: Block, depth: int, num_classes: int, pad: bool, **options: Any) -> PreActResNet:
+    return PreActResNet(block, (depth, depth, depth), CIFAR_WIDTHS, 16, num_classes, pad=pad, **options)
 
 
-@register_model("preact_resnet")
-def preact_resnet50(num_classes: int = 10) -> PreActResNet:
-    return PreActResNet(PreActBottleneck, (3, 4, 6, 3), IMAGENET_WIDTHS, stem_channels=64, num_classes=num_classes)
+@register_model("preact_resnet", options=PreActResNet)
+def preact_resnet18(num_classes: int = 10, **options: Any) -> PreActResNet:
+    return _imagenet_sized(PreActBasicBlock, (2, 2, 2, 2), num_classes, **options)
 
 
-@register_model("preact_resnet")
-def preact_resnet101(num_classes: int = 10) -> PreActResNet:
-    return PreActResNet(PreActBottleneck, (3, 4, 23, 3), IMAGENET_WIDTHS, stem_channels=64, num_classes=num_classes)
+@register_model("preact_resnet", options=PreActResNet)
+def preact_resnet34(num_classes: int = 10, **options: Any) -> PreActResNet:
+    return _imagenet_sized(PreActBasicBlock, (3, 4, 6, 3), num_classes, **options)
 
 
-@register_model("preact_resnet")
-def preact_resnet152(num_classes: int = 10) -> PreActResNet:
-    return PreActResNet(PreActBottleneck, (3, 8, 36, 3), IMAGENET_WIDTHS, stem_channels=64, num_classes=num_classes)
+@register_model("preact_resnet", options=PreActResNet)
+def preact_resnet50(num_classes: int = 10, **options: Any) -> PreActResNet:
+    return _imagenet_sized(PreActBottleneck, (3, 4, 6, 3), num_classes, **options)
 
 
-@register_model("preact_cifar_resnet")
-def preact_resnet110(num_classes: int = 10) -> PreActResNet:
+@register_model("preact_resnet", options=PreActResNet)
+def preact_resnet101(num_classes: int = 10, **options: Any) -> PreActResNet:
+    return _imagenet_sized(PreActBottleneck, (3, 4, 23, 3), num_classes, **options)
+
+
+@register_model("preact_resnet", options=PreActResNet)
+def preact_resnet152(num_classes: int = 10, **options: Any) -> PreActResNet:
+    return _imagenet_sized(PreActBottleneck, (3, 8, 36, 3), num_classes, **options)
+
+
+@register_model("preact_cifar_resnet", options=PreActResNet)
+def preact_resnet110(num_classes: int = 10, **options: Any) -> PreActResNet:
     """Build 6n+2 layers of basic blocks with parameter-free shortcuts, as the ResNet-110 of the first paper."""
-    return PreActResNet(
-        PreActBasicBlock, (18, 18, 18), CIFAR_WIDTHS, stem_channels=16, num_classes=num_classes, pad=True
-    )
+    return _cifar_sized(PreActBasicBlock, 18, num_classes, pad=True, **options)
 
 
-@register_model("preact_cifar_resnet")
-def preact_resnet164(num_classes: int = 10) -> PreActResNet:
+@register_model("preact_cifar_resnet", options=PreActResNet)
+def preact_resnet164(num_classes: int = 10, **options: Any) -> PreActResNet:
     """Build 9n+2 layers of bottlenecks."""
-    return PreActResNet(PreActBottleneck, (18, 18, 18), CIFAR_WIDTHS, stem_channels=16, num_classes=num_classes)
+    return _cifar_sized(PreActBottleneck, 18, num_classes, pad=False, **options)
 
 
-@register_model("preact_cifar_resnet")
-def preact_resnet1001(num_classes: int = 10) -> PreActResNet:
+@register_model("preact_cifar_resnet", options=PreActResNet)
+def preact_resnet1001(num_classes: int = 10, **options: Any) -> PreActResNet:
     """Build 9n+2 layers of bottlenecks."""
-    return PreActResNet(PreActBottleneck, (111, 111, 111), CIFAR_WIDTHS, stem_channels=16, num_classes=num_classes)
+    return _cifar_sized(PreActBottleneck, 111, num_classes, pad=False, **options)

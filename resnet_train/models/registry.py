@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from resnet_train.registry import Registry
 
@@ -108,6 +111,36 @@ def create_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
         takes = ", ".join(entry.options) or "none"
         raise ValueError(f"{name} has no option {unknown[0]!r}; its options: {takes}")
     return entry.constructor(num_classes=num_classes, **options)
+
+
+def sketch_model(name: str, num_classes: int, max_parameters: int, **options: Any) -> nn.Module:
+    """Build a network on the meta device, where it takes no memory, to compare it with weights from a file.
+
+    A few bytes can describe ten thousand layers, so building stops at a number of parameter tensors.
+
+    Raises:
+        ValueError: it has more parameters; or see `create_model`.
+    """
+    with torch.device("meta"), _max_parameters(max_parameters):
+        return create_model(name, num_classes, **options)
+
+
+@contextmanager
+def _max_parameters(limit: int) -> Iterator[None]:
+    """Raise a ValueError within if a network has more parameters."""
+    left = limit
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        left -= parameter is not None
+        if left < 0:
+            raise ValueError(f"it has more parameters than the {limit} weights in the file")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def list_models() -> list[ModelEntry]:

@@ -13,7 +13,7 @@ from resnet_train.models.registry import register_model
 def _wide_resnet(depth: int, widening: int, num_classes: int) -> PreActResNet:
     num_blocks = (depth - 4) // 6
     widths = [widening * width for width in CIFAR_WIDTHS]
-    return PreActResNet(PreActBasicBlock, [num_blocks] * 3, widths, stem_channels=16, num_classes=num_classes)
+    return PreActResNet(PreActBasicBlock, [num_blocks] * 3, widths, 16, num_classes, pad=False)
 
 
 @register_model("wide_resnet")

@@ -9,6 +9,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from resnet_train.optim.groups import frozen_names
+
 
 class AverageState(BaseModel):
     """The averaged weights and the number of updates they have seen."""
@@ -32,8 +34,9 @@ class ExponentialMovingAverage:
         self.model.requires_grad_(False)
         self.decay, self.num_updates = decay, 0
 
-        # Training changes these tensors in place, so they are listed once.
-        self.values, self.averages = _split_floats(model), _split_floats(self.model)
+        # Training changes these tensors in place, so they are listed once. Frozen ones stay as they are, to the bit.
+        frozen = frozen_names(model)
+        self.values, self.averages = _split_floats(model, frozen), _split_floats(self.model, frozen)
         self.weight = torch.zeros((), device=self.averages[0][0].device)
 
     def advance(self) -> None:
@@ -64,7 +67,7 @@ class ExponentialMovingAverage:
         self.num_updates = state.num_updates
 
 
-def _split_floats(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+def _split_floats(model: nn.Module, frozen: set[str]) -> tuple[list[Tensor], list[Tensor]]:
     """Return what the model learns or counts: its floating-point tensors, and the others."""
-    tensors = model.state_dict().values()
+    tensors = [tensor for name, tensor in model.state_dict().items() if name not in frozen]
     return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from resnet_train.optim.groups import can_fuse, decay_groups, share_lr
+from resnet_train.optim.groups import can_fuse, parameter_groups, share_lr
 
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)  # Jordan's coefficients, as in torch.optim.Muon
 NUM_STEPS = 5
@@ -24,17 +24,27 @@ class Muon(Optimizer):
     """
 
     def __init__(
-        self, model: nn.Module, *, lr: float, momentum: float, weight_decay: float, no_decay_norm_bias: bool
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        no_decay_norm_bias: bool,
+        head_lr_scale: float = 1.0,
     ) -> None:
-        # Torch's interface sees all groups; AdamW updates those after the first.
-        weights = [parameter for parameter in model.parameters() if parameter.ndim == 4]
-        rest = decay_groups((p for p in model.parameters() if p.ndim != 4), weight_decay, no_decay_norm_bias)
-        super().__init__([{"params": weights}, *rest], {"lr": lr})
+        # Torch's interface sees all groups; AdamW updates those after the convolutions. Either may be frozen.
+        weights = [parameter for parameter in model.parameters() if parameter.ndim == 4 and parameter.requires_grad]
+        rest = parameter_groups(model, weight_decay, no_decay_norm_bias, head_lr_scale, only=lambda p: p.ndim != 4)
+        super().__init__([*([{"params": weights}] if weights else []), *rest], {"lr": lr})
         self.momentum, self.weight_decay = momentum, weight_decay
-        on_cuda, groups = next(model.parameters()).is_cuda, [dict(group) for group in rest]
-        self.rest = torch.optim.AdamW(groups, lr=lr, fused=can_fuse(model), capturable=on_cuda)
+        self.device, groups = next(model.parameters()).device, [dict(group) for group in rest]
+        self.rest: torch.optim.AdamW | None = None
+        if groups:
+            on_cuda = self.device.type == "cuda"
+            self.rest = torch.optim.AdamW(groups, lr=lr, fused=can_fuse(model), capturable=on_cuda)
         self._step_supports_amp_scaling = can_fuse(model)  # torch's flag for optimizers that respect `found_inf`
-        share_lr(self, self.rest)
+        share_lr(self, *([self.rest] if self.rest else []))
 
         # The momentum of all matrices of one shape is a single buffer.
         self.shapes: dict[torch.Size, list[nn.Parameter]] = {}
@@ -45,16 +55,16 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all parameters from their gradients, or none if `found_inf` is 1."""
-        device = self.buffers[0].device
-        lr = torch.as_tensor(self.param_groups[0]["lr"], device=device)
+        lr = torch.as_tensor(self.param_groups[0]["lr"], device=self.device)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        bad = torch.zeros((), dtype=torch.bool, device=device) if found_inf is None else found_inf > 0
+        bad = torch.zeros((), dtype=torch.bool, device=self.device) if found_inf is None else found_inf > 0
         decay = torch.where(bad, 1.0, (1 - lr * self.weight_decay).float())
         scale = lr * -0.2
         for weights, buffer in zip(self.shapes.values(), self.buffers):
             self._step_of_one_shape(weights, buffer, scale, decay, bad)
-        self.rest.found_inf = found_inf  # type: ignore[attr-defined]
-        self.rest.step()
+        if self.rest is not None:
+            self.rest.found_inf = found_inf  # type: ignore[attr-defined]
+            self.rest.step()
 
     def _step_of_one_shape(
         self, weights: list[nn.Parameter], buffer: Tensor, scale: Tensor, decay: Tensor, bad: Tensor
@@ -77,7 +87,7 @@ class Muon(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the momentum and the state of AdamW; `load_optimizer_state` restores them."""
-        return {"momentum": list(self.buffers), "rest": self.rest.state_dict()}
+        return {"momentum": list(self.buffers), "rest": {} if self.rest is None else self.rest.state_dict()}
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from resnet_train.optim.groups import set_lr
+from resnet_train.optim.groups import LR_SCALE, set_lr
 
 # Values that no training makes negative: variances, their averages and counters.
 NOT_NEGATIVE = {"running_var", "num_batches_tracked", "exp_avg_sq", "max_exp_avg_sq", "step"}
@@ -124,7 +124,7 @@ def _make_state(optimizer: Optimizer) -> None:
     """Let the optimizer create its state, by a step with zero gradients and a learning rate of 0."""
     groups = optimizer.param_groups
     parameters = [parameter for group in groups for parameter in group["params"] if parameter.requires_grad]
-    gradients, lr = [parameter.grad for parameter in parameters], float(groups[0]["lr"])
+    gradients, lr = [parameter.grad for parameter in parameters], float(groups[0]["lr"]) / groups[0].get(LR_SCALE, 1.0)
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     set_lr(optimizer, 0.0)

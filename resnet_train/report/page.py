@@ -27,6 +27,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "rate": "{:,.0f}".format,
     "decimal": "{:.4f}".format,
     "short": "{:.2f}".format,
+    "general": "{:g}".format,
 }
 
 
@@ -110,6 +111,15 @@ class _Page:
         )
         if average:
             text += f"<p>{average}</p>"
+        if (origin := found["origin"]) is not None:
+            mean, std = (
+                " ".join(self.number(f"evaluation.origin.{kind}.{i}", "general") for i in range(3))
+                for kind in ("mean", "std")
+            )
+            text += (
+                f"<p>Trained by other code, with the parameter names of {escape(origin['layout'])}. Images are "
+                f"normalized as {escape(origin['normalize'])}: mean {mean}, std {std}.</p>"
+            )
         if found["chosen_on"] == found["split"]:
             text += (
                 f'<p class="warning">This epoch was selected on the {escape(found["split"])} images: '
@@ -343,7 +353,9 @@ class _Page:
         return text
 
 
-def _trained(epochs: int, steps: int) -> str:
+def _trained(epochs: int | None, steps: int) -> str:
+    if epochs is None:
+        return "epochs unknown"
     text = f"{epochs:,} epoch{'s' * (epochs != 1)}"
     return f"{text} and {steps:,} step{'s' * (steps != 1)}" if steps else text
 

@@ -43,15 +43,20 @@ def read_tensor_file(path: Path) -> Any:
         if path.exists() and not path.is_file():  # opening a FIFO would block
             raise ValueError("it is not a regular file")
         with path.open("rb") as file:
-            with zipfile.ZipFile(file) as archive:
-                _check_layout(file, archive)
-                _check_records(archive)
-            file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251 - the one place
+            return read_tensors(file)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # zipfile, struct and pickletools raise almost anything on wrong bytes
         raise ValueError(f"{path} is damaged or not a checkpoint: {' '.join(str(error).split())[:200]}") from None
+
+
+def read_tensors(file: IO[bytes]) -> Any:
+    """Return the value in an open file of `torch.save`; on any other file raise almost anything."""
+    with zipfile.ZipFile(file) as archive:
+        _check_layout(file, archive)
+        _check_records(archive)
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251 - after the checks
 
 
 def _check_layout(file: IO[bytes], archive: zipfile.ZipFile) -> None:

@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from resnet_train.records import About, Calibration, EpochRecord
+from resnet_train.records import About, Calibration, EpochRecord, Origin
 from resnet_train.runs.archive import read_tensor_file
 from resnet_train.runs.folder import SPLITS, RunFolder
 from resnet_train.runs.safetensors_file import is_safetensors, read_description
@@ -57,13 +57,15 @@ class Description(BaseModel):
 class ModelCheckpoint(Description):
     """A model: its weights, their epoch, and the split on which that epoch was selected (None: it is the last).
 
-    The calibration is None if the run held out no validation images, and in files of older versions.
+    The calibration is None if the run held out no validation images, and in files of older versions. The origin is None
+    if this package trained the model; of other models the epoch is unknown.
     """
 
     model: dict[str, Any]
     metrics: EpochRecord | None = None
     chosen_on: str | None = None
     calibration: Calibration | None = None
+    origin: Origin | None = None
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -71,9 +73,9 @@ class ModelCheckpoint(Description):
         return self.model
 
     @property
-    def epoch(self) -> int:
-        """Return the number of finished epochs."""
-        return self.metrics.epoch if self.metrics else 0
+    def epoch(self) -> int | None:
+        """Return the number of finished epochs, None if it is unknown."""
+        return self.metrics.epoch if self.metrics else None
 
     @property
     def steps_after_epoch(self) -> int:
@@ -85,6 +87,11 @@ class RunCheckpoint(TrainerState, Description):
     """The state of a run, from which it is resumed."""
 
     chosen_on: None = None
+
+    @property
+    def origin(self) -> None:
+        """Return None: this package trains the network."""
+        return None
 
     @property
     def metrics(self) -> EpochRecord | None:

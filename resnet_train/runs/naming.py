@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from pathlib import Path
 from typing import Any
 
-from resnet_train.config import TrainConfig, changed_settings
+from resnet_train.config import TrainConfig, changed_settings, unpin
 from resnet_train.data.dataset import FACTS
 from resnet_train.runtime.names import is_device
 
@@ -34,6 +35,8 @@ def default_name(config: TrainConfig, recipe: tuple[str, TrainConfig] | None = N
     if config.dataset not in FACTS and config.data_dir != TrainConfig().data_dir:
         head.append(config.data_dir.name)  # the images are what is in this folder
     written = {"dataset", "seed"} if recipe else {"arch", "dataset", "seed"}
+    if config.weights is not None:
+        written.add("normalize")  # it comes with the weights
     tokens = [_token(setting, value) for setting, (_, value) in changes.items() if setting not in written]
 
     # Replace the last settings by a hash if there are too many of them.
@@ -52,13 +55,28 @@ def default_name(config: TrainConfig, recipe: tuple[str, TrainConfig] | None = N
 def _token(name: str, value: Any) -> str:
     """Return a setting as part of a name: `cutout16`, `optimizer-adamw`, `nesterov`, `no-channels-last`."""
     flag = name.replace("_", "-")
+    if name == "weights" and value is not None:
+        value = _weights_name(value)
     if isinstance(value, bool):
         return flag if value else f"no-{flag}"
     if value is None:
         return f"no-{flag}"
-    if isinstance(value, tuple):  # milestones, or pairs of size and share
-        value = "+".join("x".join(map(str, part)) if isinstance(part, tuple) else f"{part:g}" for part in value)
+    if isinstance(value, tuple):
+        value = "+".join(map(_part, value))
     return f"{flag}-{value}" if isinstance(value, str) and not value[:1].isdigit() else f"{flag}{value}"
+
+
+def _part(part: Any) -> str:
+    """Return a part of a value: a milestone, a pair of size and share, or a pattern."""
+    if isinstance(part, tuple):
+        return "x".join(map(str, part))
+    return part if isinstance(part, str) else f"{part:g}"
+
+
+def _weights_name(weights: Path) -> str:
+    """Return the name of a checkpoint's run, or of the file if it is in no run's folder."""
+    path, _ = unpin(weights)
+    return path.absolute().parents[1].name if path.absolute().parent.name == "checkpoints" else path.stem
 
 
 def _clean(name: str) -> str:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from resnet_train.config import TrainConfig
-from resnet_train.models import create_model
+from resnet_train.models import create_model, sketch_model
 from resnet_train.runs.checkpoint import AnyCheckpoint, RunCheckpoint
 from resnet_train.runs.folder import RunFolder
 from resnet_train.training.trainer import Trainer
@@ -33,13 +28,11 @@ def restore_model(checkpoint: AnyCheckpoint, path: Path) -> nn.Module:
         ValueError: description and weights do not fit together.
     """
     about, weights = checkpoint.about, checkpoint.weights
-    build = partial(create_model, about.arch, len(about.classes), **about.arch_options)
     try:
-        # Try on the meta device first: it takes no memory for a network that the weights do not fill.
-        with torch.device("meta"), _max_parameters(len(weights)):
-            sketch = build()
+        # Try a sketch first: it takes no memory for a network that the weights do not fill.
+        sketch = sketch_model(about.arch, len(about.classes), len(weights), **about.arch_options)
         sketch.load_state_dict(weights, assign=True)
-        model = build()
+        model = create_model(about.arch, len(about.classes), **about.arch_options)
         model.load_state_dict(weights)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -89,25 +82,3 @@ def warn_about_changes(state: RunCheckpoint, environment: dict[str, Any], num_ra
             num_before,
             num_ranks,
         )
-
-
-@contextmanager
-def _max_parameters(limit: int) -> Iterator[None]:
-    """Limit the number of parameters of networks built within, as a few bytes can describe ten thousand layers.
-
-    Raises:
-        ValueError: a network has more.
-    """
-    left = limit
-
-    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal left
-        left -= parameter is not None
-        if left < 0:
-            raise ValueError(f"it has more parameters than the {limit} weights in the file")
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()

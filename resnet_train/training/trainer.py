@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,7 +29,7 @@ from resnet_train.evaluation.evaluate import Evaluation, compute_logits, evaluat
 from resnet_train.evaluation.metrics import METRICS, compute_scores
 from resnet_train.loggers.base import Logger
 from resnet_train.optim.ema import ExponentialMovingAverage
-from resnet_train.optim.groups import set_lr
+from resnet_train.optim.groups import frozen_norms, set_lr
 from resnet_train.optim.schedules import Schedule
 from resnet_train.optim.state import check_state, load_optimizer_state
 from resnet_train.records import Calibration, EpochRecord, EpochTiming
@@ -98,6 +99,7 @@ class Trainer:
         averaged: if given, the moving average is what is evaluated and saved as the result.
         precision: the format to autocast to; float16 brings a loss scaler.
         capture: replay training steps and evaluations from CUDA graphs.
+        weights: what the run started from, if not from new weights; their counters of batches go on.
         seed: of drop path and dropout.
         processes: the ranks that train this model together.
         loggers, saver: where records and checkpoints go; `attach` sets them.
@@ -120,6 +122,7 @@ class Trainer:
     log_every: int
     seed: int
     capture: bool = False
+    weights: Path | None = None
     class_weights: Tensor | None = None
     averaged: ExponentialMovingAverage | None = None
     precision: torch.dtype | None = None
@@ -132,6 +135,7 @@ class Trainer:
         self.device = self.train_loader.device
         self.network = self.processes.parallel(self.model, self.device)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.frozen_norms = frozen_norms(self.model)
         self.scaler = self.new_scaler()
         self.progress = Progress()
         self.sums = RunningSums(self.device)
@@ -180,6 +184,8 @@ class Trainer:
         # A resumed run continues after the batches that were done before, and adds to the time they took.
         first = self.progress.step - epoch * len(self.train_loader)
         self.model.train()
+        for norm in self.frozen_norms:
+            norm.eval()
         start = time.perf_counter() - self.epoch_seconds
 
         # The host waits for the device when it logs, every `log_every` steps.
@@ -512,7 +518,7 @@ class Trainer:
         self.sums.check(state.sums, done, done * self.train_loader.batch_size, skips)
 
         # Check each tensor against the network, and the optimizer's against those that it creates itself.
-        counts = 0, state.step * self.accumulate
+        counts = self._possible_counts(state)
         check_state(state.model, self.model.state_dict(), "model", counts)
         self._check_averaged(state)
         scaler = self._check_scaler(state)
@@ -528,13 +534,17 @@ class Trainer:
         self.epoch_seconds = state.epoch_seconds
         self.sums.load(state.sums, self.processes)
 
+    def _possible_counts(self, state: TrainerState) -> tuple[int, float]:
+        """Return how many batches the norms can have seen, at least and at most."""
+        return 0, state.step * self.accumulate if self.weights is None else math.inf
+
     def _check_averaged(self, state: TrainerState) -> None:
         """Raise unless the averaged weights, if there are any, fit this network and were updated at every step."""
         if (self.averaged is None) != (state.averaged is None):
             raise ValueError(f"averaged must be {'absent' if self.averaged is None else 'present'}, as ema_decay says")
         if self.averaged is None or state.averaged is None:
             return
-        counts = 0, state.step * self.accumulate
+        counts = self._possible_counts(state)
         check_state(state.averaged.model, self.averaged.model.state_dict(), "averaged.model", counts)
         if state.averaged.num_updates != state.step:
             raise ValueError(f"averaged.num_updates (={state.averaged.num_updates}) must be {state.step}, as step is")
