@@ -435,7 +435,7 @@ def is_planned(config: TrainConfig) -> bool:
     return config.minutes is None or config.epoch_steps is not None
 
 
-def with_length(config: TrainConfig, epochs: int, epoch_steps: int) -> TrainConfig:
+def with_length(config: TrainConfig, epochs: int, epoch_steps: int | None = None) -> TrainConfig:
     """Return the config with another length; warm-up and milestones keep their shares of the run."""
     share, changes = epochs / config.epochs, dict[str, Any](epochs=epochs, epoch_steps=epoch_steps)
     if config.warmup_epochs is not None:

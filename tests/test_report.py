@@ -23,8 +23,9 @@ from resnet_train.evaluation.label_errors import find_label_errors
 from resnet_train.evaluation.neighbors import compute_features, find_nearest
 from resnet_train.jobs.report import encode_picture, training_command
 from resnet_train.models import measure_complexity
+from resnet_train.report.document import FORMATS
 from resnet_train.report.figures import draw_confusion_matrix, draw_curves, draw_reliability, round_ticks
-from resnet_train.report.page import FORMATS, FindingPictures, render_report
+from resnet_train.report.page import FindingPictures, render_report
 from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 from tests.harness.cli import Outcome, RunCli
 

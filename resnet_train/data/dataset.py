@@ -45,6 +45,10 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def name_of(self, index: int) -> str:
+        """Return the file of an image, relative to the data directory, or its index if there are no files."""
+        return str(index) if self.files is None else self.files[index].as_posix()
+
 
 @dataclass(frozen=True)
 class DatasetFacts:
@@ -152,6 +156,21 @@ def hold_out(labels: np.ndarray, size: int, option: str = "val_size") -> tuple[n
     rest = order[~is_held]
     rest = rest[np.lexsort((labels[rest], held[labels[rest]], rank_in_class[rest] - held[labels[rest]]))]
     return rest, order[is_held]
+
+
+def assign_folds(labels: np.ndarray, groups: np.ndarray, num_folds: int) -> np.ndarray:
+    """Return the fold of each image, int64 [N]: in each class equally many of all folds, and groups together.
+
+    Args:
+        labels: int64 [N].
+        groups: int64 [N], the lowest index of the images that are alike, which must not be divided.
+        num_folds: at most N.
+    """
+    order, _ = _fixed_order(labels)
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    folds = np.empty(len(labels), np.int64)
+    folds[by_class] = np.arange(len(labels)) % num_folds
+    return folds[groups]
 
 
 def _fixed_order(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

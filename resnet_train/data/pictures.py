@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -88,6 +89,31 @@ def read_image(path: Path, image_size: int) -> np.ndarray:
         return LARGE.submit(decode).result() if num_bytes > LARGE_BYTES else decode()
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a picture says about itself before it is decoded: its format, Pillow's name of its mode, and its pixels."""
+
+    format: str
+    mode: str
+    width: int
+    height: int
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of a picture.
+
+    Raises:
+        ValueError: Its format can't be read or its header is damaged.
+        OSError: It can't be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+        if head.startswith(b"RIFF"):  # opening it would decode it
+            return Header("WEBP", "RGBA" if _webp_has_alpha(head) else "RGB", *_webp_size(head))
+        image = _open(file, head)
+        return Header(str(image.format), image.mode, *image.size)
+
+
 # --- Opening ---------------------------------------------------------------------------------------------------------
 
 
@@ -136,6 +162,11 @@ def _webp_size(head: bytes) -> tuple[int, int]:
     if kind == b"VP8 ":
         return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
     raise ValueError("it is not a WebP picture")
+
+
+def _webp_has_alpha(head: bytes) -> bool:
+    """Return whether a WebP says that it has transparent pixels."""
+    return {b"VP8X": bool(head[20] & 0x10), b"VP8L": bool(head[24] & 0x10)}.get(head[12:16], False)
 
 
 class _Parts(io.RawIOBase):

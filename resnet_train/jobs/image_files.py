@@ -60,8 +60,7 @@ def write_predictions(path: Path, evaluation: Evaluation, images: ImageDataset, 
             ranked = [
                 cell for pair in zip(classes, probabilities) for cell in (images.classes[pair[0]], f"{pair[1]:.6f}")
             ]
-            name = index if images.files is None else images.files[index].as_posix()
-            writer.writerow([name, images.classes[label], f"{loss:.6g}", *ranked])
+            writer.writerow([images.name_of(index), images.classes[label], f"{loss:.6g}", *ranked])
 
 
 def make_empty_folder(folder: Path) -> None:

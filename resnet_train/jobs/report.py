@@ -97,7 +97,7 @@ class Neighbors:
             return ()
         images = self.training
         return tuple(
-            Neighbor(image=_image_name(images, index), label=images.classes[images.labels[index]], cosine=cosine)
+            Neighbor(image=images.name_of(index), label=images.classes[images.labels[index]], cosine=cosine)
             for index, cosine in zip(self.indices[row].tolist(), self.cosines[row].tolist())
         )
 
@@ -362,7 +362,7 @@ def _describe_findings(
         label, predicted = int(evaluation.labels[position]), int(probabilities[position].argmax())
         findings.append(
             Finding(
-                image=_image_name(data.images, int(data.indices[position])),
+                image=data.images.name_of(int(data.indices[position])),
                 label=names[label],
                 predicted=names[predicted],
                 confidence=float(probabilities[position, predicted]),
@@ -394,7 +394,3 @@ def _draw_findings(
         FindingPictures(encode_picture(image), overlay, [encode_picture(one) for one in near.pixels(row)])
         for row, (image, overlay) in enumerate(zip(images, overlays))
     ]
-
-
-def _image_name(images: ImageDataset, index: int) -> str:
-    return str(index) if images.files is None else images.files[index].as_posix()

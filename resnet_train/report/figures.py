@@ -113,6 +113,36 @@ def draw_confidence_histogram(bins: Sequence[Mapping[str, Any]]) -> str:
     return _svg(height, "Histograms of confidence: right and wrong images", parts)
 
 
+def draw_class_counts(counts: Mapping[str, Sequence[int]], names: Sequence[str]) -> str:
+    """Return a bar for each class in each split, as long as the class's share of the split.
+
+    Args:
+        counts: images of each class, by split.
+        names: of the classes.
+    """
+    shares = {split: [count / max(1, sum(row)) for count in row] for split, row in counts.items()}
+    longest = max(max(row) for row in shares.values()) or 1.0
+    is_named = len(names) <= MAX_LABELED_CLASSES
+    margin = 16 + 5.4 * max(len(shorten(name, LABEL_LENGTH)) for name in names) if is_named else 8
+    top, side = 24.0, 18.0 if is_named else max(1.0, WIDTH / len(names))
+    height = side * 0.8 / len(counts)
+    parts = []
+    for number, (split, row) in enumerate(counts.items()):
+        kind, x = ("right", "wrong", "third")[number], margin + 60 * number
+        parts.append(f'<rect class="bar {kind}" x="{x:g}" y="4" width="10" height="8"/>')
+        parts.append(f'<text class="key" x="{x + 14:g}" y="12">{escape(split)}</text>')
+        for i, (count, name) in enumerate(zip(row, names)):
+            width = (WIDTH - margin - RIGHT) * shares[split][i] / longest
+            y = top + side * i + height * number
+            place = f'x="{margin:g}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}"'
+            title = f"{count:,} {split} images of {name}"
+            parts.append(f'<rect class="bar {kind}" {place}><title>{escape(title)}</title></rect>')
+    for i, name in enumerate(names if is_named else ()):
+        place = f'x="{margin - 5:g}" y="{top + side * (i + 0.4) + 3:.1f}" text-anchor="end"'
+        parts.append(f'<text class="tick" {place}>{escape(shorten(name, LABEL_LENGTH))}</text>')
+    return _svg(top + side * len(names), "Images of each class, as shares of their split", parts)
+
+
 def draw_curves(
     epochs: Sequence[float], series: Mapping[str, Sequence[float | None]], title: str, *, percent: bool = False
 ) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
+from resnet_train.report.document import Numbers, render_document, show_cards, show_figure, show_picture, show_table
 from resnet_train.report.figures import (
     draw_confidence_histogram,
     draw_confusion_matrix,
@@ -15,20 +14,9 @@ from resnet_train.report.figures import (
     draw_reliability,
 )
 from resnet_train.report.markup import escape, name
-from resnet_train.report.style import STYLE
 
 MAX_CONFUSIONS = 10
 SPLITS = ("train", "val", "test")
-# The page may not load anything: browsers refuse what is not inside it.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-FORMATS: dict[str, Callable[[Any], str]] = {
-    "percent": "{:.2%}".format,
-    "count": "{:,}".format,
-    "rate": "{:,.0f}".format,
-    "decimal": "{:.4f}".format,
-    "short": "{:.2f}".format,
-    "general": "{:g}".format,
-}
 
 
 @dataclass(frozen=True)
@@ -64,38 +52,16 @@ def render_report(
         ("cost", "Cost", page.show_cost()),
         ("reproduce", "Reproduce", page.show_commands()),
     ]
-    shown = [section for section in sections if section[2]]
-    links = "".join(f'<a href="#{key}">{heading}</a>' for key, heading, _ in shown)
-    body = "".join(f'<section id="{key}"><h2>{heading}</h2>{text}</section>' for key, heading, text in shown)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{STYLE}</style></head>'
-        f"<body><header><h1>{name(evaluation['arch'])} on {name(evaluation['title'])}</h1>{page.show_subject()}"
-        f"{page.show_headline()}<nav>{links}</nav></header><main>{body}</main></body></html>\n"
-    )
+    header = f"<h1>{name(evaluation['arch'])} on {name(evaluation['title'])}</h1>"
+    return render_document(title, f"{header}{page.show_subject()}{page.show_headline()}", sections)
 
 
-class _Page:
+class _Page(Numbers):
     """The sections of the page, each HTML text that is empty if there is nothing to show."""
 
     def __init__(self, report: dict[str, Any]) -> None:
-        self.report, self.evaluation = report, report["evaluation"]
-
-    def number(self, path: str, kind: str = "percent") -> str:
-        """Return a number of report.json as HTML, and – for null.
-
-        Args:
-            path: the keys and indices that lead to it, separated by dots.
-            kind: how to write it, a key of `FORMATS`.
-        """
-        value = reduce(
-            lambda part, key: part[int(key) if isinstance(part, list) else key], path.split("."), self.report
-        )
-        if value is None:
-            return "–"
-        return f'<data value="{value!r}" class="{kind}" title="{path}">{FORMATS[kind](value)}</data>'
+        super().__init__(report)
+        self.evaluation = report["evaluation"]
 
     def show_subject(self) -> str:
         """Return what was evaluated, on what, and when."""
@@ -144,11 +110,7 @@ class _Page:
             epoch = self.number("evaluation.best_epoch", "count")
             note = f"of epoch {epoch}, selected on the validation images"
             cards.append(("best epoch", self.number("evaluation.best_top1"), note))
-        boxes = (
-            f'<div class="card"><small>{what}</small><b>{value}</b><small>{note}</small></div>'
-            for what, value, note in cards
-        )
-        return f'<div class="cards">{"".join(boxes)}</div>'
+        return show_cards(cards)
 
     def show_classes(self) -> str:
         """Return the numbers of each class."""
@@ -165,7 +127,7 @@ class _Page:
             "",
             *map(self.number, ("evaluation.scores.balanced_accuracy", "mean_precision", "evaluation.scores.macro_f1")),
         ]
-        return _table(["class", "images", "recall", "precision", "F1"], rows, mean)
+        return show_table(["class", "images", "recall", "precision", "F1"], rows, mean)
 
     def show_confusion(self) -> str:
         """Return the matrix, and the most frequent confusions in words."""
@@ -175,12 +137,12 @@ class _Page:
             [name(classes[i]), name(classes[j]), self.number(f"confusion.{i}.{j}", "count")]
             for _, i, j in sorted(cells, key=lambda cell: (-cell[0], *cell[1:]))[:MAX_CONFUSIONS]
         ]
-        figure = _figure(
+        figure = show_figure(
             draw_confusion_matrix(matrix, classes),
             "A row for each label, a column for each prediction. Blue: share of the row's images that are right. "
             "Orange: confusions, relative to the largest one.",
         )
-        listed = _table(["label", "taken for", "images"], rows) if rows else "<p>There are no confusions.</p>"
+        listed = show_table(["label", "taken for", "images"], rows) if rows else "<p>There are no confusions.</p>"
         return f'<div class="pair">{figure}<div>{listed}</div></div>'
 
     def show_confidence(self) -> str:
@@ -199,11 +161,11 @@ class _Page:
                 f"{escape(found['fitted_on'])}, it is {self.number('evaluation.calibration.calibrated_ece')} "
                 f"(95 % interval {low} to {high})."
             )
-        reliability = _figure(
+        reliability = show_figure(
             draw_reliability(bins),
             "Accuracy of the images of each confidence. Orange is the gap; on the dashed line confidence is accuracy.",
         )
-        histogram = _figure(
+        histogram = show_figure(
             draw_confidence_histogram(bins), "How sure the network is when it is right, and when it is wrong."
         )
         return f'<p>{text}</p><div class="pair">{reliability}{histogram}</div>'
@@ -224,14 +186,14 @@ class _Page:
             text += f" There are no training images here: {escape(self.report['no_neighbors'])}."
         cards = []
         for i, (finding, shown) in enumerate(zip(findings, pictures)):
-            heat = _picture(shown.heat, "where the network looked") if shown.heat else ""
+            heat = show_picture(shown.heat, "where the network looked") if shown.heat else ""
             near = "".join(
-                f"<div>{_picture(data, one['image'])}{_marked(one['label'], finding['predicted'])}<br>"
+                f"<div>{show_picture(data, one['image'])}{_marked(one['label'], finding['predicted'])}<br>"
                 f"<small>{self.number(f'mistakes.{i}.neighbors.{j}.cosine', 'short')}</small></div>"
                 for j, (one, data) in enumerate(zip(finding["neighbors"], shown.neighbors))
             )
             cards.append(
-                f'<div class="finding"><div class="views">{_picture(shown.image, finding["image"])}{heat}</div>'
+                f'<div class="finding"><div class="views">{show_picture(shown.image, finding["image"])}{heat}</div>'
                 f"<p><b>{name(finding['predicted'])}</b> {self.number(f'mistakes.{i}.confidence')}, label "
                 f"<b>{name(finding['label'])}</b> {self.number(f'mistakes.{i}.self_confidence')}<br>"
                 f"<small>{name(finding['image'])}</small></p>"
@@ -260,7 +222,7 @@ class _Page:
                 else ""
             )
             cards.append(
-                f'<div class="finding">{_picture(shown.image, finding["image"])}'
+                f'<div class="finding">{show_picture(shown.image, finding["image"])}'
                 f"<p>label <b>{name(finding['label'])}</b> {self.number(f'label_errors.{i}.self_confidence')}<br>"
                 f"or <b>{name(finding['predicted'])}</b> {self.number(f'label_errors.{i}.confidence')}{votes}<br>"
                 f"<small>{name(finding['image'])}</small></p></div>"
@@ -285,7 +247,7 @@ class _Page:
                 f"<p>Corrupted images {escape(table['source'])}: mean accuracy {self.number(f'{path}.mean_accuracy')}, "
                 f"without corruption {self.number(f'{path}.clean_accuracy')}. Columns are severities.</p>"
             )
-            text += _table(["corruption", *(str(k + 1) for k in severities), "mean"], rows)
+            text += show_table(["corruption", *(str(k + 1) for k in severities), "mean"], rows)
         return text
 
     def show_unknown(self) -> str:
@@ -313,7 +275,7 @@ class _Page:
             columns = {split: curves.get(f"{split}_{metric}", []) for split in SPLITS}
             series = {split: values for split, values in columns.items() if any(value is not None for value in values)}
             if series:
-                figures += _figure(draw_curves(epochs, series, metric, percent=metric == "accuracy"), "")
+                figures += show_figure(draw_curves(epochs, series, metric, percent=metric == "accuracy"), "")
         note = "Training images are augmented; the others are not."
         return figures and f'<div class="pair">{figures}</div><p class="muted">{note}</p>'
 
@@ -325,7 +287,7 @@ class _Page:
             ["images per second", self.number("evaluation.images_per_second", "rate")],
             ["device", escape(self.evaluation["device"])],
         ]
-        return _table(["", ""], rows)
+        return show_table(["", ""], rows)
 
     def show_commands(self) -> str:
         """Return the commands, the versions and all settings."""
@@ -363,27 +325,3 @@ def _trained(epochs: int | None, steps: int) -> str:
 def _marked(label: str, predicted: str) -> str:
     """Return the label of a neighbor, colored if it is not what the network said."""
     return f'<span class="differs">{name(label)}</span>' if label != predicted else name(label)
-
-
-def _picture(data: bytes, text: str) -> str:
-    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
-    return f'<img alt="{escape(text)}" src="data:image/{kind};base64,{base64.b64encode(data).decode("ascii")}">'
-
-
-def _figure(chart: str, caption: str) -> str:
-    return f"<figure>{chart}{f'<figcaption>{caption}</figcaption>' if caption else ''}</figure>"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], last: Sequence[str] | None = None) -> str:
-    """Return a table of HTML texts; a column is aligned to the right if its first cell is a number."""
-    rows = list(rows)
-    is_number = [all(row[i].startswith(("<data", "–")) for row in rows) for i in range(len(header))]
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        kinds = (' class="n"' if number else "" for number in is_number)
-        return f"<tr>{''.join(f'<{tag}{kind}>{cell}</{tag}>' for cell, kind in zip(cells, kinds))}</tr>"
-
-    head = f"<thead>{line(header, 'th')}</thead>" if any(header) else ""
-    foot = f"<tfoot>{line(last, 'td')}</tfoot>" if last else ""
-    body = "".join(line(row, "td") for row in rows)
-    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody>{foot}</table></div>'

@@ -29,6 +29,7 @@ svg { display: block; width: 100%; height: auto; max-width: 36rem; font: 9px sys
 .cell.right, .bar.right { fill: var(--right); } .cell.wrong, .bar.wrong { fill: var(--wrong); }
 .cell { stroke: var(--line); stroke-width: .3; } path.cell { stroke: none; }
 .frame { fill: none; stroke: var(--line); }
+.bar.third { fill: var(--third); }
 .bar.gap { fill: var(--wrong); fill-opacity: .35; }
 text.in { fill: var(--text); text-anchor: middle; font-size: 7.5px; } text.in.on { fill: var(--on); }
 .line { fill: none; stroke-width: 1.6; stroke: var(--right); stroke-linejoin: round; }
