@@ -161,9 +161,21 @@ def test_a_run_starts_from_the_network_of_another(trained: Trained, run_cli: Run
     assert {name for name in source if bits(source[name]) != bits(tuned[name])} == {"linear.weight", "linear.bias"}
 
 
+def test_images_are_normalized_as_for_the_weights_unless_said(
+    trained: Trained, run_cli: RunCli, tmp_path: Path
+) -> None:
+    about = read_model(trained[0] / "checkpoints" / "model.pt").about
+    train(run_cli, "--weights", trained[0], "--train-size", 50, "--name", "same", cwd=tmp_path)
+    train(run_cli, "--weights", trained[0], "--normalize", "0.5,0.25", "--name", "said", cwd=tmp_path)
+    found = [read_model(tmp_path / "runs" / name / "checkpoints" / "model.pt").about for name in ("same", "said")]
+    assert [one.mean for one in found] == [about.mean, [0.5, 0.5, 0.5]]
+    assert [one.std for one in found] == [about.std, [0.25, 0.25, 0.25]]
+
+
 def test_other_classes_get_a_new_last_layer(run_cli: RunCli, tmp_path: Path) -> None:
     torch.save(create_model("resnet8", 7).state_dict(), tmp_path / "seven.pth")
     outcome = train(run_cli, "--weights", "seven.pth", "--normalize", "imagenet", "--name", "ten", cwd=tmp_path)
+    assert "warning" not in outcome.stderr
     assert "42 of 44 tensors" in outcome.stderr
     assert "new last layer (linear) for 10 classes; the file has 7" in outcome.stderr
     about = read_model(tmp_path / "runs" / "ten" / "checkpoints" / "model.pt").about

@@ -36,7 +36,7 @@ def default_name(config: TrainConfig, recipe: tuple[str, TrainConfig] | None = N
         head.append(config.data_dir.name)  # the images are what is in this folder
     written = {"dataset", "seed"} if recipe else {"arch", "dataset", "seed"}
     if config.weights is not None:
-        written.add("normalize")  # it comes with the weights
+        written |= {"arch", "normalize"}  # they come with the weights
     tokens = [_token(setting, value) for setting, (_, value) in changes.items() if setting not in written]
 
     # Replace the last settings by a hash if there are too many of them.

@@ -14,7 +14,7 @@ from resnet_train.config import TrainConfig, make_config, pin, to_plain, unpin
 from resnet_train.optim.groups import head_name
 from resnet_train.runs.checkpoint import AnyCheckpoint
 from resnet_train.runs.folder import find_checkpoint
-from resnet_train.runs.foreign import Given, hash_file, read_network
+from resnet_train.runs.foreign import Given, hash_file, is_foreign, read_network
 from resnet_train.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def read_weights(config: TrainConfig, chosen: Iterable[str] = ()) -> AnyCheckpoi
         raise ValueError(f"weights (={path}) has other contents than those that {digest} stands for")
     arch = config.arch if digest or _is_chosen("arch", config, chosen) else None
     try:
-        return read_network(file, Given(arch=arch, normalize=None if digest else config.normalize))
+        return read_network(file, Given(arch=arch, normalize=config.normalize if is_foreign(file) else None))
     except ValueError as error:
         raise ValueError(f"weights: {error}") from None
 
