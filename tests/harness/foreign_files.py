@@ -182,7 +182,7 @@ FILES: dict[str, Make] = {
     "no head": legacy(lambda: {name: value for name, value in weights().items() if "linear" not in name}),
     "a head of one class": modern(lambda: weights(**{"linear.weight": head()[:1], "linear.bias": head()[0, :1]})),
     "a head of no features": modern(lambda: weights(**{"linear.weight": torch.zeros(10**6, 0)})),
-    "keys with control characters": legacy(lambda: {"\x1b]0;title\x07\r\nerror: " + "x" * 50: head(), **weights()}),
+    "keys with control characters": modern(lambda: {"\x1b]0;title\x07\r\nerror: " + "x" * 50: head(), **weights()}),
     "a key of a megabyte": legacy(lambda: {"x" * 1_000_000: head(), **weights()}),
     "keys that are numbers": legacy(lambda: {1: head(), 2: head()}),
     "two keys of one name": legacy(lambda: {**weights(), "module.linear.weight": head()}),
