@@ -1,26 +1,22 @@
-"""TensorBoard in a real browser. It needs Debian's chromium and chromium-driver, and `pip install selenium`."""
+"""TensorBoard in a real browser."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.harness.browser import open_browser, save_screenshot, wait_until
 from tests.harness.cli import RunCli
 
 pytestmark = pytest.mark.browser
 webdriver = pytest.importorskip("selenium.webdriver")
-SECONDS = 60
 QUICKSTART = ["--config", "quickstart", "--device", "cpu", "--epochs", 6, "--log-every", 5]
 
 # Lines and texts are in shadow roots, which no selector crosses.
@@ -40,26 +36,10 @@ def find_all(browser: Any, selector: str) -> list[Any]:
     return browser.execute_script(FIND_ALL.replace("SELECTOR", repr(selector)))
 
 
-def wait_until(is_true: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + SECONDS
-    while not (value := is_true()):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    return value
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1250,850"):
-        options.add_argument(argument)
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
+    with open_browser() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +95,3 @@ def test_tensorboard_compares_the_settings_of_two_runs(browser: Any, address: st
     assert "0.020000" in text
     assert "resnet8" in text
     assert "test.epoch/accuracy" in text
-
-
-def save_screenshot(browser: Any, name: str) -> None:
-    """Save what the browser shows, into the folder SCREENSHOTS if that is set: README shows it."""
-    if folder := os.environ.get("SCREENSHOTS"):
-        time.sleep(2)  # until lines are faded in
-        assert browser.save_screenshot(str(Path(folder) / name))

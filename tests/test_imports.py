@@ -23,7 +23,7 @@ LAYERS = [
     {"evaluation"},
     {"data", "models", "optim", "loggers"},
     {"config", "recipes", "records", "runtime"},
-    {"registry", "text"},
+    {"registry", "text", "weights"},
 ]
 
 

@@ -22,7 +22,7 @@ from resnet_train.cli.app import (
 from resnet_train.cli.completion import complete
 from resnet_train.cli.options import expand_path
 
-FORMAT_NAMES = ("onnx", "safetensors", "pt", "hub")  # here as well, because --help imports no torch
+FORMAT_NAMES = ("onnx", "safetensors", "pt", "html", "hub")  # here as well, because --help imports no torch
 
 EXAMPLES = """\
 resnet-export runs/NAME -f onnx                for ONNX Runtime and others

@@ -30,6 +30,7 @@ from resnet_train.cli.app import (
 from resnet_train.cli.completion import complete
 from resnet_train.cli.options import expand_path
 from resnet_train.text import escape
+from resnet_train.weights import SHIPPED
 
 log = logging.getLogger("resnet_train.cli.predict")  # also if this module is run as a script
 
@@ -37,6 +38,7 @@ BAR_FROM = 1000  # pictures
 IMAGE_WIDTH, CLASS_WIDTH, LINE_WIDTH = 28, 14, 79
 
 EXAMPLES = """\
+resnet-predict cat.jpg                              the network of the package
 resnet-predict runs/NAME cat.jpg                    one picture
 resnet-predict runs/NAME pictures/ --csv > all.csv  a folder, as a table
 resnet-predict runs/NAME cat.jpg --explain seen/    with a heat map
@@ -47,15 +49,13 @@ app = new_app()
 
 @app.command(examples=EXAMPLES)
 def predict(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(metavar="CHECKPOINT", help="A .pt file or a run folder.", autocompletion=complete(choices.runs)),
-    ],
-    images: Annotated[
+    sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGE|DIR|-",
-            help="Pictures of any size, folders of them, or -: a picture or file names, one a line, on stdin.",
+            metavar="[CHECKPOINT] IMAGE|DIR|-",
+            help="A .pt file or a run folder, or nothing for the network of the package; then pictures of any size, "
+            "folders of them, or -: a picture or file names, one a line, on stdin.",
+            autocompletion=complete(choices.runs),
         ),
     ],
     top: Annotated[int, typer.Option(min=1, help="Number of classes for each picture.")] = 3,
@@ -84,7 +84,6 @@ def predict(
     """Say what pictures show: the most likely classes, and whether a picture is unlike those of the training."""
     if as_json and as_csv:
         raise ValueError("--json and --csv exclude each other; choose one")
-    checkpoint = Path(expand_path(str(checkpoint), "checkpoint"))
     explain = explain and Path(expand_path(str(explain), "explain"))
     log_to_stderr()
     from tqdm import tqdm
@@ -92,6 +91,7 @@ def predict(
     from resnet_train.jobs.predict import Predictor, Unreadable, open_sources  # torch takes 2 s to import
 
     hand_back_interrupts()
+    checkpoint, images = _split_arguments(sources, best)
     with open_sources(images) as (files, count):
         predictor = Predictor(checkpoint, best=best, device=device, threads=threads, arch=arch, normalize=normalize)
         if not predictor.is_calibrated:
@@ -115,6 +115,25 @@ def predict(
     if unreadable:
         log.error("%s of the pictures could not be read", f"{len(unreadable):,}")
     return FAILED if unreadable else DONE
+
+
+def _split_arguments(sources: list[str], best: bool) -> tuple[Path, list[str]]:
+    """Return the checkpoint, that of the package if the first argument names pictures, and the pictures.
+
+    Raises:
+        ValueError: there are no pictures, or `best` without a run.
+    """
+    from resnet_train.jobs.predict import is_picture_source
+
+    first = expand_path(sources[0], "checkpoint")
+    if not is_picture_source(first):
+        if len(sources) == 1:
+            raise ValueError(f"{first} is taken for a checkpoint; name pictures after it")
+        return Path(first), sources[1:]
+    if best:
+        raise ValueError("--best needs a run folder before the pictures")
+    log.info("using %s, the network that comes with the package; to use another, name it before the pictures", SHIPPED)
+    return Path(SHIPPED), sources
 
 
 def _echo(text: str) -> None:

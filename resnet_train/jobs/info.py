@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from resnet_train.weights import SHIPPED
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -150,7 +152,7 @@ def describe(topic: str) -> ArchitectureDetails | CheckpointInfo | RecipeDetails
 
     with suppress(ValueError):  # resnet14 is not in the list
         return _describe_architecture(find_model(topic))
-    if os.path.exists(topic):  # noqa: PTH110 - Path.exists raises on names that are too long
+    if topic == SHIPPED or os.path.exists(topic):  # noqa: PTH110 - Path.exists raises on names that are too long
         return describe_checkpoint(Path(topic))
 
     # Other names, and names that are spelled otherwise. A network comes before the recipe of the same name.

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from resnet_train.data.layout import to_text
+from resnet_train.data.layout import EXTENSIONS, to_text
 from resnet_train.data.picture_files import PictureFile, list_pictures, read_pictures
 from resnet_train.evaluation.calibration import calibrate, known_scores
 from resnet_train.evaluation.explain import draw_overlay, heat_maps
 from resnet_train.jobs.image_files import make_empty_folder
 from resnet_train.jobs.subject import Subject, load_subject
-from resnet_train.runs.folder import find_best, find_checkpoint
+from resnet_train.runs.folder import EXPORTED, RunFolder, find_best, find_checkpoint
 from resnet_train.runs.foreign import Given
 from resnet_train.runtime.device import prepare_machine
 from resnet_train.runtime.files import explain_write_errors
@@ -179,6 +179,19 @@ class Overlays:
         path = self.folder / f"{self.count:05}-{stem}.png"
         with explain_write_errors(path, overlay.nbytes), path.open("xb") as file:
             Image.fromarray(overlay).save(file, "PNG")
+
+
+def is_picture_source(argument: str) -> bool:
+    """Return whether an argument names pictures (a picture, a folder of them, stdin) and not a checkpoint or a run."""
+    path = Path(argument)
+    if path.is_dir():
+        return not RunFolder(path).checkpoints.is_dir() and not (path / EXPORTED).is_file()
+    if argument == STDIN or path.suffix.lower() in EXTENSIONS:
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return PICTURE_START.match(file.read(16)) is not None
 
 
 @contextmanager

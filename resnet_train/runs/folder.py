@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from resnet_train.recipes import to_yaml
 from resnet_train.runtime import names
 from resnet_train.runtime.files import open_regular, refuse_special_files, write_text
+from resnet_train.weights import SHIPPED, shipped_checkpoint
 
 PEEK_SECONDS = 0.1  # a process that only looks whether the folder is in use holds the lock for less than this
 HOLDER_SECONDS = 0.5  # a process that creates the folder locks it and writes its identity within this time
@@ -220,10 +221,13 @@ def find_checkpoint(path: Path) -> Path:
     """Return the file itself, or for a run's folder the final model, or the newest state if the run is unfinished.
 
     Of a folder that was exported for the Hugging Face Hub, return the weights; in a cache they are a link.
+    The name of the network in the package stands for its file, unless there is a file or a folder of this name.
 
     Raises:
         ValueError: there is no such file.
     """
+    if str(path) == SHIPPED and not path.exists():
+        return shipped_checkpoint()
     if not path.is_dir():
         return path
     run, exported = RunFolder(path), path / EXPORTED
