@@ -9,14 +9,16 @@ runs/reproduce/; the same command resumes them.
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
+
+from resnet_train.jobs.compare import compare
 
 EXPECTED = Path(__file__).with_name("expected.yaml")
 
@@ -33,23 +35,15 @@ def read_expected(name: str) -> dict[str, Any]:
     return stored[name]
 
 
-def train(name: str, seed: int, dataset: str, data_dir: Path) -> dict[str, Any]:
-    """Train or resume one run; return its final test accuracy in percent and its seconds of training."""
-    command = [sys.executable, "-m", "resnet_train.cli.train", "--config", name, "--seed", str(seed)]
+def train(name: str, seeds: int, dataset: str, data_dir: Path) -> list[str]:
+    """Train or resume the runs; return their folders."""
+    command = [sys.executable, "-m", "resnet_train.cli.train", "--config", name, "--seeds", str(seeds)]
     command += ["--dataset", dataset, "--data-dir", str(data_dir), "--output-dir", "runs/reproduce"]
-    command += ["--name", f"{name}-{dataset}-seed{seed}", "--resume", "auto", "--json"]
+    command += ["--name", f"{name}-{dataset}", "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise typer.Exit(done.returncode)
-    result = json.loads(done.stdout)
-    timing = (Path(result["folder"]) / "timing.csv").read_text().splitlines()
-    column = timing[0].split(",").index("train_seconds")
-    seconds = sum(float(row.split(",")[column]) for row in timing[1:])
-    return {
-        "seed": seed,
-        "accuracy": 100 * result["final"]["scores"]["test"]["accuracy"],
-        "train_seconds": round(seconds, 1),
-    }
+    return [run["folder"] for run in json.loads(done.stdout)["runs"]]
 
 
 def main(
@@ -60,19 +54,19 @@ def main(
 ) -> None:
     """Train a recipe with several seeds and compare its mean final test accuracy with the stored one."""
     expected = read_expected(name)
-    runs = [train(name, seed, expected["dataset"], data_dir) for seed in range(seeds)]
-    accuracies = [run["accuracy"] for run in runs]
-    mean = statistics.mean(accuracies)
-    spread = f" ± {statistics.stdev(accuracies):.2f}" if seeds > 1 else ""
-    passed = mean >= expected["accuracy"] - expected["tolerance"]
-    for run in runs:
-        print(f"seed {run['seed']}  {run['accuracy']:.2f} %  {run['train_seconds']:.0f} s of training")
+    (group,) = compare(train(name, seeds, expected["dataset"], data_dir)).groups
+    passed = 100 * group.mean >= expected["accuracy"] - expected["tolerance"]
+    for run in group.runs:
+        print(f"seed {run.seed}  {100 * run.accuracy:.2f} %  {run.seconds or 0:.0f} s of training")
+    spread = "" if group.sd is None else f" ± {100 * group.sd:.2f}"
     print(
-        f"{'pass' if passed else 'FAIL'}: {name} on {expected['dataset']} {mean:.2f}{spread} % (n={seeds}), "
+        f"{'pass' if passed else 'FAIL'}: {name} on {expected['dataset']}: {100 * group.mean:.2f}{spread} % "
+        f"(n={group.n}), "
         f"stored {expected['accuracy']:.2f} % (n={expected['n']}), at most {expected['tolerance']:.2f} below it"
     )
     if json_path is not None:
-        json_path.write_text(json.dumps({"name": name, "runs": runs, "expected": expected, "pass": passed}, indent=1))
+        result = {"name": name, "group": asdict(group), "expected": expected, "pass": passed}
+        json_path.write_text(json.dumps(result, indent=1))
     raise typer.Exit(0 if passed else 1)
 
 

@@ -32,6 +32,9 @@ PANELS = (
 PIN_DIGITS = 16
 PINNED = re.compile(rf"(.+)@([0-9a-f]{{{PIN_DIGITS}}})", re.DOTALL)
 
+# What `minutes` chooses, beside the settings themselves.
+PLANNED = {"epochs", "epoch_steps", "warmup_epochs", "milestones"}
+
 OnResume = Literal["fixed", "may be raised", "free"]
 
 
@@ -456,13 +459,15 @@ def unpin(weights: Path) -> tuple[Path, str]:
     return (Path(match[1]), match[2]) if match else (weights, "")
 
 
+def result_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that affect the result, in the order of `--help`; of weights, their content."""
+    return {name: _identity(config, name) for name in option_names() if option_metadata(name)["on_resume"] != "free"}
+
+
 def changed_settings(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """Return the settings that affect the result and differ, with both values, in the order of `--help`."""
-    return {
-        name: (getattr(before, name), getattr(after, name))
-        for name in option_names()
-        if option_metadata(name)["on_resume"] != "free" and _identity(before, name) != _identity(after, name)
-    }
+    old, new = result_settings(before), result_settings(after)
+    return {name: (getattr(before, name), getattr(after, name)) for name in old if old[name] != new[name]}
 
 
 def _identity(config: TrainConfig, name: str) -> Any:
@@ -480,7 +485,7 @@ def merge_on_resume(saved: dict[str, Any], given: dict[str, Any]) -> TrainConfig
     # What was chosen when the run started stays.
     chosen = {"amp"} if given.get("amp") == "auto" else set()
     if "minutes" in given and make_config({"minutes": given["minutes"]}).minutes == saved.get("minutes"):
-        chosen |= {"epochs", "epoch_steps", "warmup_epochs", "milestones"}
+        chosen |= PLANNED
     given = {name: value for name, value in given.items() if name not in chosen}
     before, merged = make_config(saved, "the checkpoint"), make_config({**saved, **given})
     for name, (old, new) in changed_settings(before, merged).items():

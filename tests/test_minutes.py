@@ -120,6 +120,14 @@ def test_a_resumed_run_keeps_its_length(run_cli: RunCli, tmp_path: Path, fast: l
     assert (settings_of(tmp_path)["epochs"], settings_of(tmp_path)["epoch_steps"]) == (3, 5)
 
 
+def test_a_group_of_seeds_has_the_length_of_its_first_run(run_cli: RunCli, tmp_path: Path, fast: list[float]) -> None:
+    assert run_cli("resnet-train", *MINUTES, "--seeds", "0,", cwd=tmp_path).code == 0
+    fast[0] = 3.0  # another plan, if one were made
+    assert run_cli("resnet-train", *MINUTES, "--seeds", "2", cwd=tmp_path).code == 0
+    first, second = (read_yaml(tmp_path / "runs" / f"x-seed{seed}" / "config.yaml") for seed in (0, 1))
+    assert {name for name, value in first.items() if value != second[name]} == {"seed", "name"}
+
+
 def test_another_number_of_minutes_is_another_run(run_cli: RunCli, tmp_path: Path, fast: list[float]) -> None:
     assert run_cli("resnet-train", *MINUTES, cwd=tmp_path).code == 0
     outcome = run_cli("resnet-train", *MINUTES, "--minutes", "2", "--resume", "auto", cwd=tmp_path)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_train.cli.predict import _count_columns, _fit
 from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
+from resnet_train.runtime.terminal import count_columns, fit
 from tests.harness.cli import Outcome, RunCli
 from tests.test_cli_evaluate import evaluate, write_pictures
 
@@ -102,7 +102,7 @@ def test_the_table_has_at_most_79_columns(folder: Path, run_cli: RunCli, tmp_pat
     assert outcome.code == 0
     lines = outcome.stdout.splitlines()
     assert len(lines) == 4
-    assert all(_count_columns(line) <= 79 and line.isprintable() for line in lines)
+    assert all(count_columns(line) <= 79 and line.isprintable() for line in lines)
     assert all("unknown" in line for line in lines[1:])
 
 
@@ -111,7 +111,7 @@ def test_the_table_has_at_most_79_columns(folder: Path, run_cli: RunCli, tmp_pat
     [("cat", False, "cat  "), ("horses", False, "hors…"), ("horses", True, "…rses"), ("犬犬犬", False, "犬犬…")],
 )
 def test_text_is_fitted_to_its_columns(text: str, keep_end: bool, fitted: str) -> None:
-    assert _fit(text, 5, keep_end=keep_end) == fitted
+    assert fit(text, 5, keep_end=keep_end) == fitted
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])

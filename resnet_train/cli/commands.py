@@ -24,6 +24,7 @@ COMMANDS = (
     Command("resnet-train", "resnet_train.cli.train", "Train a network, or resume a run."),
     Command("resnet-eval", "resnet_train.cli.evaluate", "Evaluate a checkpoint, a run or an ensemble."),
     Command("resnet-predict", "resnet_train.cli.predict", "Say what your pictures show."),
+    Command("resnet-compare", "resnet_train.cli.compare", "Compare runs: spread over seeds, differences, power."),
     Command("resnet-export", "resnet_train.cli.export", "Pass a network on: ONNX, safetensors, a page, a model card."),
     Command("resnet-audit", "resnet_train.cli.audit", "Find duplicates, leaks and likely label errors in a data set."),
     Command("resnet-info", "resnet_train.cli.info", "List networks, recipes and data sets; describe or verify a run."),

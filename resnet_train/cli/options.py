@@ -18,6 +18,7 @@ from resnet_train.recipes import find_recipe, read_yaml
 
 DATA_DIR_VARIABLE = "RESNET_TRAIN_DATA_DIR"
 CHOICES_WIDTH = 22  # columns of `[zeros|reflect]` in --help; more would leave too few for the text
+MAX_SEEDS = 1000
 VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 
 
@@ -73,6 +74,34 @@ def with_environment(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings with the data folder of the environment variable, unless they have another one."""
     folder = os.environ.get(DATA_DIR_VARIABLE)
     return {"data_dir": folder, **settings} if folder else settings
+
+
+def parse_seeds(text: str, settings: dict[str, Any]) -> list[int]:
+    """Return the seeds that `5` (0 to 4), `0,1,7` or `7,` means.
+
+    Args:
+        text: the value of --seeds.
+        settings: the flags that were given.
+
+    Raises:
+        ValueError: it is neither a count nor a list of different seeds, or --seed is given as well.
+    """
+    if "seed" in settings:
+        raise ValueError("--seed cannot be combined with --seeds, which lists them: --seeds 0,1,7")
+    numbers = [part.strip() for part in text.split(",")]
+    is_count = len(numbers) == 1
+    if not is_count and not numbers[-1]:
+        numbers.pop()
+    if not all(number.isascii() and number.isdecimal() and len(number) < 20 for number in numbers):
+        raise ValueError(f"seeds (={text!r}) must be a count such as 5, or a list such as 0,1,7")
+    seeds = [int(number) for number in numbers]
+    if is_count and not 1 <= seeds[0] <= MAX_SEEDS:
+        raise ValueError(f"seeds (={text}) must be a count from 1 to {MAX_SEEDS:,}, or a list such as 0,1,7")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds (={text!r}) must be different from each other")
+    for seed in seeds:
+        make_config({"seed": seed})
+    return list(range(seeds[0])) if is_count else seeds
 
 
 def expand_paths(settings: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import csv
 import io
 import logging
 import sys
-import unicodedata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +28,7 @@ from resnet_train.cli.app import (
 )
 from resnet_train.cli.completion import complete
 from resnet_train.cli.options import expand_path
+from resnet_train.runtime.terminal import fit
 from resnet_train.text import escape
 from resnet_train.weights import SHIPPED
 
@@ -153,9 +153,9 @@ class Table:
         first, *others = result.top
         flag = "unknown; " if result.unknown else ""
         rest = flag + ", ".join(f"{_plain(other.name)} {other.probability:.1%}" for other in others)
-        image = _fit(_plain(result.image), IMAGE_WIDTH, keep_end=True)
-        line = f"{image}  {_fit(_plain(first.name), CLASS_WIDTH)}  {first.probability:>7.1%}  "
-        return (line + _fit(rest, LINE_WIDTH - IMAGE_WIDTH - CLASS_WIDTH - 13)).rstrip()
+        image = fit(_plain(result.image), IMAGE_WIDTH, keep_end=True)
+        line = f"{image}  {fit(_plain(first.name), CLASS_WIDTH)}  {first.probability:>7.1%}  "
+        return (line + fit(rest, LINE_WIDTH - IMAGE_WIDTH - CLASS_WIDTH - 13)).rstrip()
 
     def end(self, unreadable: list[Any]) -> str:
         """Return nothing."""
@@ -212,22 +212,6 @@ class Json:
 def _plain(name: str) -> str:
     """Return a name as stdout can show it."""
     return escape(name, stdout_encoding())
-
-
-def _fit(text: str, width: int, *, keep_end: bool = False) -> str:
-    """Pad the text to `width` columns, or cut it at its end (with `keep_end`, at its start) with an ellipsis."""
-    if _count_columns(text) <= width:
-        return text + " " * (width - _count_columns(text))
-    while _count_columns(text) > width - 1:
-        text = text[1:] if keep_end else text[:-1]
-    filled = " " * (width - 1 - _count_columns(text))  # a wide character may leave one column
-    return f"…{text}{filled}" if keep_end else f"{text}…{filled}"
-
-
-def _count_columns(text: str) -> int:
-    """Return the columns of a terminal that a text takes: two for each wide character of East Asia."""
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,14 @@ from resnet_train.cli.app import (
     stdout_encoding,
 )
 from resnet_train.cli.completion import complete
-from resnet_train.cli.options import expand_path, expand_paths, gather_settings, with_config_options, with_environment
+from resnet_train.cli.options import (
+    expand_path,
+    expand_paths,
+    gather_settings,
+    parse_seeds,
+    with_config_options,
+    with_environment,
+)
 from resnet_train.config import make_config, to_plain
 from resnet_train.recipes import to_yaml
 from resnet_train.runtime.terminal import is_terminal, paint, text_width
@@ -63,6 +71,14 @@ def train(
             autocompletion=complete(lambda incomplete: {"auto": "", **choices.runs(incomplete)}),
         ),
     ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|LIST",
+            help="Train the seeds 0 to N-1, or a list such as 0,1,7, one after the other, and print their mean and "
+            "standard deviation; the same command resumes them.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Run a few steps and estimate time and memory.")] = False,
     profile: Annotated[
         int, typer.Option(metavar="N", min=0, help="Write a trace of N steps to trace.json and list what cost most.")
@@ -84,16 +100,22 @@ def train(
         raise ValueError("--profile cannot be combined with --dry-run or --print-config")
     if resume is not None and (dry_run or print_config):
         raise ValueError("--resume cannot be combined with --dry-run or --print-config")
+    if seeds is not None and (dry_run or print_config or profile):
+        raise ValueError("--seeds cannot be combined with --dry-run, --print-config or --profile")
     by_path = resume is not None and resume != "auto"  # the settings are those of the run at this path
     if by_path:
         resume = expand_path(str(resume), "resume")
     if by_path and (moved := {"name", "output_dir"} & given.keys()):
         raise ValueError(f"--{sorted(moved)[0].replace('_', '-')} cannot be combined with --resume PATH")
     given = expand_paths(given if by_path else with_environment(given))
+    if by_path and seeds is not None:
+        raise ValueError("--seeds cannot be combined with --resume PATH; it resumes all runs with these settings")
+    group = parse_seeds(seeds, settings) if seeds is not None else []
     resolved = make_config({} if by_path else given)
 
     log_to_stderr()
     from resnet_train.build import check_config  # torch takes 2 s to import
+    from resnet_train.cli.seeds import train_group
     from resnet_train.jobs import bench, train
     from resnet_train.runs.naming import default_name
     from resnet_train.runs.weights import resolve_weights
@@ -108,6 +130,9 @@ def train(
         print_result(bench.dry_run(resolved), _describe_estimate, as_json)
     else:
         recipe = (Path(config).stem, make_config(gather_settings(config, {}))) if config is not None else None
+        if group:
+            train_group(resolved, group, given, partial(default_name, recipe=recipe), started, as_json)
+            return
         result = train.train(resolved, given, resume, default_name(resolved, recipe), profile, started)
         if result is not None:  # rank 0 has the result
             is_watched = is_terminal(sys.stderr) and not as_json

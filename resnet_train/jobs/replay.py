@@ -9,8 +9,8 @@ from torch import Tensor
 from resnet_train.loggers.base import Logger
 from resnet_train.loggers.events import Points, find_curve
 from resnet_train.records import Calibration, EpochRecord, Scalars
+from resnet_train.runs.bitwise import Difference
 from resnet_train.runs.checkpoint import RunCheckpoint
-from resnet_train.runs.compare import Difference
 from resnet_train.training.signals import Interrupted
 from resnet_train.training.trainer import NotFinite, Trainer
 

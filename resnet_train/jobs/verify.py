@@ -23,6 +23,7 @@ from resnet_train.loggers.events import RUN, Points, find_curve, find_event_file
 from resnet_train.recipes import read_yaml
 from resnet_train.records import EpochRecord
 from resnet_train.runs.agreement import best_split, find_best_record, is_same_record
+from resnet_train.runs.bitwise import Difference, compare_states
 from resnet_train.runs.checkpoint import (
     ModelCheckpoint,
     RunCheckpoint,
@@ -30,7 +31,6 @@ from resnet_train.runs.checkpoint import (
     parse,
     read_checkpoint,
 )
-from resnet_train.runs.compare import Difference, compare_states
 from resnet_train.runs.folder import CURVE_FOLDERS, SPLITS, RunFolder
 from resnet_train.runs.restore import restore_model
 from resnet_train.runs.weights import load_weights, read_weights

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from resnet_train.report.markup import escape, shorten
+from resnet_train.report.style import CHARTS, COLORS
 
 WIDTH = 360  # of every chart, in its own units: about a phone's width, so that text is as large as elsewhere
 LEFT, RIGHT, TOP, BOTTOM = 42, 16, 12, 34  # margins of charts with axes
@@ -14,6 +15,8 @@ MAX_LABELED_CLASSES = 20  # a matrix of more has no names and counts
 LABEL_LENGTH = 12
 HEAT_LEVELS = 8  # colors of a matrix without counts
 NUM_TICKS = 5
+NUM_COLORS = 6  # of lines
+KEY_HEIGHT, CURVES_HEIGHT = 13, 184  # of a line of the key, and of a chart of runs without key and axis
 
 
 def draw_confusion_matrix(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
@@ -179,6 +182,53 @@ def draw_curves(
     return _svg(height, f"{title} over epochs: {', '.join(lines)}", parts)
 
 
+def draw_accuracy_curves(
+    groups: Mapping[str, Sequence[Sequence[tuple[float, float]]]],
+    label: str,
+    title: str,
+    targets: Sequence[float] = (),
+) -> str:
+    """Return the curves of runs in the color of their group, with a line of the key for each group.
+
+    Args:
+        groups: by name, the points (x, accuracy) of each run.
+        label: of the horizontal axis.
+        title: of the chart.
+        targets: accuracies to draw a line at.
+    """
+    # Both axes hold all points.
+    points = [point for runs in groups.values() for run in runs for point in run]
+    values = [y for _, y in points] + list(targets) or [0.0]
+    room = 0.04 * (max(values) - min(values)) or 0.01
+    top = TOP + KEY_HEIGHT * len(groups)
+    plot = _Plot(
+        top + CURVES_HEIGHT + BOTTOM,
+        top=top,
+        x_range=(0.0, max((x for x, _ in points), default=1.0)),
+        y_range=(max(0.0, min(values) - room), min(1.0, max(values) + room)),
+    )
+    parts = plot.draw_axes(label, percent=True, percent_x=False)
+    parts += [plot.draw_line([(0, target), (plot.x_range[1], target)], "target") for target in targets]
+
+    # Lines are thin, so that runs that nearly agree can be told apart.
+    for number, (name, runs) in enumerate(groups.items()):
+        kind, y = f"s{number % NUM_COLORS + 1}", TOP + KEY_HEIGHT * number - 2
+        dashes = "" if number < NUM_COLORS else f' stroke-dasharray="{1 + number // NUM_COLORS * 2} 2"'
+        parts.append(f'<path class="line {kind}"{dashes} d="M{LEFT} {y}h14"/>')
+        parts.append(f'<text class="key" x="{LEFT + 18}" y="{y + 3}">{escape(name)}</text>')
+        lines = "".join(plot.draw_line(run, kind) + "".join(plot.draw_dot(p, kind, 1.6) for p in run) for run in runs)
+        parts.append(f'<g class="runs"{dashes}><title>{escape(name)}</title>{lines}</g>')
+    return _svg(top + CURVES_HEIGHT + BOTTOM, title, parts)
+
+
+def make_standalone(chart: str) -> str:
+    """Return a chart as the text of an SVG file, with its colors for light and dark screens."""
+    head, _, body = chart.partition(">")
+    head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    style = f"{COLORS}{CHARTS}svg {{ font: 9px system-ui, sans-serif; }}\n.paper {{ fill: var(--page); }}\n"
+    return f'{head}><style>{style}</style><rect class="paper" width="100%" height="100%"/>{body}\n'
+
+
 class _Plot:
     """A rectangle with axes, and the places of values in it."""
 
@@ -230,8 +280,8 @@ class _Plot:
         path = "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points)
         return f'<path class="line {kind}" d="M{path}"/>' if points else ""
 
-    def draw_dot(self, point: tuple[float, float], kind: str) -> str:
-        return f'<circle class="dot {kind}" cx="{self.x(point[0]):.1f}" cy="{self.y(point[1]):.1f}" r="2.5"/>'
+    def draw_dot(self, point: tuple[float, float], kind: str, radius: float = 2.5) -> str:
+        return f'<circle class="dot {kind}" cx="{self.x(point[0]):.1f}" cy="{self.y(point[1]):.1f}" r="{radius:g}"/>'
 
 
 def round_ticks(low: float, high: float, count: int) -> list[float]:

@@ -1,10 +1,31 @@
-"""The style sheet of a page: light and dark, phone and desk, and paper."""
+"""The style sheets of a page and of its charts: light and dark, phone and desk, and paper."""
 
-STYLE = """
+COLORS = """
 :root { color-scheme: light dark; --page: #fff; --card: #f6f7f9; --text: #1b1f24; --muted: #59636e; --line: #dde1e6;
-  --right: #2463c6; --wrong: #c8500c; --third: #1a7f4b; --on: #fff; }
+  --right: #2463c6; --wrong: #c8500c; --third: #1a7f4b; --fourth: #8a3fb0; --fifth: #a07800;
+  --sixth: #0d7f8f; --on: #fff; }
 @media (prefers-color-scheme: dark) { :root { --page: #14171b; --card: #1d2126; --text: #e7eaed; --muted: #9ba6b2;
-  --line: #343b43; --right: #6ea4f7; --wrong: #f2905a; --third: #5cc48d; --on: #10131a; } }
+  --line: #343b43; --right: #6ea4f7; --wrong: #f2905a; --third: #5cc48d; --fourth: #c58be0; --fifth: #d8b33c;
+  --sixth: #4cc3d3; --on: #10131a; } }
+"""
+CHARTS = """
+.tick { fill: var(--muted); } .key { fill: var(--text); } .grid { stroke: var(--line); stroke-width: .6; }
+.cell.right, .bar.right { fill: var(--right); } .cell.wrong, .bar.wrong { fill: var(--wrong); }
+.cell { stroke: var(--line); stroke-width: .3; } path.cell { stroke: none; }
+.frame { fill: none; stroke: var(--line); }
+.bar.third { fill: var(--third); }
+.bar.gap { fill: var(--wrong); fill-opacity: .35; }
+text.in { fill: var(--text); text-anchor: middle; font-size: 7.5px; } text.in.on { fill: var(--on); }
+.line { fill: none; stroke-width: 1.6; stroke: var(--right); stroke-linejoin: round; }
+.line.diagonal { stroke: var(--muted); stroke-width: 1; stroke-dasharray: 3 3; }
+.line.s2 { stroke: var(--wrong); } .line.s3 { stroke: var(--third); } .line.s4 { stroke: var(--fourth); }
+.line.s5 { stroke: var(--fifth); } .line.s6 { stroke: var(--sixth); }
+.line.target { stroke: var(--text); stroke-width: .8; stroke-dasharray: 3 2; }
+.runs .line { stroke-width: 1; }
+.dot { fill: var(--right); } .dot.s2 { fill: var(--wrong); } .dot.s3 { fill: var(--third); }
+.dot.s4 { fill: var(--fourth); } .dot.s5 { fill: var(--fifth); } .dot.s6 { fill: var(--sixth); }
+"""
+PAGE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.25rem 1rem 3rem; max-width: 68rem; background: var(--page); color: var(--text);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: anywhere; }
@@ -25,17 +46,6 @@ a { color: var(--right); }
 figure { margin: 0; }
 figcaption { font-size: .85rem; line-height: 1.4; margin-top: .4rem; }
 svg { display: block; width: 100%; height: auto; max-width: 36rem; font: 9px system-ui, sans-serif; }
-.tick { fill: var(--muted); } .key { fill: var(--text); } .grid { stroke: var(--line); stroke-width: .6; }
-.cell.right, .bar.right { fill: var(--right); } .cell.wrong, .bar.wrong { fill: var(--wrong); }
-.cell { stroke: var(--line); stroke-width: .3; } path.cell { stroke: none; }
-.frame { fill: none; stroke: var(--line); }
-.bar.third { fill: var(--third); }
-.bar.gap { fill: var(--wrong); fill-opacity: .35; }
-text.in { fill: var(--text); text-anchor: middle; font-size: 7.5px; } text.in.on { fill: var(--on); }
-.line { fill: none; stroke-width: 1.6; stroke: var(--right); stroke-linejoin: round; }
-.line.diagonal { stroke: var(--muted); stroke-width: 1; stroke-dasharray: 3 3; }
-.line.s2 { stroke: var(--wrong); } .line.s3 { stroke: var(--third); }
-.dot { fill: var(--right); } .dot.s2 { fill: var(--wrong); } .dot.s3 { fill: var(--third); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .22rem .9rem .22rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
@@ -66,9 +76,11 @@ pre { background: var(--card); border-radius: 8px; padding: .7rem .9rem; white-s
 .settings .changed { font-weight: 600; }
 @media print {
   :root { color-scheme: light; --page: #fff; --card: #f6f7f9; --text: #000; --muted: #444; --line: #ccc;
-    --right: #2463c6; --wrong: #c8500c; --third: #1a7f4b; --on: #fff; }
+    --right: #2463c6; --wrong: #c8500c; --third: #1a7f4b; --fourth: #8a3fb0; --fifth: #a07800;
+    --sixth: #0d7f8f; --on: #fff; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   body { font-size: 10pt; padding: 0; } nav { display: none; }
   figure, .card, tr { break-inside: avoid; } h2 { break-after: avoid; } svg { max-width: 24rem; }
 }
 """
+STYLE = COLORS + PAGE + CHARTS

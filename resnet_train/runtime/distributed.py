@@ -101,7 +101,13 @@ ALONE = Processes()
 
 @contextmanager
 def join_processes() -> Iterator[Processes]:
-    """Connect the processes that torchrun started, with NCCL between GPUs and gloo between CPUs."""
+    """Connect the processes that torchrun started, with NCCL between GPUs and gloo between CPUs.
+
+    Within another such context, for one of several runs, the processes are connected already.
+    """
+    if dist.is_initialized():
+        yield Processes(dist.get_rank(), dist.get_world_size())
+        return
     if not dist.is_torchelastic_launched() or ranks.num_ranks() == 1:
         yield ALONE
         return

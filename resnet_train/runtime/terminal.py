@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from contextlib import suppress
 from typing import TextIO
 
@@ -43,3 +44,19 @@ def paint(text: str, kind: str, stream: TextIO | None) -> str:
     if not is_terminal(stream) or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return f"\x1b[{COLORS[kind]}m{text}\x1b[0m"
+
+
+def fit(text: str, width: int, *, keep_end: bool = False) -> str:
+    """Pad the text to `width` columns, or cut it at its end (with `keep_end`, at its start) with an ellipsis."""
+    if count_columns(text) <= width:
+        return text + " " * (width - count_columns(text))
+    while count_columns(text) > width - 1:
+        text = text[1:] if keep_end else text[:-1]
+    filled = " " * (width - 1 - count_columns(text))  # a wide character may leave one column
+    return f"…{text}{filled}" if keep_end else f"{text}…{filled}"
+
+
+def count_columns(text: str) -> int:
+    """Return the columns of a terminal that a text takes: two for each wide character of East Asia."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
