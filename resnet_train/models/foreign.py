@@ -19,17 +19,10 @@ from torch import Tensor
 from resnet_train.models.registry import ModelEntry, find_model, list_models, sketch_model
 
 # Where files keep the weights, most telling first; an entry may hold another one.
-ENTRIES: tuple[str, ...] = (
-    "state_dict",
-    "model_state_dict",
-    "net_state_dict",
-    "net",
-    "model",
-    "model_state",
-    "network",
-    "weights",
+ENTRIES = (
+    *("state_dict", "model_state_dict", "net_state_dict", "net", "model", "model_state", "network", "weights"),
+    *("params", "module", "checkpoint", "ema", "state"),
 )
-ENTRIES += ("params", "module", "checkpoint", "ema", "state")
 MAX_ENTRY_DEPTH = 3
 MAX_WEIGHTS, MAX_NAME_LENGTH = 20_000, 300  # resnet1202 has 7,214 tensors
 MAX_SHOWN = 2  # names of a kind in an error message

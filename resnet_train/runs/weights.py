@@ -97,19 +97,16 @@ def load_weights(trainer: Trainer, source: AnyCheckpoint, config: TrainConfig, c
     assert config.weights is not None
     path, model = unpin(config.weights)[0], trainer.model
     own, head = model.state_dict(), head_name(model)
-    is_same = len(classes) == len(source.about.classes) and (
-        source.origin is not None or list(classes) == source.about.classes
-    )
-    kept = {name: value for name, value in source.weights.items() if is_same or not _is_in(name, head)}
-    wrong = [
-        name
-        for name, tensor in own.items()
-        if (is_same or not _is_in(name, head)) and (name not in kept or kept[name].shape != tensor.shape)
-    ]
-    if wrong or (left_over := [name for name in kept if name not in own]):
-        names = wrong or left_over
-        raise ValueError(f"weights (={path}) are not those of this {config.arch}: {names[0]} does not fit")
-    if not is_same and not any(p.requires_grad for p in model.get_submodule(head).parameters()):
+    keeps_head = _has_classes(source, classes)
+    kept, expected = dict(source.weights), dict(own)
+    if not keeps_head:
+        kept, expected = (_without(head, weights) for weights in (kept, expected))
+
+    # What is loaded must be the whole network, or all of it but the head, which then has to be trained.
+    fits = {name for name in kept.keys() & expected.keys() if kept[name].shape == expected[name].shape}
+    if misfits := sorted((kept.keys() | expected.keys()) - fits):
+        raise ValueError(f"weights (={path}) are not those of this {config.arch}: {misfits[0]} does not fit")
+    if not keeps_head and not any(p.requires_grad for p in model.get_submodule(head).parameters()):
         raise ValueError(
             f"freeze (={','.join(config.freeze or ())}) freezes the new {head}, which starts from random weights"
         )
@@ -117,13 +114,22 @@ def load_weights(trainer: Trainer, source: AnyCheckpoint, config: TrainConfig, c
     if trainer.averaged is not None:
         trainer.averaged.model.load_state_dict(model.state_dict())
 
-    count = "all" if is_same else f"{len(kept)} of {len(own)}"
+    count = "all" if keeps_head else f"{len(kept)} of {len(own)}"
     log.info("starting from %s: %s tensors of its %s", path, count, source.about.arch)
-    if not is_same:
-        others = f"the file has {len(source.about.classes)}"
-        if len(classes) == len(source.about.classes):
-            others += " others"
-        log.info("new last layer (%s) for %d classes; %s", head, len(classes), others)
+    if not keeps_head:
+        before = len(source.about.classes)
+        note = " others" if before == len(classes) else ""
+        log.info("new last layer (%s) for %d classes; the file has %d%s", head, len(classes), before, note)
+
+
+def _has_classes(source: AnyCheckpoint, classes: tuple[str, ...]) -> bool:
+    """Return whether a network is for these classes; one of other code has no names of classes."""
+    known = source.about.classes
+    return len(known) == len(classes) if source.origin is not None else known == list(classes)
+
+
+def _without(module: str, weights: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in weights.items() if not name.startswith(f"{module}.")}
 
 
 def describe_frozen(model: nn.Module) -> str:
@@ -131,7 +137,3 @@ def describe_frozen(model: nn.Module) -> str:
     total = sum(parameter.numel() for parameter in model.parameters())
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     return f"frozen: {frozen:,} of {total:,} parameters" if frozen else ""
-
-
-def _is_in(name: str, module: str) -> bool:
-    return name.startswith(f"{module}.")
