@@ -52,13 +52,16 @@ def main(
         Path, typer.Option(help="Folder of the runs; those that are finished are not trained again.")
     ] = Path("runs/fine-tune"),
     weights: Annotated[Path | None, typer.Option(help="Start from this run, not from one of five classes.")] = None,
+    only: Annotated[str | None, typer.Option(help="Measure the task of this data set only: digits or folder.")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write all results to this file.")] = None,
 ) -> None:
     """Train each network and print a Markdown table."""
     link_classes(data_dir, out)
     source = weights or pretrain(out)
-    rows = []
+    rows = json.loads(json_path.read_text())["rows"] if json_path is not None and json_path.exists() else []
     for task, settings in TASKS.items():
+        if only not in (None, settings["dataset"]) or any(row["task"] == task for row in rows):
+            continue
         place = {"data_dir": str(out / "few")} if settings["dataset"] == "folder" else {}
         found = {}
         for arm, rates in ARMS.items():
