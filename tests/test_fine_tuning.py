@@ -19,6 +19,7 @@ from resnet_train.optim.optimizers import OPTIMIZERS
 from resnet_train.runs.checkpoint import read_model
 from resnet_train.runs.naming import default_name
 from resnet_train.training.trainer import Trainer
+from resnet_train.weights import SHIPPED
 from tests.harness.cli import FIXED, ON_DIGITS, Outcome, RunCli
 from tests.harness.processes import KILLED, Stop, assert_same_result, needs_fork, run_forked, run_ranks
 from tests.harness.trainers import tiny_trainer
@@ -196,6 +197,12 @@ def test_unusable_weights_are_one_line(arguments: list[str], message: str, run_c
     assert outcome.code == 2
     assert re.search(message, outcome.stderr), outcome
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_network_of_the_package_is_known_by_its_name(run_cli: RunCli, tmp_path: Path) -> None:
+    outcome = run_cli("resnet-train", "--weights", SHIPPED, "--print-config", cwd=tmp_path)
+    assert "arch: resnet20\n" in outcome.stdout
+    assert re.search(rf"^weights: {SHIPPED}@[0-9a-f]{{16}}$", outcome.stdout, re.MULTILINE)
 
 
 def test_runs_are_compared_by_the_content_of_their_weights(trained: Trained, run_cli: RunCli, tmp_path: Path) -> None:
