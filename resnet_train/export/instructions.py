@@ -123,8 +123,10 @@ def _require(condition: bool, what: str) -> None:
 
 def _single(value: Any, name: str) -> int:
     """Return the value of a setting that is equal for height and width."""
-    values = {value} if isinstance(value, int) else set(value) if isinstance(value, tuple) else {None}
-    _require(len(values) == 1 and isinstance(first := values.pop(), int), f"{name} {value}")
+    values = set(value) if isinstance(value, tuple) else {value}
+    first = values.pop()
+    if values or not isinstance(first, int):
+        raise _Unsupported(f"{name} {value} is not supported")
     return first
 
 
