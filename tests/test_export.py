@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +13,10 @@ import torch
 from resnet_train.cli.export import FORMAT_NAMES
 from resnet_train.config import make_config
 from resnet_train.export import FORMATS
+from resnet_train.export.agreement import Agreement, compare_outputs
 from resnet_train.runs.checkpoint import read_checkpoint, read_model, write_checkpoint
-from tests.harness.cli import Outcome, RunCli
+from resnet_train.runs.folder import RunFolder
+from tests.harness.cli import SMALL, Outcome, RunCli
 from tests.harness.trainers import assert_same_tensors
 
 FILES = [name for name in FORMATS.names() if not FORMATS[name].files]
@@ -53,6 +57,12 @@ def test_every_command_reads_an_exported_model(name: str, model: Path, run_cli: 
         evaluations.append((found, (tmp_path / "p.csv").read_text()))
     assert evaluations[0] == evaluations[1]
     assert json.loads(run_cli("resnet-info", f"x.{name}", "--json", cwd=tmp_path).stdout)["arch"] == "resnet8"
+    start = ["--weights", f"x.{name}", "--epochs", 1, "--lr", 1e-9, "--name", "tuned"]
+    assert run_cli("resnet-train", *SMALL[:-2], *start, cwd=tmp_path).code == 0
+    before, after = (
+        read_model(path).weights["conv1.weight"] for path in (model, RunFolder(tmp_path / "runs" / "tuned").model)
+    )
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -92,6 +102,35 @@ def test_a_file_is_replaced_only_with_force(name: str, model: Path, run_cli: Run
     assert (tmp_path / "x").read_text() == "mine"
     assert export(run_cli, model, "-f", name, "-o", "x", "--force", cwd=tmp_path).code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_file_that_appears_meanwhile_is_kept(
+    model: Path, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compare(*arguments: Any) -> Agreement:
+        (tmp_path / "x").write_text("mine")
+        return compare_outputs(*arguments)
+
+    monkeypatch.setattr("resnet_train.jobs.export.compare_outputs", compare)
+    assert "x exists" in export(run_cli, model, "-f", "pt", "-o", "x", cwd=tmp_path).error
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_a_file_that_fails_its_check_is_not_kept(
+    is_interrupted: bool, model: Path, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compare(*arguments: Any) -> Agreement:
+        if is_interrupted:
+            raise KeyboardInterrupt
+        return replace(compare_outputs(*arguments), largest_difference=float("nan"))
+
+    monkeypatch.setattr("resnet_train.jobs.export.compare_outputs", compare)
+    (tmp_path / "x").write_text("older")
+    outcome = export(run_cli, model, "-f", "pt", "-o", "x", "--force", cwd=tmp_path)
+    assert outcome.code == (130 if is_interrupted else 1)
+    assert is_interrupted or "error: x does not compute what the network computes" in outcome.stderr
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["older"]
 
 
 def test_the_checkpoint_itself_is_never_replaced(model: Path, run_cli: RunCli) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from resnet_train.export import FORMATS, Source
 from resnet_train.export.agreement import compare_outputs
@@ -92,6 +94,18 @@ def test_pictures_become_logits_and_calibrated_probabilities(exported: Path, mod
         assert logits.shape == (count, 10)
         expected = torch.from_numpy(logits).double() / checkpoint.calibration.temperature
         torch.testing.assert_close(torch.from_numpy(probabilities).double(), expected.softmax(1), rtol=1e-5, atol=1e-6)
+
+
+def test_the_example_in_the_documentation_runs(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "m10.onnx").write_bytes((exported / "run.onnx").read_bytes())
+    Image.new("RGB", (64, 48), "navy").save(tmp_path / "ship.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})  # noqa: S102 - what the page tells its readers to do
+    assert len(re.findall(r"^\d +\d+\.\d%$", capsys.readouterr().out, re.MULTILINE)) == 3
 
 
 def test_metadata_describe_the_network(exported: Path, model: Path) -> None:
@@ -194,6 +208,15 @@ def test_hostile_names_are_inert_in_the_metadata(tmp_path: Path) -> None:
 
 def test_the_exporter_leaves_logging_as_it_was(exported: Path) -> None:
     assert logging.getLogger("torch.onnx").level != logging.ERROR
+
+
+def test_an_onnxscript_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ModuleNotFoundError("No module named 'onnxscript._framework_apis.torch_9_9'")
+
+    monkeypatch.setattr("torch.onnx.export", fail)
+    with pytest.raises(ValueError, match=r"does not work with torch .*torch_9_9.*: pip install --upgrade onnxscript$"):
+        FORMATS["onnx"]().encode(random_source("resnet8", 8))
 
 
 def test_without_calibration_probabilities_are_the_softmax(tmp_path: Path) -> None:

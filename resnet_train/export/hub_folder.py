@@ -22,8 +22,9 @@ from resnet_train.runtime.extras import import_extra
 
 CARD, DESCRIPTION, WEIGHTS = "README.md", "config.json", EXPORTED
 HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # of data sets
+FOLDER_TYPE = "imagefolder"  # of any other data
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")  # such as mit or apache-2.0; the Hub lists them
-PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")  # that Markdown may take for markup
+MARKUP = re.compile(r"([\\`*_{}\[\]<>#+\-!|~&:@$=]|(?<=www)\.)", re.IGNORECASE)  # what Markdown may read in a line
 
 
 @FORMATS.register("hub")
@@ -56,7 +57,7 @@ class HubFolder(Format):
             description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{path / DESCRIPTION} is damaged: {error}") from None
-        if description != json.loads(json.dumps(describe(source))):
+        if json.dumps(description) != json.dumps(describe(source)):  # in which NaN equals itself
             raise ValueError(f"{path / DESCRIPTION} describes another network")
         return open_checkpoint(path / WEIGHTS, source)
 
@@ -88,12 +89,14 @@ def write_card(source: Source, license: str, repo: str | None) -> str:  # noqa: 
     parts = [
         f"---\n{front}---",
         f"# {escape(about.arch)} on {escape(about.title)}",
-        f"An image classifier for {len(about.classes)} classes and pictures of {about.image_size}×{about.image_size} "
-        f"pixels, made by resnet_train.",
+        f"An image classifier for pictures of {about.image_size}×{about.image_size} pixels, made by resnet_train.",
         "## How to use it",
+        f'```\npip install "resnet-train[{"hub" if repo else "export"}]"\n```',
         f"```python\n{_snippet(repo)}\n```",
+        "In a folder with these files, `resnet-predict . picture.jpg` says what a picture shows.",
         "## What it knows",
-        ", ".join(map(escape, about.classes)) + ".",
+        f"{len(about.classes)} classes: {', '.join(map(escape, about.classes))}. A picture of anything else gets one "
+        f"of them as well.",
         "## Results",
         _results(source),
         "## Training",
@@ -103,8 +106,8 @@ def write_card(source: Source, license: str, repo: str | None) -> str:  # noqa: 
 
 
 def escape(name: object) -> str:
-    """Return text as Markdown that shows it literally, on one line."""
-    return PUNCTUATION.sub(r"\\\1", text.escape(str(name)))
+    """Return text as Markdown that shows it literally, within a line."""
+    return MARKUP.sub(r"\\\1", text.escape(str(name)))
 
 
 def _front_matter(source: Source, license: str) -> dict[str, Any]:  # noqa: A002
@@ -115,14 +118,14 @@ def _front_matter(source: Source, license: str) -> dict[str, Any]:  # noqa: A002
         "license": license,
         "library_name": "resnet-train",
         "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "resnet", "pytorch", about.arch, about.dataset],
+        "tags": ["image-classification", "resnet", "pytorch", about.arch],
         **({"datasets": [dataset]} if dataset else {}),
         "metrics": ["accuracy"],
     }
     if evaluation is not None and evaluation["chosen_on"] != evaluation["split"]:
         result = {
             "task": {"type": "image-classification"},
-            "dataset": {"type": dataset or about.dataset, "name": evaluation["title"], "split": evaluation["split"]},
+            "dataset": {"type": dataset or FOLDER_TYPE, "name": evaluation["title"], "split": evaluation["split"]},
             "metrics": [{"type": "accuracy", "name": "top-1 accuracy", "value": evaluation["top1"]}],
         }
         matter["model-index"] = [{"name": f"{about.arch} on {about.title}", "results": [result]}]
@@ -179,6 +182,8 @@ def _results(source: Source) -> str:
 def _training(source: Source) -> str:
     """Return the settings, and versions and hardware."""
     checkpoint = source.checkpoint
+    if (origin := checkpoint.origin) is not None:
+        return f"The weights were trained by other code, with the parameter names of {escape(origin.layout)}."
     if checkpoint.metrics is None:
         return "How it was trained is not recorded."
     settings, defaults = to_plain(make_config(checkpoint.config)), to_plain(TrainConfig())

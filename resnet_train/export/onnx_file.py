@@ -123,7 +123,7 @@ def _convert(source: Source) -> Any:
     """Return the graph as a message of onnx, without names and source lines of this machine.
 
     Raises:
-        ValueError: torch cannot express the network in ONNX.
+        ValueError: torch cannot express the network in ONNX, or onnxscript is too old for it.
     """
     onnx = import_extra("onnx", "--format onnx")
     side = source.about.image_size
@@ -143,6 +143,12 @@ def _convert(source: Source) -> Any:
             assert program is not None  # as with dynamo
             proto = program.model_proto
             onnx.checker.check_model(proto, full_check=True)
+    except ImportError as error:  # torch imports the module of onnxscript that was made for it
+        found = import_extra("onnxscript", "--format onnx").__version__
+        raise ValueError(
+            f"onnxscript {found} does not work with torch {torch.__version__} ({_one_line(error)}): "
+            f"pip install --upgrade onnxscript"
+        ) from None
     except Exception as error:  # of torch's exporter, of onnxscript or of the checker
         raise ValueError(f"{source.about.arch} cannot be exported to ONNX: {_one_line(error)}") from None
 

@@ -117,7 +117,15 @@ def export(
     evaluation = None
     if kind.needs_evaluation:
         folder = None if data_dir is None else Path(data_dir)
-        settings = EvaluationOptions(dataset=dataset, data_dir=folder, best=best, device="cpu", threads=threads)
+        settings = EvaluationOptions(
+            dataset=dataset,
+            data_dir=folder,
+            best=best,
+            device="cpu",
+            threads=threads,
+            arch=arch,
+            normalize=normalize,
+        )
         evaluation = _evaluate(Path(checkpoint), settings)
     source = make_source(subject, evaluation)
     images = _find_images(subject, num_images, dataset, data_dir)
