@@ -67,7 +67,7 @@ def main(
         for arm, rates in ARMS.items():
             start = fine_tuning(source) if arm == "fine-tuned" else {}
             given = {**COMMON, **start, **settings, **place, "eval_every": settings["epochs"]}
-            label = f"{settings['dataset']}-{arm}" + (f"-{weights.parts[-3]}" if weights and start else "")
+            label = f"{settings['dataset']}-{arm}" + (f"-{weights.name}" if weights and start else "")
             tuned = {lr: accuracy(out, label, {**given, "lr": lr}, TUNING_SEED) for lr in rates}
             best = max(tuned, key=lambda lr: tuned[lr])
             found[arm] = [accuracy(out, label, {**given, "lr": best}, seed) for seed in SEEDS]
