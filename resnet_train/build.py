@@ -20,9 +20,7 @@ from resnet_train.data.mix import Mix
 from resnet_train.data.normalization import parse_normalization
 from resnet_train.data.plan import draw_plan
 from resnet_train.data.progressive import size_schedule, stage_ends
-from resnet_train.loggers.base import Logger
-from resnet_train.loggers.console import Console
-from resnet_train.loggers.csv import MetricsCsv
+from resnet_train.loggers.base import LOGGERS, Logger
 from resnet_train.loggers.guard import Guard
 from resnet_train.models import create_model, list_models
 from resnet_train.models.blocks import set_bn_momentum
@@ -127,6 +125,11 @@ def check_config(config: TrainConfig, *, resumed: bool = False) -> None:
         ValueError: an unknown architecture, data set, optimizer or schedule, a setting without effect, or images too
             small for the network.
     """
+    # What plugins registered.
+    for switch in AUGMENTATIONS.names():
+        if switch not in TrainConfig.model_fields:
+            raise ValueError(f"augmentation {switch!r} needs a setting of its name, which switches it on")
+
     # The names of all components.
     choices = ((DATASETS, config.dataset), (OPTIMIZERS, config.optimizer), (SCHEDULES, config.schedule))
     for registry, name in choices:
@@ -392,13 +395,6 @@ def build_loaders(
 
 def build_loggers(config: TrainConfig, folder: Path, check: Callable[[], None]) -> list[Logger]:
     """Return the loggers of a run in the order of their calls; `check` raises if the folder must not be written."""
-    loggers: list[Logger] = [Guard(check), Console(), MetricsCsv(folder)]
-    if config.tensorboard:
-        from resnet_train.loggers.tensorboard import TensorBoard  # takes 1 s to import
-
-        loggers.append(TensorBoard(folder))
-    elif any(folder.glob("events.*")):
-        from resnet_train.loggers.events import EventCut  # takes 1 s to import
-
-        loggers.append(EventCut(folder))
-    return loggers
+    settings = {**dict(config), "folder": folder}
+    built = [call_with(LOGGERS[name], settings) for name in LOGGERS.names()]
+    return [Guard(check), *(logger for logger in built if logger is not None)]

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
-from resnet_train.registry import nearest
+from resnet_train.registry import nearest, on_unload
 
 # In the order of `--help`: what most users set comes first.
 PANELS = (
@@ -202,6 +203,8 @@ class TrainConfig(BaseModel):
     """Log the loss every N optimizer steps, and check that it is finite."""
     tensorboard: bool = _option(True, RUN, on_resume="free")
     """Write TensorBoard event files to the run folder."""
+    plugin: tuple[str, ...] = _option((), RUN, on_resume="free")
+    """Python file that adds networks, augmentations, metrics and so on; may be given several times."""
 
     # --- Machine -------------------------------------------------------------------------------------------------
     device: str = _option("auto", MACHINE, on_resume="free")
@@ -230,6 +233,12 @@ class TrainConfig(BaseModel):
             if isinstance(value, bool) and field is not None and field.annotation not in (bool, bool | None):
                 raise ValueError(f"{name} (={str(value).lower()}) must not be true or false")
         return values
+
+    @field_validator("plugin", mode="before")
+    @classmethod
+    def _parse_plugin(cls, value: Any) -> Any:
+        """Parse a single file from YAML."""
+        return [value] if isinstance(value, str) else value
 
     @field_validator("milestones", mode="before")
     @classmethod
@@ -356,6 +365,55 @@ ALIASES = {
     **dict.fromkeys(("precision", "mixed_precision"), "amp"),
     "sync_batchnorm": "sync_bn",
 }
+
+
+def add_setting(
+    name: str,
+    kind: Any,
+    default: Any,
+    help: str,  # noqa: A002 - as in typer and argparse
+    *,
+    panel: str = RUN,
+    on_resume: OnResume = "fixed",
+    **limits: Any,
+) -> None:
+    """Add a setting of a plugin: a flag, a YAML key, a keyword of `train`, and an argument of what names it.
+
+    Args:
+        name: as in Python; the flag of `se_reduction` is `--se-reduction`.
+        kind: bool, int, float, str, `Path`, a `Literal`, or one of these with `| None`.
+        default: its default value; None for an option of a network, so that networks without it stay possible.
+        help: what it does, with units, and from which value on it has an effect.
+        panel: title of its help panel, one of `PANELS`.
+        on_resume: "fixed", "may be raised", or "free" for one that leaves the result alone.
+        limits: of its values, such as `ge=0`; see `pydantic.Field`.
+
+    Raises:
+        ValueError: the name is taken or not valid.
+    """
+    if name in TrainConfig.model_fields:
+        raise ValueError(f"setting {name!r} exists already; choose another name")
+    if panel not in PANELS:
+        raise ValueError(f"setting {name!r}: panel (={panel!r}) must be one of {', '.join(PANELS)}")
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or hasattr(TrainConfig, name):
+        raise ValueError(f"setting {name!r} must be a name such as se_reduction that pydantic does not use")
+
+    field = FieldInfo.from_annotated_attribute(kind, _option(default, panel, on_resume=on_resume, **limits))
+    field.description = help
+    TrainConfig.__pydantic_fields__[name] = field
+    TrainConfig.__annotations__[name] = kind
+    TrainConfig.model_rebuild(force=True)
+
+    def remove() -> None:
+        del TrainConfig.__pydantic_fields__[name], TrainConfig.__annotations__[name]
+        TrainConfig.model_rebuild(force=True)
+
+    try:
+        make_config({} if default is None else {name: default})
+    except ValueError as error:
+        remove()
+        raise ValueError(f"setting {name!r}: its default {default!r} is not valid: {error}") from None
+    on_unload(remove)
 
 
 def option_names() -> list[str]:

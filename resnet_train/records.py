@@ -158,6 +158,7 @@ class RunResult:
         title: of the data set.
         arch, seed, epochs: as in the config.
         final: the record of the last epoch.
+        records: of all epochs; of the last one only, if the run is finished and its states were deleted.
         num_images: images that its accuracy is measured on; None if that is not known any more.
         seconds: of training and evaluation in all epochs; None if that is not known.
         best_split, best_epoch, best_accuracy: the epoch with the highest accuracy on the split that chooses.
@@ -171,6 +172,7 @@ class RunResult:
     epochs: int
     folder: str
     final: EpochRecord
+    records: tuple[EpochRecord, ...]
     num_images: int | None
     seconds: float | None
     best_split: str

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -29,6 +34,42 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
+def import_modules(package: str, folder: Iterable[str], first: Iterable[str] = (), never: Iterable[str] = ()) -> None:
+    """Import the modules of a package, which register what they define.
+
+    Args:
+        package: its name.
+        folder: its `__path__`.
+        first: modules to import in this order, before the others in that of their names.
+        never: modules that register nothing and take long to import.
+    """
+    found = sorted(module.name for module in pkgutil.iter_modules(folder))
+    for name in dict.fromkeys([*first, *found]):
+        if name not in set(never):
+            importlib.import_module(f"{package}.{name}")
+
+
+# How to take back what the plugin that is being loaded has registered; None while the package registers its own.
+_UNDO: ContextVar[list[Callable[[], object]] | None] = ContextVar("undo", default=None)
+
+
+@contextmanager
+def recording() -> Iterator[list[Callable[[], object]]]:
+    """Yield a list of calls, the last one first, that take back every registration made while entered."""
+    undo: list[Callable[[], object]] = []
+    token = _UNDO.set(undo)
+    try:
+        yield undo
+    finally:
+        _UNDO.reset(token)
+
+
+def on_unload(undo: Callable[[], object]) -> None:
+    """Note how to take back a registration, for the case that a plugin makes it."""
+    if (calls := _UNDO.get()) is not None:
+        calls.insert(0, undo)
+
+
 class Registry(Generic[Function]):
     """A table of functions of one kind, filled by a decorator where each function is defined.
 
@@ -41,11 +82,17 @@ class Registry(Generic[Function]):
         self._functions: dict[str, Function] = {}
 
     def register(self, name: str) -> Callable[[Function], Function]:
-        """Return a decorator that registers a function under `name`."""
+        """Return a decorator that registers a function under `name`.
+
+        Raises:
+            ValueError: the name is taken.
+        """
 
         def add(function: Function) -> Function:
-            assert name not in self._functions, f"{self.kind} {name!r} is registered twice"
+            if name in self._functions:
+                raise ValueError(f"{self.kind} {name!r} exists already; choose another name")
             self._functions[name] = function
+            on_unload(partial(self._functions.pop, name))
             return function
 
         return add

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from resnet_train.data.dataset import ImageDataset, load_dataset
-from resnet_train.jobs.evaluate import load_model
+from resnet_train.jobs.trained_model import load_model
 from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
 from resnet_train.runtime import precision
 from resnet_train.training.trainer import Trainer
@@ -323,10 +323,12 @@ def test_a_running_state_uses_its_averaged_weights(stopped: Path, run_cli: RunCl
         write_checkpoint(tmp_path / f"{kind}.pt", {**parts, "model": weights})
     assert found["loss"] == evaluate(run_cli, "averaged.pt", cwd=tmp_path)["loss"]
     assert found["loss"] != evaluate(run_cli, "plain.pt", cwd=tmp_path)["loss"]
-    model, about = load_model(stopped)
-    assert about.model_dump() == state["about"]
+    model = load_model(stopped)
+    assert model.about.model_dump() == state["about"]
     assert not model.training
-    assert all((model.state_dict()[name] == tensor).all() for name, tensor in state["averaged"]["model"].items())
+    assert all(
+        (model.network.state_dict()[name] == tensor).all() for name, tensor in state["averaged"]["model"].items()
+    )
 
 
 def test_a_running_state_tells_epochs_and_steps(stopped: Path, run_cli: RunCli, tmp_path: Path) -> None:
@@ -382,8 +384,8 @@ def test_without_validation_the_best_was_chosen_on_test(run_cli: RunCli, tmp_pat
 
 
 def test_a_model_loads_by_the_folder_of_its_run(folder: Path) -> None:
-    model, about = load_model(str(folder))
-    assert about.classes == DIGITS
+    model = load_model(str(folder))
+    assert list(model.classes) == DIGITS
     assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
     with pytest.raises(ValueError, match="cannot read"):
         load_model(folder / "nothing.pt")

@@ -14,8 +14,8 @@ import typer
 
 from resnet_train import __version__
 from resnet_train.cli.arguments import flags_of, repair
-from resnet_train.cli.options import expand_path, expand_paths, gather_settings
 from resnet_train.config import PANELS, TrainConfig, make_config, option_metadata, option_names, to_plain
+from resnet_train.jobs.given_settings import expand_path, expand_paths, gather_settings
 from resnet_train.recipes import read_yaml
 from tests.harness.cli import MODULES, Outcome, RunCli, run_python
 from tests.test_config import another_value
@@ -245,6 +245,8 @@ def test_setting_can_be_given_as_a_flag(
 ) -> None:
     monkeypatch.setattr("resnet_train.build.check_config", lambda config: None)  # no network accepts every option
     monkeypatch.setattr("resnet_train.runs.weights.resolve_weights", lambda config, given: config)  # there is no file
+    for module in ("cli.options", "jobs.given_settings"):
+        monkeypatch.setattr(f"resnet_train.{module}.load_plugins", lambda paths: None)  # there is no such file
     value = another_value(name)
     config = printed_config(run_cli("resnet-train", *as_flags(name, value), "--print-config", cwd=tmp_path), tmp_path)
     assert config == make_config({name: value})

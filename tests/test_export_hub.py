@@ -90,7 +90,7 @@ def test_lines_of_the_card_load_the_network(folder: Path, model: Path, monkeypat
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {}
     exec(code, names)  # noqa: S102 - what the card tells its readers to do
-    weights = names["model"].state_dict()
+    weights = names["model"].network.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in read_model(model).weights.items())
 
 

@@ -15,7 +15,7 @@ TOP = "resnet_train"
 # Top to bottom; modules of one layer must not import each other's packages. docs/design.md draws the same picture.
 LAYERS = [
     {"__main__"},
-    {"cli"},
+    {"api", "cli"},
     {"jobs"},
     {"export"},
     {"build", "runs", "report"},
@@ -23,6 +23,7 @@ LAYERS = [
     {"evaluation"},
     {"data", "models", "optim", "loggers"},
     {"config", "recipes", "records", "runtime"},
+    {"plugins"},
     {"registry", "text", "weights"},
 ]
 

@@ -25,6 +25,8 @@ from resnet_train.cli import exit_at_once
 from resnet_train.cli.arguments import flags_of, repair
 from resnet_train.cli.completion import split_values
 from resnet_train.config import reword
+from resnet_train.jobs.given_settings import expand_path
+from resnet_train.plugins import load_installed, load_plugins
 from resnet_train.runtime.plain import to_plain_values
 from resnet_train.runtime.terminal import paint
 from resnet_train.text import escape, escape_all
@@ -107,13 +109,36 @@ Normalize = Annotated[
         metavar="cifar10|imagenet|M,S", help="Of a file of other code: mean and std of its images, from 0 to 1."
     ),
 ]
+
+
+def _load(paths: list[str] | None) -> list[str] | None:
+    load_plugins(expand_path(path, "plugin") for path in paths or ())
+    return paths
+
+
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE",
+        callback=_load,
+        is_eager=True,
+        help="Python file that adds what the checkpoint was trained with; may be given several times.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 
 
-def run_app(app: typer.Typer, prog_name: str) -> None:
-    """Run the application on `sys.argv` and exit with its exit code."""
+def run_app(app: typer.Typer, prog_name: str, prepare: Callable[[], None] = lambda: None) -> None:
+    """Run the application on `sys.argv`, after `prepare`, and exit with its exit code."""
+
+    def run() -> Any:
+        load_installed()
+        prepare()
+        return _run_command(app, prog_name)
+
     accept_all_characters()
-    code = _run(lambda: _run_command(app, prog_name))
+    code = _run(run)
     # Python exits with 120 if it can't flush what is left, as after a hang-up of the terminal.
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -9,10 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from resnet_train.cli import choices
-from resnet_train.cli.app import Debug, Version, hand_back_interrupts, log_to_stderr, new_app, print_result, run_app
+from resnet_train.cli.app import (
+    Debug,
+    Plugins,
+    Version,
+    hand_back_interrupts,
+    log_to_stderr,
+    new_app,
+    print_result,
+    run_app,
+)
 from resnet_train.cli.completion import complete
-from resnet_train.cli.options import expand_path, gather_settings
 from resnet_train.config import TrainConfig, make_config, with_length
+from resnet_train.jobs.given_settings import expand_path, gather_settings
 
 RECIPE, FOLDS, EPOCHS = "resnet20-fast", 3, 6  # measured, see docs/audit.md
 
@@ -67,6 +76,7 @@ def audit(
     ] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Number of CPU threads; 0 is torch's default.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    plugin: Plugins = None,
     debug: Debug = False,
     version: Version = False,
 ) -> None:

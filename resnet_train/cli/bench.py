@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,8 +11,9 @@ import typer
 from resnet_train.cli import choices
 from resnet_train.cli.app import Debug, Version, hand_back_interrupts, log_to_stderr, new_app, print_result, run_app
 from resnet_train.cli.completion import complete
-from resnet_train.cli.options import gather_settings, with_config_options
+from resnet_train.cli.options import add_plugin_options, with_config_options
 from resnet_train.config import make_config
+from resnet_train.jobs.given_settings import gather_settings
 
 if TYPE_CHECKING:
     from resnet_train.jobs.bench import BenchResult, ChangeResult
@@ -25,8 +27,6 @@ resnet-bench --config resnet18 --try-compile  whether --compile helps"""
 app = new_app()
 
 
-@app.command(examples=EXAMPLES)
-@with_config_options
 def bench(
     settings: dict[str, Any],
     config: Annotated[
@@ -140,9 +140,12 @@ def _describe_gain(change: ChangeResult, result: BenchResult) -> str:
     return f", and {pays} in this run: it saves {format_duration(saved)} and takes {format_duration(takes)} to compile"
 
 
+app.command(examples=EXAMPLES)(with_config_options(bench))
+
+
 def main() -> None:
     """Run the console script."""
-    run_app(app, "resnet-bench")
+    run_app(app, "resnet-bench", partial(add_plugin_options, app, bench, EXAMPLES))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import typer
 from resnet_train.cli import choices
 from resnet_train.cli.app import Debug, Version, hand_back_interrupts, log_to_stderr, new_app, print_result, run_app
 from resnet_train.cli.completion import complete
-from resnet_train.cli.options import expand_path
+from resnet_train.jobs.given_settings import expand_path
 from resnet_train.runtime.terminal import text_width
 
 app = new_app()

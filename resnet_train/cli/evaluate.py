@@ -12,6 +12,7 @@ from resnet_train.cli.app import (
     Arch,
     Debug,
     Normalize,
+    Plugins,
     Version,
     hand_back_interrupts,
     log_to_stderr,
@@ -20,7 +21,7 @@ from resnet_train.cli.app import (
     run_app,
 )
 from resnet_train.cli.completion import complete
-from resnet_train.cli.options import expand_path
+from resnet_train.jobs.given_settings import expand_path
 
 EXAMPLES = """\
 resnet-eval runs/NAME                   the final model of a run
@@ -102,6 +103,7 @@ def evaluate(
     arch: Arch = None,
     normalize: Normalize = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, accuracies from 0 to 1.")] = False,
+    plugin: Plugins = None,
     debug: Debug = False,
     version: Version = False,
 ) -> None:

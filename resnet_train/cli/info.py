@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from resnet_train.cli import choices
-from resnet_train.cli.app import Debug, Version, log_to_stderr, new_app, print_result, run_app
+from resnet_train.cli.app import Debug, Plugins, Version, log_to_stderr, new_app, print_result, run_app
 from resnet_train.cli.completion import complete
-from resnet_train.cli.options import expand_path
 from resnet_train.jobs import info as job
+from resnet_train.jobs.given_settings import expand_path
 from resnet_train.recipes import recipe_text
 
 EXAMPLES = """\
@@ -59,6 +59,7 @@ def info(
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: a list for a topic, else an object.")] = False,
+    plugin: Plugins = None,
     debug: Debug = False,
     version: Version = False,
 ) -> None:
@@ -82,6 +83,7 @@ def info(
 
         print_result(describe_machine(), _format_tree, as_json)
     else:
+        log_to_stderr()
         described = job.describe(expand_path(topic, "topic"))
         contents = asdict(described)
         if isinstance(described, job.CheckpointInfo):

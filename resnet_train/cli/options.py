@@ -1,10 +1,9 @@
-"""Turn the settings of `TrainConfig` into Typer options, and merge YAML files and flags."""
+"""Turn the settings of `TrainConfig` into Typer options."""
 
 from __future__ import annotations
 
 import inspect
-import os
-import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -14,12 +13,11 @@ import typer
 from resnet_train.cli import choices
 from resnet_train.cli.completion import complete
 from resnet_train.config import PANELS, TrainConfig, make_config, option_metadata, without_none
-from resnet_train.recipes import find_recipe, read_yaml
+from resnet_train.jobs.given_settings import gather_plugins
+from resnet_train.plugins import load_plugins
 
-DATA_DIR_VARIABLE = "RESNET_TRAIN_DATA_DIR"
 CHOICES_WIDTH = 22  # columns of `[zeros|reflect]` in --help; more would leave too few for the text
 MAX_SEEDS = 1000
-VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 
 
 def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -32,7 +30,7 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
     def wrapper(**given: Any) -> None:
         own_values = {p.name: given.pop(p.name) for p in own}
         settings = {
-            name: ",".join(value) if isinstance(value, list) else value
+            name: ",".join(value) if isinstance(value, list) and name != "plugin" else value
             for name, value in given.items()
             if value not in (None, [])
         }
@@ -48,32 +46,15 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def gather_settings(config: str | None, flags: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a YAML file, overridden by flags; defaults are not included.
+def add_plugin_options(app: Any, command: Callable[..., None], examples: str) -> None:
+    """Load the plugins that the command line names, and make `command` the command of `app`, with their options.
 
     Raises:
-        ValueError: the file has an invalid setting, even if a flag overrides it.
+        ValueError: a plugin fails.
     """
-    from_file: dict[str, Any] = {}
-    if config is not None:
-        path = find_recipe(expand_path(config, "config"))
-        from_file = read_yaml(path)
-        make_config(from_file, source=str(path))
-
-    # The length of a run is given in epochs or in minutes; a flag replaces what the file says.
-    if "minutes" in flags and (other := {"epochs", "epoch_steps"} & flags.keys()):
-        raise ValueError(f"--minutes cannot be combined with --{min(other).replace('_', '-')}: it chooses the epochs")
-    if "minutes" in flags:
-        from_file.pop("epoch_steps", None)
-    if "epochs" in flags and from_file.pop("minutes", None) is not None:
-        from_file.pop("epoch_steps", None)
-    return {**from_file, **flags}
-
-
-def with_environment(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings with the data folder of the environment variable, unless they have another one."""
-    folder = os.environ.get(DATA_DIR_VARIABLE)
-    return {"data_dir": folder, **settings} if folder else settings
+    load_plugins(gather_plugins(*_find_plugins(sys.argv[1:])))
+    app.registered_commands.clear()
+    app.command(examples=examples)(with_config_options(command))
 
 
 def parse_seeds(text: str, settings: dict[str, Any]) -> list[int]:
@@ -104,41 +85,16 @@ def parse_seeds(text: str, settings: dict[str, Any]) -> list[int]:
     return list(range(seeds[0])) if is_count else seeds
 
 
-def expand_paths(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings with those that are paths expanded.
-
-    Raises:
-        ValueError: see `expand_path`.
-    """
-    is_path = {name: without_none(field.annotation) is Path for name, field in TrainConfig.model_fields.items()}
-    return {
-        name: expand_path(value, name) if is_path.get(name) and isinstance(value, str) else value
-        for name, value in settings.items()
-    }
-
-
-def expand_path(text: str, name: str) -> str:
-    """Return a path with `~`, `~user`, `$VARIABLE` and `${VARIABLE}` expanded, unless it exists as it is written.
-
-    A shell does so only where nothing is quoted and a word starts with the path, not in `--flag=~/x`.
-
-    Raises:
-        ValueError: a variable is not set, or the home folder is not known; the message has the name of the setting.
-    """
-
-    def value_of(match: re.Match[str]) -> str:
-        variable = match[1] or match[2]
-        if variable not in os.environ:
-            raise ValueError(f"{name} (={text!r}) needs the environment variable {variable}, which is not set")
-        return os.environ[variable]
-
-    if os.path.lexists(text):
-        return text
-    try:
-        home = str(Path(text).expanduser()) if text.startswith("~") else text
-    except (RuntimeError, ValueError):
-        raise ValueError(f"{name} (={text!r}) needs a home folder that is not known here") from None
-    return VARIABLE.sub(value_of, home)
+def _find_plugins(words: list[str]) -> tuple[str | None, dict[str, Any]]:
+    """Return --config and the values of --plugin, before the options are known."""
+    given: dict[str, list[str]] = {"--config": [], "--plugin": []}
+    for word, following in zip(words, [*words[1:], ""]):
+        name, equals, value = word.partition("=")
+        if word.startswith("-c"):
+            name, equals, value = "--config", word[2:], word[2:].removeprefix("=")
+        if name in given and (value := value if equals else following):
+            given[name].append(value)
+    return (given["--config"][-1] if given["--config"] else None), {"plugin": given["--plugin"]}
 
 
 def _option_for(name: str) -> inspect.Parameter:
@@ -179,6 +135,8 @@ def _flag_type(annotation: Any) -> type:
 def _metavar(name: str) -> str:
     """Return the placeholder of a flag's value in `--help`."""
     annotation = without_none(TrainConfig.model_fields[name].annotation)
+    if name == "plugin":
+        return "FILE"
     if get_origin(annotation) is tuple:
         return {tuple[float, ...]: "EPOCHS", tuple[str, ...]: "NAMES"}.get(annotation, "SIZES")
     if get_origin(annotation) is Literal and len(listed := f"[{'|'.join(get_args(annotation))}]") <= CHOICES_WIDTH:
@@ -193,7 +151,7 @@ def _help_text(name: str) -> str:
     annotation = without_none(field.annotation)
     if get_origin(annotation) is Literal and not _metavar(name).startswith("["):
         text += f" One of: {', '.join(get_args(annotation))}."
-    if field.default is None:
+    if field.default in (None, ()):
         return text
     if not isinstance(field.default, bool):
         return f"{text} Default: {field.default}."

@@ -18,6 +18,7 @@ from resnet_train.cli.app import (
     Arch,
     Debug,
     Normalize,
+    Plugins,
     Version,
     hand_back_interrupts,
     log_to_stderr,
@@ -27,7 +28,7 @@ from resnet_train.cli.app import (
     to_json,
 )
 from resnet_train.cli.completion import complete
-from resnet_train.cli.options import expand_path
+from resnet_train.jobs.given_settings import expand_path
 from resnet_train.runtime.terminal import fit
 from resnet_train.text import escape
 from resnet_train.weights import SHIPPED
@@ -78,6 +79,7 @@ def predict(
     normalize: Normalize = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, probabilities from 0 to 1.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, one row for each picture.")] = False,
+    plugin: Plugins = None,
     debug: Debug = False,
     version: Version = False,
 ) -> int:

@@ -23,16 +23,17 @@ from resnet_train.cli.app import (
     stdout_encoding,
 )
 from resnet_train.cli.completion import complete
-from resnet_train.cli.options import (
+from resnet_train.cli.options import add_plugin_options, parse_seeds, with_config_options
+from resnet_train.config import make_config, to_plain
+from resnet_train.jobs.given_settings import (
     expand_path,
     expand_paths,
     gather_settings,
-    parse_seeds,
-    with_config_options,
+    read_recipe,
     with_environment,
 )
-from resnet_train.config import make_config, to_plain
 from resnet_train.recipes import to_yaml
+from resnet_train.runtime.ranks import rank
 from resnet_train.runtime.terminal import is_terminal, paint, text_width
 from resnet_train.text import escape
 
@@ -49,8 +50,6 @@ resnet-train --dataset folder --data-dir pictures  your own images"""
 app = new_app()
 
 
-@app.command(examples=EXAMPLES)
-@with_config_options
 def train(
     settings: dict[str, Any],
     config: Annotated[
@@ -129,12 +128,12 @@ def train(
     elif dry_run:
         print_result(bench.dry_run(resolved), _describe_estimate, as_json)
     else:
-        recipe = (Path(config).stem, make_config(gather_settings(config, {}))) if config is not None else None
+        recipe = read_recipe(config)
         if group:
             train_group(resolved, group, given, partial(default_name, recipe=recipe), started, as_json)
             return
         result = train.train(resolved, given, resume, default_name(resolved, recipe), profile, started)
-        if result is not None:  # rank 0 has the result
+        if rank() == 0:
             is_watched = is_terminal(sys.stderr) and not as_json
             if is_watched:
                 print(file=sys.stderr)
@@ -213,9 +212,12 @@ def _describe_next_steps(result: RunResult, tensorboard: bool) -> str:
     return "\n".join(lines)
 
 
+app.command(examples=EXAMPLES)(with_config_options(train))
+
+
 def main() -> None:
     """Run the console script."""
-    run_app(app, "resnet-train")
+    run_app(app, "resnet-train", partial(add_plugin_options, app, train, EXAMPLES))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from resnet_train.config import TrainConfig
-from resnet_train.registry import Registry, call_with
+from resnet_train.registry import Registry, accepts, call_with
 
 # All runs on a data set share its validation split and its subsets, whatever their seed.
 SPLIT_SEED = 20260101
@@ -90,7 +90,12 @@ def load_dataset(
     if split not in {"train", "val", "test"}:
         raise ValueError(f"unknown split {split!r}; use train, val or test")
     given = dict(TrainConfig()) if settings is None else settings
-    return call_with(DATASETS[name], given, split=split, data_dir=Path(data_dir), image_size=image_size)
+    return call_with(DATASETS[name], {**given, "data_dir": Path(data_dir)}, split=split, image_size=image_size)
+
+
+def needs_files(name: str) -> bool:
+    """Return whether the images are files that must be in the data directory: neither downloaded nor computed."""
+    return name not in FACTS and (name not in DATASETS or accepts(DATASETS[name], "data_dir"))
 
 
 def find_data_dir(config: TrainConfig, data_path: str | None) -> Path:
@@ -109,7 +114,7 @@ def find_data_dir(config: TrainConfig, data_path: str | None) -> Path:
     found = [path for path in (Path(data_path or config.data_dir), config.data_dir) if path.is_dir()]
     if found:
         return config.data_dir if found[0] == config.data_dir.absolute() else found[0]
-    if config.dataset in FACTS:
+    if not needs_files(config.dataset):
         return TrainConfig().data_dir
     places = dict.fromkeys([str(config.data_dir), *([data_path] if data_path else [])])
     raise ValueError(f"the images are not in {' or '.join(places)}; say where they are with --data-dir")

@@ -43,7 +43,7 @@ def read_pictures(files: Iterable[PictureFile], image_size: int) -> Iterator[tup
     pool = ThreadPoolExecutor(os.cpu_count(), "decode")
     try:
         for file in files:
-            ahead.append((file, pool.submit(_read, file.path, image_size)))
+            ahead.append((file, pool.submit(read_picture, file.path, image_size)))
             if len(ahead) > AHEAD:
                 first, picture = ahead.popleft()
                 yield first, picture.result()
@@ -54,7 +54,7 @@ def read_pictures(files: Iterable[PictureFile], image_size: int) -> Iterator[tup
         pool.shutdown(cancel_futures=True)
 
 
-def _read(path: Path, image_size: int) -> np.ndarray | str:
+def read_picture(path: Path, image_size: int) -> np.ndarray | str:
     """Return a picture, or why it can't be read."""
     try:
         if path.exists() and not path.is_file():  # opening a FIFO would block

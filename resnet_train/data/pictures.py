@@ -114,6 +114,37 @@ def read_header(path: Path) -> Header:
         return Header(str(image.format), image.mode, *image.size)
 
 
+def to_pixels(picture: Image.Image | np.ndarray, image_size: int) -> np.ndarray:
+    """Return a picture in memory as uint8 [3, S, S], exactly as `read_image` returns it from a file.
+
+    Args:
+        picture: A PIL image, or uint8 pixels [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels.
+        image_size: S.
+
+    Raises:
+        ValueError: The pixels have another type, range or shape.
+    """
+    if isinstance(picture, np.ndarray):
+        picture = _from_array(picture)
+    elif isinstance(picture, ImageFile.ImageFile) and picture.tile and os.path.isfile(picture.filename):  # noqa: PTH113
+        # It is not decoded yet: a file is decoded to what is needed, which differs from decoding and reducing.
+        return read_image(Path(os.fsdecode(picture.filename)), image_size)
+    upright = ImageOps.exif_transpose(picture)  # a copy, so that the caller's picture stays
+    return np.asarray(_to_square(upright, image_size)).transpose(2, 0, 1)
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    """Return an array as a PIL image."""
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"a picture must have uint8 pixels from 0 to 255, not {pixels.dtype}")
+    channels = (1, 3, 4)
+    if pixels.ndim == 3 and pixels.shape[2] not in channels and pixels.shape[0] in channels:
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in channels) or 0 in pixels.shape:
+        raise ValueError(f"a picture must be [H, W], [H, W, C] or [C, H, W] with C 1, 3 or 4, not {list(pixels.shape)}")
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
+
+
 # --- Opening ---------------------------------------------------------------------------------------------------------
 
 

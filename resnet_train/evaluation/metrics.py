@@ -21,7 +21,7 @@ Z95 = 1.959963984540054  # the normal distribution's 97.5th percentile
 
 def compute_scores(evaluation: Evaluation) -> dict[str, float]:
     """Return every registered metric of an evaluation by name."""
-    return {name: METRICS[name](evaluation) for name in METRICS.names()}
+    return {name: float(METRICS[name](evaluation)) for name in METRICS.names()}  # checkpoints hold no numpy scalars
 
 
 @METRICS.register("loss")

@@ -135,11 +135,11 @@ def _front_matter(source: Source, license: str) -> dict[str, Any]:  # noqa: A002
 def _snippet(repo: str | None) -> str:
     """Return the lines that load the network; a test executes them."""
     if repo is None:
-        return f'from resnet_train.jobs.evaluate import load_model\n\nmodel, about = load_model("{WEIGHTS}")'
+        return f'from resnet_train import load_model\n\nmodel = load_model("{WEIGHTS}")'
     return (
         "from huggingface_hub import hf_hub_download\n"
-        "from resnet_train.jobs.evaluate import load_model\n\n"
-        f'model, about = load_model(hf_hub_download("{repo}", "{WEIGHTS}"))'
+        "from resnet_train import load_model\n\n"
+        f'model = load_model(hf_hub_download("{repo}", "{WEIGHTS}"))'
     )
 
 

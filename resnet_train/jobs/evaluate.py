@@ -8,8 +8,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from resnet_train.data.loader import EVAL_BATCH_SIZE
 from resnet_train.evaluation.evaluate import Evaluation
 from resnet_train.evaluation.metrics import compute_scores, confidence_interval, top5
@@ -25,11 +23,9 @@ from resnet_train.jobs.robustness import RobustnessResult, evaluate_cifar10_c, e
 from resnet_train.jobs.split_images import SplitImages, load_images
 from resnet_train.jobs.subject import Subject, load_subject
 from resnet_train.jobs.trust import measure_calibration, measure_unknown
-from resnet_train.records import About
 from resnet_train.runs.checkpoint import AnyCheckpoint
 from resnet_train.runs.folder import RunFolder, find_best, find_checkpoint
-from resnet_train.runs.foreign import Given, read_network
-from resnet_train.runs.restore import restore_model
+from resnet_train.runs.foreign import Given
 from resnet_train.runtime.device import device_name, prepare_machine
 from resnet_train.runtime.precision import eval_precision
 
@@ -77,12 +73,15 @@ class EvaluationOptions:
         return Given(arch=self.arch, normalize=self.normalize)
 
 
-def evaluate_checkpoint(paths: list[Path], options: EvaluationOptions) -> EvaluationResult:
+def evaluate_checkpoint(
+    paths: list[Path], options: EvaluationOptions, loaded: Subject | None = None
+) -> EvaluationResult:
     """Evaluate the model of a checkpoint, or several models whose probabilities are averaged.
 
     Args:
         paths: checkpoints, or folders of runs, which mean their final models.
         options: what to evaluate, how, and what to write.
+        loaded: the network of the only checkpoint; if not given, it is read from the file.
 
     Raises:
         ValueError: no usable checkpoint, an unknown data set or split, or data with other classes.
@@ -92,7 +91,10 @@ def evaluate_checkpoint(paths: list[Path], options: EvaluationOptions) -> Evalua
         check_predictions_file(options.predictions)
     if options.report is not None:
         check_report_folder(options.report)
-    subject, data = _load(paths, options)
+    subject = loaded or _load(paths, options)
+    if options.unknown is not None and subject.is_average:
+        raise ValueError("unknown images are told apart by the outputs of one checkpoint without --tta")
+    data = load_images(subject, options.dataset, options.data_dir, options.split)
     if options.wrong is not None:
         make_empty_folder(options.wrong)
 
@@ -122,20 +124,19 @@ def evaluate_checkpoint(paths: list[Path], options: EvaluationOptions) -> Evalua
     return result
 
 
-def _load(paths: list[Path], options: EvaluationOptions) -> tuple[Subject, SplitImages]:
-    """Load the networks and the images to evaluate them on."""
+def _load(paths: list[Path], options: EvaluationOptions) -> Subject:
+    """Load the networks."""
     device = prepare_machine(options.device, options.threads)
     find = find_best if options.best else find_checkpoint
-    subject = load_subject([find(path) for path in paths], options.tta, device, options.given)
-    if options.unknown is not None and subject.is_average:
-        raise ValueError("unknown images are told apart by the outputs of one checkpoint without --tta")
-    return subject, load_images(subject, options.dataset, options.data_dir, options.split)
+    return load_subject([find(path) for path in paths], options.tta, device, options.given)
 
 
 def _evaluate_images(subject: Subject, data: SplitImages, batch_size: int) -> tuple[Evaluation, float]:
     """Evaluate in the number format of the training, as the run did, and return the images per second as well."""
     if eval_precision(subject.precision, subject.device) is not subject.precision:
-        log.info("evaluating in float32, because %s has no units for %s", device_name(subject.device), subject.amp)
+        log.info(
+            "evaluating in float32, because %s has no units for %s", device_name(subject.device), subject.config.amp
+        )
     start = time.perf_counter()
     evaluation = subject.evaluate(data.images, data.indices, batch_size)
     return evaluation, evaluation.n / (time.perf_counter() - start)
@@ -221,22 +222,3 @@ def _changed_options(options: EvaluationOptions) -> dict[str, Any]:
         for name, (value, default) in values.items()
         if value != default and name not in {"predictions", "wrong"}
     }
-
-
-def load_model(path: Path | str, *, arch: str | None = None, normalize: str | None = None) -> tuple[nn.Module, About]:
-    """Load the network of a checkpoint or of a run's folder, for notebooks and scripts.
-
-    Args:
-        path: a checkpoint of this package or of other code, or the folder of a run.
-        arch, normalize: see `resnet_train.runs.foreign.Given`; for checkpoints of other code.
-
-    Returns:
-        The model in evaluation mode on the CPU, from normalized images float [B, 3, H, W] to logits float [B, C]; and
-        the checkpoint's description of it: `arch`, `classes`, `image_size`, `mean`, `std` (on a 0–1 scale) and so on.
-
-    Raises:
-        ValueError: no usable checkpoint.
-    """
-    path = find_checkpoint(Path(path))
-    checkpoint = read_network(path, Given(arch=arch, normalize=normalize))
-    return restore_model(checkpoint, path), checkpoint.about

@@ -6,6 +6,7 @@ Imports are local to functions: most topics need no torch, which takes 2 s to im
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet_train.weights import SHIPPED
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -204,8 +207,12 @@ def describe_checkpoint(path: Path) -> CheckpointInfo:
     """
     from resnet_train.runs.folder import find_checkpoint
     from resnet_train.runs.foreign import read_network
+    from resnet_train.runs.needed_plugins import describe_missing, missing_plugins
 
-    checkpoint = read_network(find_checkpoint(path))
+    path = find_checkpoint(path)
+    checkpoint = read_network(path)
+    if missing := missing_plugins(checkpoint.environment):
+        log.warning(describe_missing(missing, path))
     return CheckpointInfo(
         about=checkpoint.about.model_dump(),
         epoch=checkpoint.epoch,

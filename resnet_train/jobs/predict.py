@@ -126,7 +126,7 @@ class Predictor:
         pictures = read_pictures(files, self.subject.image_size)
         while batch := list(itertools.islice(pictures, batch_size)):
             arrays = [content for _, content in batch if isinstance(content, np.ndarray)]
-            predicted = iter(self._predict_arrays(np.stack(arrays), top, overlays) if arrays else [])
+            predicted = iter(predict_pixels(self.subject, np.stack(arrays), top, overlays) if arrays else [])
             for file, content in batch:
                 if isinstance(content, str):
                     yield Unreadable(image=file.name, reason=content)
@@ -136,28 +136,29 @@ class Predictor:
                     overlays.write(file.name, overlay)
                 yield Prediction(image=file.name, top=classes, calibrated=self.is_calibrated, unknown=unknown)
 
-    def _predict_arrays(
-        self, pixels: np.ndarray, top: int, overlays: Overlays | None
-    ) -> list[tuple[tuple[ClassProbability, ...], bool | None, np.ndarray | None]]:
-        """Return the classes, whether it is unknown, and the overlay if wanted, for uint8 [B, 3, S, S]."""
-        subject, calibration = self.subject, self.subject.calibration
-        images = subject.normalize(torch.from_numpy(pixels).to(subject.device))
-        with torch.inference_mode():
-            logits = subject.compute_logits(images).float().cpu()  # [B, C]
-        probabilities = calibrate(logits, calibration.temperature if calibration else 1.0)
-        best = probabilities.topk(min(top, len(subject.classes)), dim=1)
-        ranked = [
-            tuple(ClassProbability(name=subject.classes[c], probability=p) for c, p in zip(classes, values))
-            for classes, values in zip(best.indices.tolist(), best.values.tolist())
-        ]
-        unknown: Sequence[bool | None] = [None] * len(pixels)
-        if calibration is not None:
-            unknown = (known_scores(logits) < calibration.known_from).tolist()
-        drawn: Sequence[np.ndarray | None] = [None] * len(pixels)
-        if overlays is not None:
-            maps = heat_maps(subject.network, images, best.indices[:, 0].to(subject.device)).cpu().numpy()
-            drawn = [draw_overlay(image, heat) for image, heat in zip(pixels, maps)]
-        return list(zip(ranked, unknown, drawn))
+
+def predict_pixels(
+    subject: Subject, pixels: np.ndarray, top: int, overlays: Overlays | None = None
+) -> list[tuple[tuple[ClassProbability, ...], bool | None, np.ndarray | None]]:
+    """Return the classes, whether it is unknown, and the overlay if wanted, for uint8 [B, 3, S, S]."""
+    calibration = subject.calibration
+    images = subject.normalize(torch.from_numpy(pixels).to(subject.device))
+    with torch.inference_mode():
+        logits = subject.compute_logits(images).float().cpu()  # [B, C]
+    probabilities = calibrate(logits, calibration.temperature if calibration else 1.0)
+    best = probabilities.topk(min(top, len(subject.classes)), dim=1)
+    ranked = [
+        tuple(ClassProbability(name=subject.classes[c], probability=p) for c, p in zip(classes, values))
+        for classes, values in zip(best.indices.tolist(), best.values.tolist())
+    ]
+    unknown: Sequence[bool | None] = [None] * len(pixels)
+    if calibration is not None:
+        unknown = (known_scores(logits) < calibration.known_from).tolist()
+    drawn: Sequence[np.ndarray | None] = [None] * len(pixels)
+    if overlays is not None:
+        maps = heat_maps(subject.network, images, best.indices[:, 0].to(subject.device)).cpu().numpy()
+        drawn = [draw_overlay(image, heat) for image, heat in zip(pixels, maps)]
+    return list(zip(ranked, unknown, drawn))
 
 
 class Overlays:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from resnet_train.config import TrainConfig, make_config, option_names, to_plain
+from resnet_train.config import TrainConfig, option_names, to_plain
 from resnet_train.data.batch import Batch
 from resnet_train.data.dataset import ImageDataset
 from resnet_train.data.loader import eval_loader, to_device
@@ -290,7 +290,7 @@ def _report_numbers(
 ) -> dict[str, Any]:
     """Return the parts of a report that need no pictures."""
     first = subject.checkpoints[0]
-    config = make_config(first.config, str(subject.paths[0]))
+    config = subject.config
     precisions = [row.precision for row in result.per_class if row.precision is not None]
     return {
         "evaluation": result,

@@ -76,7 +76,7 @@ def train_seeds(
     """
     results, not_finite = [], []
     base = re.sub(r"-seed\d+$", "", config.name) if config.name else None  # of the config.yaml of one of the runs
-    with join_processes():
+    with join_processes() as processes:
         for number, seed in enumerate(seeds, start=1):
             own = {"seed": seed} | ({"name": f"{base}-seed{seed}"} if base else {})
             run = make_config({**to_plain(config), **own})
@@ -93,7 +93,7 @@ def train_seeds(
             except Interrupted as error:
                 message = f"{error}; the same command resumes it and trains the seeds that are left"
                 raise Interrupted(error.signal_number, message) from None
-            if result is not None:
+            if processes.rank == 0:
                 results.append(result)
                 config = _take_choices(config, Path(result.folder))
         if not_finite and len(not_finite) == len(seeds):

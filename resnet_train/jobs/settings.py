@@ -77,7 +77,7 @@ def _panels() -> Iterator[str]:
     for panel in PANELS:
         yield from (f"## {panel}", "", "| setting | values | default | what it does |", "|---|---|---|---|")
         for each in (setting for setting in settings if setting.panel == panel):
-            default = "–" if each.default is None else str(each.default).lower()
+            default = "–" if each.default in (None, []) else str(each.default).lower()
             about = each.about.replace("|", "\\|") + " *free*" * each.free
             yield f"| `{each.name}` | {each.values} | {default} | {about} |"
         yield ""
@@ -89,6 +89,8 @@ def _describe_values(name: str) -> str:
     annotation = without_none(field.annotation)
     if get_origin(annotation) is Literal:
         return ", ".join(get_args(annotation))
+    if name == "plugin":
+        return "paths"
     if get_origin(annotation) is tuple:
         return {tuple[float, ...]: "numbers", tuple[str, ...]: "names"}.get(annotation, "size:share pairs")
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -123,6 +125,8 @@ def settings_schema(names: dict[str, list[str]]) -> dict[str, Any]:
     properties["milestones"]["anyOf"] += [{"type": "number"}, {"type": "string"}]
     for name in ("progressive_sizes", "freeze"):
         properties[name]["anyOf"] += [{"type": "string"}]
+    paths = {key: properties["plugin"].pop(key) for key in ("type", "items")}
+    properties["plugin"]["anyOf"] = [paths, {"type": "string"}]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Settings of resnet_train",

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_train.config import TrainConfig, make_config
+from resnet_train.config import TrainConfig
 from resnet_train.data.dataset import ImageDataset, find_data_dir, load_dataset, split_indices
 from resnet_train.data.sources.cifar import no_downloads
 from resnet_train.jobs.subject import Subject, with_classes
 from resnet_train.runs.checkpoint import AnyCheckpoint
+from resnet_train.runs.needed_plugins import naming_missing_plugins
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,12 @@ def load_images(subject: Subject, dataset: str | None, data_dir: Path | str | No
         ValueError: there are none, they have other classes, or they are not those of the training.
     """
     checkpoint, path = subject.checkpoints[0], subject.paths[0]
-    config = make_config(checkpoint.config, str(path))
+    config = subject.config
     if data_dir is None:
         is_same = dataset in (None, config.dataset)
         data_dir = find_data_dir(config, checkpoint.data_path) if is_same else TrainConfig().data_dir
-    split, images, indices = _load_split(dataset or config.dataset, split, Path(data_dir), config)
+    with naming_missing_plugins(checkpoint, path):
+        split, images, indices = _load_split(dataset or config.dataset, split, Path(data_dir), config)
     for member in subject.checkpoints:
         if indices is not None and images.fingerprint != member.about.fingerprint:
             raise ValueError(f"split {split}: {data_dir} does not hold the images this model was trained on")
@@ -88,8 +90,7 @@ def load_training_images(subject: Subject, data: SplitImages) -> tuple[ImageData
     Raises:
         ValueError, OSError: they are nowhere.
     """
-    checkpoint, path = subject.checkpoints[0], subject.paths[0]
-    config = make_config(checkpoint.config, str(path))
+    checkpoint, config = subject.checkpoints[0], subject.config
     is_same = data.dataset == config.dataset
     data_dir = data.data_dir if is_same else find_data_dir(config, checkpoint.data_path)
     with no_downloads():

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resnet_train.config import make_config
+from resnet_train.config import TrainConfig
 from resnet_train.data.augment import Normalize
 from resnet_train.data.batch import Batch
 from resnet_train.data.dataset import ImageDataset
@@ -23,6 +23,7 @@ from resnet_train.records import Calibration
 from resnet_train.registry import nearest
 from resnet_train.runs.checkpoint import AnyCheckpoint
 from resnet_train.runs.foreign import NOTHING, Given, read_network
+from resnet_train.runs.needed_plugins import read_settings
 from resnet_train.runs.restore import restore_model
 from resnet_train.runtime.device import memory_format
 from resnet_train.runtime.precision import choose_precision
@@ -62,9 +63,9 @@ class Subject:
         return self.checkpoints[0].about.image_size
 
     @property
-    def amp(self) -> str:
-        """Return the setting that `precision` comes from."""
-        return make_config(self.checkpoints[0].config, str(self.paths[0])).amp
+    def config(self) -> TrainConfig:
+        """Return the settings of the training, of the first checkpoint."""
+        return read_settings(self.checkpoints[0], self.paths[0])
 
     @property
     def is_average(self) -> bool:
@@ -145,7 +146,7 @@ def load_subject(paths: Sequence[Path], tta: str | None, device: torch.device, g
     # Averages have outputs of another kind, which the calibration of one network says nothing about.
     is_average = len(networks) > 1 or tta is not None
     network = Average(networks, TTA_VIEWS[tta] if tta else (keep,)) if is_average else networks[0]
-    config = make_config(checkpoints[0].config, str(paths[0]))
+    config = read_settings(checkpoints[0], paths[0])
     return Subject(
         paths=tuple(paths),
         checkpoints=tuple(checkpoints),

@@ -20,9 +20,9 @@ from resnet_train.build import (
 from resnet_train.config import TrainConfig, is_planned, make_config, to_plain
 from resnet_train.jobs import measure
 from resnet_train.jobs.plan import plan_length
-from resnet_train.loggers.console import show_log
 from resnet_train.loggers.log_file import LogFile
 from resnet_train.loggers.profile import Profile
+from resnet_train.plugins import describe_plugins
 from resnet_train.records import RunInfo, RunResult
 from resnet_train.report.pictures import draw_batch, draw_confusion, draw_mistakes, find_mistakes
 from resnet_train.runs.agreement import follow_checkpoint
@@ -56,8 +56,8 @@ def train(
     name: str | None = None,
     profile_steps: int = 0,
     started: float | None = None,
-) -> RunResult | None:
-    """Train a run; under torchrun, in all of its processes.
+) -> RunResult:
+    """Train a run; under torchrun, in all of its processes, of which rank 0 alone reads and writes the run's folder.
 
     Args:
         config: all settings.
@@ -69,14 +69,12 @@ def train(
         started: when the `minutes` of the config began, on the clock of `time.monotonic`; if not given, now.
 
     Returns:
-        The result; None on every rank but 0, which alone reads and writes the run's folder.
+        The result, on every rank.
 
     Raises:
         ValueError: bad input; no run folder was created.
         NotFinite, Interrupted: see `Trainer.fit`.
     """
-    if not logging.getLogger("resnet_train").hasHandlers():  # in a notebook or script that has not set up logging
-        show_log()
     started = time.monotonic() if started is None else started
     with join_processes() as processes, ExitStack() as stack:
         # Rank 0 decides which run it is and locks its folder; the other ranks need only config and state.
@@ -93,12 +91,12 @@ def train(
                 stack.callback(start.folder.unlock)
             if start.is_finished:
                 processes.share(None)
-                return read_result(start)
+                return processes.share(read_result(start))
             if start.state is None and start.config.weights is not None:
                 pretrained = read_weights(start.config)
         shared = processes.share((start.config, start.state, pretrained) if start else None)
         if shared is None:  # the run is finished
-            return None
+            return processes.share()
         config, state, pretrained = shared
 
         # Build the parts: the same for new and resumed runs, on all ranks.
@@ -137,13 +135,14 @@ def train(
         # Train the epochs that are left.
         final = trainer.fit()
         if start is None:
-            return None
+            return processes.share()
         saver.save_final(trainer.eval_model.state_dict(), final, trainer.fit_calibration())
         if config.tensorboard:
             _log_mistakes(trainer, data)
         best = trainer.progress.history[trainer.progress.best_epoch - 1]
         evaluated = trainer.eval_loaders["test" if data.test else "val"]
-        return make_result(config, data.train.title, folder, final, best, evaluated.num_images)
+        records = trainer.progress.history
+        return processes.share(make_result(config, data.train.title, folder, records, best, evaluated.num_images))
 
 
 def _attach_files(
@@ -162,6 +161,8 @@ def _attach_files(
     if profile_steps:
         loggers.append(Profile(folder.path, profile_steps, trainer.device.type))
     settings, environment = to_plain(config), describe_environment(trainer.device)
+    if plugins := describe_plugins(config.plugin):
+        environment["plugins"] = plugins
     if state is None:  # else with the first save: until then the folder describes the checkpoint
         folder.write_description(settings, environment)
 

@@ -18,6 +18,7 @@ from resnet_train.config import TrainConfig, changed_settings, make_config, to_p
 from resnet_train.data.dataset import find_data_dir
 from resnet_train.evaluation.metrics import compute_scores
 from resnet_train.jobs.replay import train_again
+from resnet_train.loggers.base import CURVE_FOLDERS
 from resnet_train.loggers.csv import TIMING, format_metrics, read_rows
 from resnet_train.loggers.events import RUN, Points, find_curve, find_event_files, is_checkpoint, read_events
 from resnet_train.recipes import read_yaml
@@ -31,7 +32,8 @@ from resnet_train.runs.checkpoint import (
     parse,
     read_checkpoint,
 )
-from resnet_train.runs.folder import CURVE_FOLDERS, SPLITS, RunFolder
+from resnet_train.runs.folder import SPLITS, RunFolder
+from resnet_train.runs.needed_plugins import check_files
 from resnet_train.runs.restore import restore_model
 from resnet_train.runs.weights import load_weights, read_weights
 from resnet_train.runtime.device import device_name, prepare_machine, select_device
@@ -105,7 +107,7 @@ def verify(path: Path) -> Verification:
     """Verify a run; nothing is written into its folder.
 
     Raises:
-        ValueError: this is not the folder of a run, or the run has not ended.
+        ValueError: this is not the folder of a run, the run has not ended, or one of its plugins is not loaded.
         Interrupted: by a signal.
     """
     folder = RunFolder(path if path.name not in {"", ".."} else path.resolve())
@@ -122,6 +124,7 @@ def verify(path: Path) -> Verification:
     result = Verification(str(folder.path))
     try:
         run = _read_run(folder)
+        check_files(run.newest.environment, folder.path)
         _check_descriptions(run, result)
         _check_csv(run, result)
         points = _check_events(run, result)

@@ -1,10 +1,17 @@
-"""The interface of all loggers."""
+"""The interface of all loggers, and their registry."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from resnet_train.records import RunInfo, Scalars
+from resnet_train.registry import Registry, on_unload
+
+CURVE_FOLDERS = ("train", "val", "test")  # the event files of each split
+EVENTS = "events.out.tfevents.*"
 
 EVENT_BYTES = 128  # at most, of one point of a curve in TensorBoard
 MAX_POINTS = 4000  # of a curve over the steps in TensorBoard, which draws 1,000 of them
@@ -40,3 +47,33 @@ class Logger:
 
     def close(self) -> None:
         """Release all resources; may be called more than once."""
+
+
+BuildLogger = Callable[..., Logger | None]
+LOGGERS: Registry[BuildLogger] = Registry("logger")
+_FILES: dict[str, tuple[str, ...]] = {}  # by logger
+
+
+def register_logger(name: str, files: Sequence[str] = ()) -> Callable[[BuildLogger], BuildLogger]:
+    """Return a decorator that registers a subclass of `Logger`, or a function that returns one or None for none.
+
+    It is called with the settings that its signature names, of which `folder` is that of the run. Loggers are called in
+    the order in which they were registered.
+
+    Args:
+        files: what it writes to the run's folder, as patterns such as "log.jsonl" or "curves/*". A run that was killed
+            before its first save may start again in a folder with such files.
+    """
+
+    def add(build: BuildLogger) -> BuildLogger:
+        LOGGERS.register(name)(build)
+        _FILES[name] = tuple(files)
+        on_unload(partial(_FILES.pop, name))
+        return build
+
+    return add
+
+
+def logger_files() -> list[str]:
+    """Return the patterns of the files of all loggers."""
+    return [pattern for patterns in _FILES.values() for pattern in patterns]

@@ -1,16 +1,21 @@
-"""Progress on stderr: what is trained, a live bar on a terminal or in a notebook, and a table with a row per epoch."""
+"""Progress: what is trained, a live bar on a terminal or in a notebook, and a table with a row per epoch.
+
+It is on stderr, or in a notebook, which shows stderr as if all of it were errors, on stdout.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
-from contextlib import suppress
-from typing import Any
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
-from tqdm.auto import tqdm
+from tqdm import TqdmWarning
 
-from resnet_train.loggers.base import Logger
+from resnet_train.loggers.base import Logger, register_logger
 from resnet_train.loggers.table import EpochTable, describe_run
 from resnet_train.loggers.time_left import TimeLeft
 from resnet_train.records import RunInfo, Scalars
@@ -19,22 +24,32 @@ from resnet_train.runtime.ranks import rank
 from resnet_train.runtime.terminal import can_show, is_terminal, paint, text_width
 from resnet_train.text import LineFormatter
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", TqdmWarning)  # a notebook without ipywidgets has no bar, but the same lines
+    from tqdm.auto import tqdm
+
 log = logging.getLogger(__name__)
 
 MEASURED_SECONDS = 2.5  # of steps, before the time of the run is estimated
 SHORT_SECONDS = 10  # shorter runs need no estimate
-IN_NOTEBOOK = any(kind.__name__ == "tqdm_notebook" for kind in tqdm.__mro__)
+HAS_WIDGETS = any(kind.__name__ == "tqdm_notebook" for kind in tqdm.__mro__)  # the bar is one
 WIDTH_WITH_LOSS = 70  # from this width on, the bar has the loss
 
 
+def screen() -> TextIO | None:
+    """Return the stream that shows progress, None if it is closed."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return sys.stdout if getattr(shell, "kernel", None) is not None else sys.stderr
+
+
 class BarHandler(logging.Handler):
-    """Write log lines to stderr, above the live bar if there is one."""
+    """Write log lines to the screen, above the live bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
         with suppress(OSError):  # the reader of the pipe is gone; training and train.log continue
-            if sys.stderr is not None:
-                tqdm.write(self.format(record), file=sys.stderr)
+            if (stream := screen()) is not None:
+                tqdm.write(self.format(record), file=stream)
 
 
 class _LevelFormatter(LineFormatter):
@@ -45,11 +60,27 @@ class _LevelFormatter(LineFormatter):
         if record.levelno <= logging.INFO:
             return text
         kind = "warning" if record.levelno == logging.WARNING else "error"
-        return f"{paint(f'{record.levelname.lower()}:', kind, sys.stderr)} {text}"
+        return f"{paint(f'{record.levelname.lower()}:', kind, screen())} {text}"
+
+
+@contextmanager
+def shown_log() -> Iterator[None]:
+    """While entered, show the log of the package, unless the caller has given its logger a handler."""
+    logger = logging.getLogger("resnet_train")
+    if logger.handlers:
+        yield
+        return
+    before = logger.handlers, logger.propagate, logger.level
+    show_log()
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate, level = before
+        logger.setLevel(level)
 
 
 def show_log() -> None:
-    """Show the log of the package on stderr; ranks other than 0 show errors only."""
+    """Show the log of the package on stderr, in a notebook on stdout; ranks other than 0 show errors only."""
     handler = BarHandler()
     handler.setFormatter(_LevelFormatter())
     logger = logging.getLogger("resnet_train")
@@ -57,6 +88,7 @@ def show_log() -> None:
     logger.setLevel(logging.INFO if rank() == 0 else logging.ERROR)
 
 
+@register_logger("console")
 class Console(Logger):
     """Show what is trained, a bar and a table, and estimate after the first steps how long the run will take."""
 
@@ -68,7 +100,7 @@ class Console(Logger):
     def start(self, info: RunInfo) -> None:
         """Describe the run."""
         self.info, self.time_left = info, TimeLeft(info)
-        width = text_width(sys.stderr)
+        width = text_width(screen())
         self.table = EpochTable(info, width)
         if info.first_step:
             log.info("resuming %s: %d epochs done, step %d", info.folder, len(info.history), info.first_step)
@@ -82,6 +114,8 @@ class Console(Logger):
         if self.bar is None:
             self._open_bar(step)
         assert self.bar is not None
+        if HAS_WIDGETS and (step - 1) % self.info.steps_per_epoch == 0:
+            self._restart_bar(step)
         self.bar.step = step
         self.bar.update(self.info.batch_size)
         if self.time_left.measured_seconds > MEASURED_SECONDS:
@@ -95,12 +129,22 @@ class Console(Logger):
             initial=done * self.info.batch_size,
             desc=self.table.label(epoch + 1),
             bar_format="{desc} {bar} {percentage:3.0f} %{scores}{speed}",
-            ascii="─━" if can_show("─━", sys.stderr) else "-#",
-            disable=not IN_NOTEBOOK and not is_terminal(sys.stderr),
+            ascii="─━" if can_show("─━", screen()) else "-#",
+            disable=not HAS_WIDGETS and not is_terminal(screen()),
+            file=screen(),
             leave=False,
             dynamic_ncols=True,
+            miniters=1,
         )
         self.bar.epoch, self.bar.time_left = epoch, self.time_left
+
+    def _restart_bar(self, step: int) -> None:
+        """Use the widget again for an epoch: a notebook keeps a blank line for each one that was closed."""
+        assert self.bar is not None
+        assert self.info is not None
+        self.bar.epoch = (step - 1) // self.info.steps_per_epoch
+        self.bar.set_description_str(self.table.label(self.bar.epoch + 1), refresh=False)
+        self.bar.reset()
 
     def _estimate(self, step: int, epoch: int) -> None:
         """Log once how long the run takes, unless that is short."""
@@ -117,17 +161,18 @@ class Console(Logger):
         elif self.bar is not None:
             accuracy = f"  acc {100 * scalars['train/accuracy']:.1f} %"
             loss = f"  loss {scalars['train/loss']:.2f}"
-            self.bar.scores = loss + accuracy if text_width(sys.stderr) >= WIDTH_WITH_LOSS else accuracy
+            self.bar.scores = loss + accuracy if text_width(screen()) >= WIDTH_WITH_LOSS else accuracy
 
     def _log_epoch(self, scalars: Scalars, step: int, epoch: int) -> None:
         assert self.info is not None
-        self.close()
+        if not HAS_WIDGETS or epoch == self.info.epochs:
+            self.close()
         self.time_left.end_epoch(scalars.get("timing/eval_seconds", 0.0))
         self._estimate(step, epoch)
         if not self.has_header:
             self.has_header = True
-            if is_terminal(sys.stderr):
-                tqdm.write("", file=sys.stderr)
+            if is_terminal(screen()):
+                tqdm.write("", file=screen())
             log.info(self.table.header)
         left = self.time_left.seconds(step, epoch) if epoch < self.info.epochs else None
         log.info(self.table.row(epoch, scalars, left))
@@ -142,6 +187,7 @@ class Console(Logger):
 class _Bar(tqdm):
     """A bar of one epoch whose time left is that of the whole run."""
 
+    monitor_interval = 0  # no thread that watches the bar, as every step updates it
     step, epoch = 0, 0
     scores = ""
     time_left: TimeLeft | None = None

@@ -10,18 +10,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from resnet_train.loggers.base import Logger
+from resnet_train.loggers.base import Logger, register_logger
 from resnet_train.records import EpochRecord, EpochTiming, RunInfo, Scalars
 from resnet_train.runtime.files import explain_write_errors, open_regular, replace_text
 
+FILES = ("metrics.csv", "timing.csv")
 TIMING = tuple(f"timing/{field.name}" for field in fields(EpochTiming))
 
 
+@register_logger("csv", files=FILES)
 class MetricsCsv(Logger):
     """Append to both files. When a run is resumed, they are first cut back to the epochs of the checkpoint."""
 
     def __init__(self, folder: Path) -> None:
-        self.metrics, self.timing = folder / "metrics.csv", folder / "timing.csv"
+        self.metrics, self.timing = (folder / name for name in FILES)
         self.columns: Sequence[str] = ()
 
     def start(self, info: RunInfo) -> None:

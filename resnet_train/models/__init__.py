@@ -1,12 +1,8 @@
 """Networks: `create_model("resnet18", num_classes=10)`."""
 
-# Importing a family registers it; `list_models` keeps this order.
-# isort: off
-from resnet_train.models import resnet, cifar_resnet, preact, wide, resnext, resnet9  # noqa: F401
-
-# isort: on
 from resnet_train.models.complexity import Complexity, measure_complexity
 from resnet_train.models.registry import ModelEntry, create_model, find_model, list_models, register_model, sketch_model
+from resnet_train.registry import import_modules
 
 __all__ = [
     "Complexity",
@@ -18,3 +14,6 @@ __all__ = [
     "register_model",
     "sketch_model",
 ]
+
+# Importing a family registers it; `list_models` has them in this order, and then those of other files.
+import_modules(__name__, __path__, first=("resnet", "cifar_resnet", "preact", "wide", "resnext", "resnet9"))

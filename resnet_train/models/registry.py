@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from resnet_train.registry import Registry
+from resnet_train.registry import Registry, on_unload
 
 Constructor = Callable[..., nn.Module]
 
@@ -47,6 +48,7 @@ def register_model(family: str, options: type[nn.Module] | None = None) -> Calla
         name = constructor.__name__
         _MODELS.register(name)(constructor)
         _ENTRIES[name] = ModelEntry(name, family, constructor, optional_arguments(options) if options else ())
+        on_unload(partial(_ENTRIES.pop, name))
         return constructor
 
     return add
@@ -67,7 +69,9 @@ def register_pattern(
     """
 
     def add(make_entry: Callable[[str], ModelEntry]) -> Callable[[str], ModelEntry]:
-        _PATTERNS.append((re.compile(pattern), make_entry))
+        entry = re.compile(pattern), make_entry
+        _PATTERNS.append(entry)
+        on_unload(partial(_PATTERNS.remove, entry))
         return make_entry
 
     return add

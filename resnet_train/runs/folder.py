@@ -7,11 +7,14 @@ import os
 import socket
 import time
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+from resnet_train.loggers.base import CURVE_FOLDERS, logger_files
+from resnet_train.loggers.csv import FILES as CSV_FILES
 from resnet_train.recipes import to_yaml
 from resnet_train.runtime import names
 from resnet_train.runtime.files import open_regular, refuse_special_files, write_text
@@ -19,11 +22,10 @@ from resnet_train.weights import SHIPPED, shipped_checkpoint
 
 PEEK_SECONDS = 0.1  # a process that only looks whether the folder is in use holds the lock for less than this
 HOLDER_SECONDS = 0.5  # a process that creates the folder locks it and writes its identity within this time
-CSV_FILES = {"metrics.csv", "timing.csv"}
-OTHER_FILES = {".lock", ".holder.json", ".unsaved", "config.yaml", "environment.json", "train.log", "trace.json"}
+# What a run writes beside its checkpoints and the files of its loggers, which declare them.
+OTHER_FILES = (".lock", ".holder.json", ".unsaved", "config.yaml", "environment.json", "train.log", "trace.json")
 SPLITS = ("val", "test")  # that choose the best model
 EXPORTED = "model.safetensors"  # the weights in a folder for the Hugging Face Hub
-CURVE_FOLDERS = ("train", "val", "test")  # the event files of each split
 
 
 class RunFolder:
@@ -190,31 +192,25 @@ class RunFolder:
         A folder with epochs in metrics.csv or with a model is one only if `.unsaved` shows that no state was saved yet:
         otherwise somebody deleted the states of a run to save room.
         """
-        # The files of the run.
-        unsaved = self.unsaved.is_file()
-        for path in self.path.iterdir():
-            is_folder = path == self.checkpoints or path in self._curves
-            if path.is_symlink() or not (path.is_dir() if is_folder else path.is_file()):
+        # The files of the run and of its loggers, in folders that they have.
+        unsaved, patterns = self.unsaved.is_file(), [*OTHER_FILES, ".*.tmp", *logger_files()]
+        for path in self.path.rglob("*"):
+            name = path.relative_to(self.path).as_posix()
+            if name.partition("/")[0] == self.checkpoints.name and not path.is_symlink():
+                continue
+            if path.is_dir():
+                is_own = any(p.startswith(f"{name}/") or ("/" in name and fnmatch(name, p)) for p in patterns)
+            else:
+                is_own = path.is_file() and any(fnmatch(name, p) for p in patterns)
+            if path.is_symlink() or not is_own:
                 return False
-            is_own = is_folder or path.name in OTHER_FILES or _has_events(path) or path.match(".*.tmp")
-            if path.name in CSV_FILES:
-                is_own = unsaved or len(path.read_bytes().splitlines()) <= 1
-            if not is_own:
+            if name in CSV_FILES and not unsaved and len(path.read_bytes().splitlines()) > 1:
                 return False
-
-        # The event files of the splits.
-        curves = [path for folder in self._curves if folder.is_dir() for path in folder.iterdir()]
-        if not all(path.is_file() and not path.is_symlink() and _has_events(path) for path in curves):
-            return False
 
         # The checkpoints: none but a best model, and files whose writer was killed.
         files = list(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else []
         best = {file(split) for file in (self.best, self.next_best) for split in SPLITS} if unsaved else set()
         return all(path in best or path.match(".*.tmp") for path in files)
-
-
-def _has_events(path: Path) -> bool:
-    return path.name.startswith("events.out.tfevents.")
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -6,12 +6,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from resnet_train.config import TrainConfig
 from resnet_train.models import create_model, sketch_model
 from resnet_train.runs.checkpoint import AnyCheckpoint, RunCheckpoint
 from resnet_train.runs.folder import RunFolder
+from resnet_train.runs.needed_plugins import describe_missing, missing_plugins
 from resnet_train.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -32,9 +34,12 @@ def restore_model(checkpoint: AnyCheckpoint, path: Path) -> nn.Module:
         # Try a sketch first: it takes no memory for a network that the weights do not fill.
         sketch = sketch_model(about.arch, len(about.classes), len(weights), **about.arch_options)
         sketch.load_state_dict(weights, assign=True)
-        model = create_model(about.arch, len(about.classes), **about.arch_options)
+        with torch.random.fork_rng(devices=[]):  # the initial weights are replaced: leave no trace of them
+            model = create_model(about.arch, len(about.classes), **about.arch_options)
         model.load_state_dict(weights)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if missing := missing_plugins(checkpoint.environment):
+            raise ValueError(describe_missing(missing, path)) from None
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} does not hold the network it describes: {reason}") from None
     return model.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from resnet_train.config import TrainConfig
 from resnet_train.loggers.csv import read_seconds
@@ -20,11 +21,12 @@ def make_result(
     config: TrainConfig,
     title: str,
     folder: RunFolder,
-    final: EpochRecord,
+    records: Sequence[EpochRecord],
     best: EpochRecord,
     num_images: int | None = None,
 ) -> RunResult:
-    """Return the result of a run from the records of its last and its best epoch."""
+    """Return the result of a run from the records of its epochs and of the best one."""
+    final = records[-1]
     split = "val" if "val" in final.scores else "test"
     return RunResult(
         name=folder.name,
@@ -34,6 +36,7 @@ def make_result(
         epochs=config.epochs,
         folder=str(folder.path),
         final=final,
+        records=tuple(records),
         num_images=num_images,
         seconds=read_seconds(folder.path),
         best_split=split,
@@ -49,20 +52,20 @@ def read_result(start: Start) -> RunResult:
     folder, state, model = start.folder, start.state, start.model
     if state is not None:
         log.info("%s is finished; nothing to do (a larger --epochs extends it)", folder.path)
-        about, final = state.about, state.history[-1]
-        best = next((record for record in state.history if record.epoch == state.best_epoch), final)
+        about, records = state.about, state.history
+        best = next((record for record in records if record.epoch == state.best_epoch), records[-1])
         if not folder.model.exists():
             restore_model(state, folder.last)  # raises unless the weights are those of the network
             follow_checkpoint(folder, state)
-            Saver(folder, state).save_final(state.weights, final, state.calibration)
+            Saver(folder, state).save_final(state.weights, records[-1], state.calibration)
     else:
         # The states were deleted to save room; the models have their records.
         log.info("%s is finished; nothing to do", folder.path)
         assert model is not None
         assert model.metrics is not None
-        about, final = model.about, model.metrics
-        best = final
+        about, records = model.about, [model.metrics]
+        best = model.metrics
         for path in (folder.best("test"), folder.best("val")):
             if path.is_file():
                 best = read_model(path).metrics or best
-    return make_result(start.config, about.title, folder, final, best)
+    return make_result(start.config, about.title, folder, records, best)

@@ -18,11 +18,12 @@ from resnet_train.config import (
     merge_on_resume,
     with_length,
 )
-from resnet_train.data.dataset import FACTS, find_data_dir
+from resnet_train.data.dataset import FACTS, find_data_dir, needs_files
 from resnet_train.recipes import read_yaml
 from resnet_train.runs.checkpoint import ModelCheckpoint, RunCheckpoint, parse, read_checkpoint
 from resnet_train.runs.folder import RunFolder, existing_run_message, find_runs
 from resnet_train.runs.naming import default_name
+from resnet_train.runs.needed_plugins import check_files
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,10 @@ def _start_at(path: Path, given: dict[str, Any]) -> Start:
     # Lock before reading, because another process may be about to write a newer state.
     folder.lock()
     try:
-        return _resumed(folder, _parse_state(file) if file else _read_state(folder), given, file)
+        state = _parse_state(file) if file else _read_state(folder)
+        for change in check_files(state.environment, folder.path):
+            log.warning("%s: the result may differ", change)
+        return _resumed(folder, state, given, file)
     except BaseException:
         folder.unlock()
         raise
@@ -290,6 +294,8 @@ def _match(
     # Only the state says what was trained.
     try:
         state = _read_state(folder)
+        if changes := check_files(state.environment, folder.path):
+            raise OtherRun(f"{changes[0]}; choose another --name, or continue it with --resume {folder.path}")
         _check_same(folder, make_config(state.config), config)
         if config.dataset not in FACTS:
             _check_images(folder, state, config, fingerprints)
@@ -361,7 +367,7 @@ def _check_same(folder: RunFolder, before: TrainConfig, config: TrainConfig) -> 
 def _check_images(folder: RunFolder, state: RunCheckpoint, config: TrainConfig, fingerprints: Fingerprints) -> None:
     """Raise OtherRun if the run was trained or evaluated on other images."""
     about = state.about
-    if config.data_dir.is_dir():
+    if config.data_dir.is_dir() or not needs_files(config.dataset):
         train, test, val = fingerprints(config)
         same = train == about.fingerprint and about.test_fingerprint in (None, test)
         same &= about.val_fingerprint in (None, val)

@@ -502,7 +502,7 @@ def watch_all(folder: Path) -> Iterator[dict[str, Any]]:
     """Read one file after the other and print the outcome of each."""
     import torch
 
-    from resnet_train.jobs.evaluate import load_model
+    from resnet_train.jobs.trained_model import load_model
     from resnet_train.runs.checkpoint import read_checkpoint, stamp, write_checkpoint
     from resnet_train.runs.safetensors_file import encode_safetensors
 

@@ -1,5 +1,6 @@
 """The data sets, one file per source; each registers itself in `resnet_train.data.dataset.DATASETS`."""
 
-# `resnet-info datasets` lists them in this order.
-# isort: off
-from resnet_train.data.sources import cifar, cifar10_tests, digits, folder  # noqa: F401
+from resnet_train.registry import import_modules
+
+# `resnet-info datasets` lists them in this order, and then those of other files.
+import_modules(__name__, __path__, first=("cifar", "cifar10_tests", "digits", "folder"))
