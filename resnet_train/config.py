@@ -111,7 +111,8 @@ class TrainConfig(BaseModel):
     dataset: str = _option("cifar10", DATA)
     """Data set: cifar10, cifar100, digits (bundled, no download) or folder (your own images)."""
     data_dir: Path = _option(Path("data"), DATA, on_resume="free")
-    """Directory of the data, and target of downloads; for folder, it holds train/ and test/, or the classes."""
+    """Directory of the data, and target of downloads; for folder, it holds train/ and test/, or the classes.
+    RESNET_TRAIN_DATA_DIR in the environment changes the default."""
     image_size: int = _option(32, DATA, ge=8, le=1024)
     """Height and width of the images in pixels; always 32 for CIFAR."""
     normalize: str | None = _option(None, DATA)
