@@ -140,8 +140,7 @@ def _known_name(name: str, flags: Flags) -> str:
     plain = stem.lower().replace("_", "-")
     if f"--{plain}" in flags:
         return f"--{plain}"
-    alias = ALIASES.get(plain.replace("-", "_"), plain).replace("_", "-")
-    return f"--{alias}" if f"--{alias}" in flags else f"--{plain}"
+    return "--" + ALIASES.get(plain.replace("-", "_"), plain).replace("_", "-")
 
 
 def _hint(name: str, flags: Flags) -> str:

@@ -25,7 +25,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
-from resnet_train.runtime.files import open_regular
+from resnet_train.runtime.files import open_regular, replace_file
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ def _build(folder: Path, source: CacheSource, fill: Callable[[Path], F]) -> None
         }
         (work / "cache.json").write_text(json.dumps({"content": content, "crc32": _json_crc32(content)}))
         try:
-            work.rename(folder)
+            replace_file(work, folder)
         except OSError:
             if not folder.is_dir():  # otherwise another process was faster, and its cache is as good
                 raise

@@ -9,6 +9,7 @@ from pathlib import Path
 from resnet_train.records import EpochRecord
 from resnet_train.runs.checkpoint import RunCheckpoint, Saver, read_model
 from resnet_train.runs.folder import SPLITS, RunFolder
+from resnet_train.runtime.files import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def _follow_best(folder: RunFolder, split: str, record: EpochRecord | None, stat
     best, waiting = folder.best(split), folder.next_best(split)
     if not is_model_of(best, record):
         if is_model_of(waiting, record):  # the run was killed right after its state was saved
-            waiting.replace(best)
+            replace_file(waiting, best)
         elif (
             record is not None
             and state is not None
@@ -79,7 +80,7 @@ def _follow_best(folder: RunFolder, split: str, record: EpochRecord | None, stat
             and not state.steps_after_epoch
         ):
             Saver(folder, state).save_best(state.weights, split, record, state.calibration)
-            waiting.replace(best)
+            replace_file(waiting, best)
         else:
             best.unlink(missing_ok=True)
             if record is not None:

@@ -130,7 +130,7 @@ class Saver:
         # What follows the state; a kill in between is made good when the run is resumed.
         for split in SPLITS:
             if self.folder.next_best(split).exists():
-                self.folder.next_best(split).replace(self.folder.best(split))
+                replace_file(self.folder.next_best(split), self.folder.best(split))
         if self.describes:
             self.folder.write_description(self.description["config"], self.description["environment"])
             self.describes = False

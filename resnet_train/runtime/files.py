@@ -64,7 +64,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def replace_file(source: Path, target: Path) -> None:
-    """Rename a file to the name of another, which it replaces.
+    """Rename a file to the name of another, which it replaces, or a folder to a free name.
 
     Windows refuses while a virus scanner, a backup or another program has the file open, mostly for an instant: there
     it is tried for a second.
