@@ -87,10 +87,10 @@ def test_offered_names_are_those_of_the_registries() -> None:
     assert choices.schedules() == {name: SCHEDULES[name].__doc__.partition("\n")[0] for name in SCHEDULES.names()}
 
 
-def test_completion_imports_no_torch(tmp_path: Path) -> None:
+def test_completion_and_the_page_of_settings_import_no_torch(tmp_path: Path) -> None:
     program = (
-        "import sys; from resnet_train.cli import choices, train, info; choices.values_of('arch');"
-        "choices.values_of('dataset'); info._find_topics(''); print('torch' in sys.modules)"
+        "import sys; from resnet_train.cli import choices, info; choices.values_of('dataset'); info._find_topics(''); "
+        "from resnet_train.jobs.settings import settings_page; settings_page(); print('torch' in sys.modules)"
     )
     assert run_python("-c", program, cwd=tmp_path) == (0, "False\n", "")
 

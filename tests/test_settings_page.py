@@ -12,7 +12,7 @@ from resnet_train.cli import choices
 from resnet_train.config import ALIASES, PANELS, TrainConfig, option_names, to_plain
 from resnet_train.jobs.settings import list_settings, settings_page, settings_schema
 from resnet_train.recipes import read_yaml, recipe_folder
-from tests.harness.cli import RunCli, run_python
+from tests.harness.cli import RunCli
 
 DOCS = Path(__file__).parents[1] / "docs"
 TYPES = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "array": list, "null": type(None)}
@@ -92,8 +92,3 @@ def test_defaults_fit_the_schema(schema: dict[str, Any]) -> None:
 def test_schema_refuses_what_the_config_refuses(name: str, value: object, schema: dict[str, Any]) -> None:
     assert not accepts(value, schema["properties"][name])
     assert schema["additionalProperties"] is False
-
-
-def test_settings_need_no_torch(tmp_path: Path) -> None:
-    code = "import sys; from resnet_train.jobs import settings; settings.settings_page(); print('torch' in sys.modules)"
-    assert run_python("-c", code, cwd=tmp_path) == (0, "False\n", "")
