@@ -61,6 +61,7 @@ def complete(line: str, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.Mon
         ("resnet-train --optimizer ", ["sgd", "adamw", "muon"]),
         ("resnet-train --resume ", ["auto", "runs/mine"]),
         ("resnet-train --lr ", []),
+        ("resnet-train --milestones ", []),
         ("resnet-bench --schedule one", ["one-cycle"]),
         ("resnet-eval ", ["runs/mine"]),
         ("resnet-eval elsewhere/", ["elsewhere/model.pt"]),
@@ -93,6 +94,11 @@ def test_completion_and_the_page_of_settings_import_no_torch(tmp_path: Path) -> 
         "from resnet_train.jobs.settings import settings_page; settings_page(); print('torch' in sys.modules)"
     )
     assert run_python("-c", program, cwd=tmp_path) == (0, "False\n", "")
+
+
+def test_runs_and_checkpoints_are_told_apart() -> None:
+    assert choices.runs() == {"runs/mine": "run"}
+    assert choices.runs("elsewhere/") == {"elsewhere/model.pt": "checkpoint"}
 
 
 def test_words_split_at_equals_are_joined() -> None:

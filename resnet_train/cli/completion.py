@@ -33,10 +33,10 @@ def split_values(environ: MutableMapping[str, str]) -> None:
     if not environ.get("COMP_WORDS") or not environ.get("COMP_CWORD", "").isdigit():
         return
     cursor = int(environ["COMP_CWORD"])
-    kept: list[str] = []
-    dropped = 0
-    for position, word in enumerate(environ["COMP_WORDS"].split("\n")):
-        if word != "=" or not kept or not kept[-1].startswith("--"):
+    program, *words = environ["COMP_WORDS"].split("\n")
+    kept, dropped = [program], 0
+    for position, word in enumerate(words, 1):
+        if word != "=" or not kept[-1].startswith("--"):
             kept.append(word)
         elif position == cursor:
             kept.append("")
@@ -76,7 +76,7 @@ def _run_typer(prog_name: str, arguments: list[str], completion: str = "") -> st
     os.environ[variable] = completion
     try:
         with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.suppress(SystemExit):
-            app(arguments, prog_name=prog_name, standalone_mode=False)
+            app(arguments, prog_name=prog_name)
     finally:
         del os.environ[variable]
     return stdout.getvalue()
