@@ -127,7 +127,7 @@ def test_alias_needs_the_setting_in_the_command() -> None:
         repair(["runs/a", "--wd", "1"], flags_for("resnet-eval"))
 
 
-@pytest.mark.parametrize("typed", ["--arch resnet18", "--no-nesterov", "--weight_decay 1"])
+@pytest.mark.parametrize("typed", ["--lr 0.1", "--no-nesterov", "--weight_decay 1"])
 def test_setting_of_the_training_is_named_as_such(typed: str) -> None:
     with pytest.raises(ValueError, match=r"; it is a flag of resnet-train$"):
         repair(["runs/a", *typed.split()], flags_for("resnet-eval"))

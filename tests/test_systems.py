@@ -21,6 +21,7 @@ from resnet_train.runs.folder import RunFolder
 from resnet_train.runtime import files
 from resnet_train.runtime.names import safe_names, windows_problem
 from resnet_train.training.signals import SignalWatch
+from tests.harness.cli import run_python
 from tests.harness.records import make_info, make_record
 
 # --- Names on Windows ------------------------------------------------------------------------------------------------
@@ -186,6 +187,35 @@ def test_system_without_a_signal_is_no_error(missing: str, monkeypatch: pytest.M
     monkeypatch.delattr(signal, missing, raising=False)
     with SignalWatch() as watch:
         assert watch.stop == 0
+
+
+# --- Users -----------------------------------------------------------------------------------------------------------
+
+CACHE_OF_USER = """
+import os, sys
+sys.argv = ["resnet-train"]
+for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "TORCHINDUCTOR_CACHE_DIR"):
+    os.environ.pop(name, None)
+os.environ.update(dict(word.split("=") for word in os.environ.get("SET", "").split()))
+if "NAMELESS" in os.environ:
+    os.getuid = lambda: 4294967000
+import resnet_train.cli
+print(os.environ.get("TORCHINDUCTOR_CACHE_DIR"))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="users have names on Windows")
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({"NAMELESS": "1", "TMPDIR": "/scratch"}, "/scratch/torchinductor_4294967000"),
+        ({"NAMELESS": "1", "SET": "USER=me"}, "None"),
+        ({"NAMELESS": "1", "SET": "TORCHINDUCTOR_CACHE_DIR=/mine"}, "/mine"),
+        ({}, "None"),
+    ],
+)
+def test_user_without_a_name_gets_a_cache_of_torch(variables: dict[str, str], folder: str, tmp_path: Path) -> None:
+    assert run_python("-c", CACHE_OF_USER, cwd=tmp_path, **variables) == (0, f"{folder}\n", "")
 
 
 # --- Drives ----------------------------------------------------------------------------------------------------------

@@ -27,9 +27,27 @@ def limit_spinning() -> None:
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
+def name_cache_of_torch() -> None:
+    """Set the folder for compiled code if the user has a number only, as in `docker run --user 4711`.
+
+    Torch puts the user's name into the folder's when it is imported, and fails if there is none.
+    """
+    variables = ("TORCHINDUCTOR_CACHE_DIR", "LOGNAME", "USER", "LNAME", "USERNAME")
+    if not hasattr(os, "getuid") or any(os.environ.get(name) for name in variables):
+        return
+    import pwd  # not on Windows
+
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        folder = f"torchinductor_{os.getuid()}"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(os.environ.get("TMPDIR", "/tmp"), folder)  # noqa: PTH118
+
+
 def prepare_process() -> None:
-    """Set up OpenMP and Ctrl-C of a console script, before typer and torch are imported."""
+    """Set up OpenMP, torch's cache and Ctrl-C of a console script, before typer and torch are imported."""
     limit_spinning()
+    name_cache_of_torch()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, exit_at_once)  # `run_app` hands SIGINT back to Python
 
