@@ -25,10 +25,16 @@ from resnet_train.jobs.given_settings import expand_path, gather_settings
 
 RECIPE, FOLDS, EPOCHS = "resnet20-fast", 3, 6  # measured, see docs/audit.md
 
+EXAMPLES = """\
+resnet-audit pictures/                   a folder of pictures
+resnet-audit cifar10                     a data set that is downloaded
+resnet-audit pictures/ --folds 0         duplicates and odd ones only
+resnet-audit pictures/ --output report/  where the page goes"""
+
 app = new_app()
 
 
-@app.command()
+@app.command(examples=EXAMPLES)
 def audit(
     data: Annotated[
         str | None,
