@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +20,17 @@ def test_machine_is_described(run_cli: RunCli, tmp_path: Path) -> None:
     text = run_cli("resnet-info", "env", cwd=tmp_path)
     assert (text.code, text.stderr) == (0, "")
     assert f"torch              {described['torch']}" in text.stdout.splitlines()
+
+
+def test_usable_cpus_memory_and_gpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = SimpleNamespace(name="A100", total_memory=40 << 30, major=8, minor=0)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3} if pid == 0 else set(), raising=False)
+    monkeypatch.setattr("resnet_train.jobs.machine.free_memory_bytes", lambda device: 3 << 29)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: gpu)
+    described = describe_machine()
+    assert (described["cpu_usable"], described["memory_free_gib"]) == (1, 1.5)
+    assert described["gpus"] == ["A100, 40 GiB, compute capability 8.0"]
 
 
 def test_no_secrets_and_no_names_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:

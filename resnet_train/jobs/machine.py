@@ -33,7 +33,7 @@ def describe_machine() -> dict[str, Any]:
         "cpu_instructions": [torch.backends.cpu.get_cpu_capability(), *units],
         "memory_free_gib": round(free_memory_bytes(torch.device("cpu")) / 2**30, 1),
         "gpus": [_describe_gpu(index) for index in range(torch.cuda.device_count())],
-        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+        "cudnn": torch.backends.cudnn.version(),
         "threads_between": torch.get_num_interop_threads(),
         "executable": hide_home(sys.executable),
         "package": hide_home(str(Path(resnet_train.__file__).parent)),
