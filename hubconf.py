@@ -1,6 +1,7 @@
 """Networks for torch.hub.
 
 >>> torch.hub.load("OWNER/REPOSITORY", "resnet20", num_classes=10)  # new weights
+>>> torch.hub.load("OWNER/REPOSITORY", "checkpoint")  # the trained resnet20 that comes with the repository
 >>> torch.hub.load("OWNER/REPOSITORY", "checkpoint", "runs/NAME")  # a network that you have trained
 """
 
@@ -21,15 +22,19 @@ if TYPE_CHECKING:
 dependencies = ["filelock", "numpy", "pydantic", "torch"]
 
 
-def checkpoint(path: str) -> nn.Module:
-    """Return the network of a checkpoint or a run folder, with its weights, in evaluation mode on the CPU."""
+def checkpoint(path: str | None = None) -> nn.Module:
+    """Return the network of a checkpoint or a run folder, with its weights, in evaluation mode on the CPU.
+
+    Without a path it is the trained network that comes with this repository.
+    """
     from pathlib import Path
 
     from resnet_train.runs.checkpoint import read_model
     from resnet_train.runs.folder import find_checkpoint
     from resnet_train.runs.restore import restore_model
+    from resnet_train.weights import shipped_checkpoint
 
-    file = find_checkpoint(Path(path))
+    file = shipped_checkpoint() if path is None else find_checkpoint(Path(path))
     return restore_model(read_model(file), file)
 
 

@@ -40,6 +40,12 @@ def test_run_is_loaded_with_its_weights(trained: tuple[Path, Outcome]) -> None:
     assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
 
 
+def test_shipped_network_is_loaded_without_a_path() -> None:
+    model = load("checkpoint")
+    assert not model.training
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
 def test_bad_option_is_an_error() -> None:
     with pytest.raises(ValueError, match="resnet9 has no option 'shortcut'"):
         load("resnet9", shortcut="pad")
