@@ -21,6 +21,7 @@ from resnet_train.models import list_models
 from resnet_train.optim.optimizers import OPTIMIZERS
 from resnet_train.optim.schedules import SCHEDULES
 from resnet_train.recipes import recipe_names
+from resnet_train.weights import SHIPPED
 from tests.harness.cli import PACKAGE_PARENT, RunCli, run_python
 
 
@@ -63,7 +64,8 @@ def complete(line: str, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.Mon
         ("resnet-train --lr ", []),
         ("resnet-train --milestones ", []),
         ("resnet-bench --schedule one", ["one-cycle"]),
-        ("resnet-eval ", ["runs/mine"]),
+        ("resnet-eval ", ["runs/mine", SHIPPED]),
+        ("resnet-predict resnet20-c", [SHIPPED]),
         ("resnet-eval elsewhere/", ["elsewhere/model.pt"]),
         ("resnet-eval ./runs/m", ["./runs/mine"]),
         ("resnet-eval nowhere/", []),

@@ -11,6 +11,7 @@ import resnet_train
 from resnet_train.config import TrainConfig, without_none
 from resnet_train.jobs.info import read_sizes
 from resnet_train.recipes import recipe_names, recipe_text
+from resnet_train.weights import SHIPPED
 
 PACKAGE = Path(resnet_train.__file__).parent
 MAX_RUNS = 200  # offered by completion
@@ -64,6 +65,11 @@ def runs(beginning: str = "") -> Choices:
     except OSError:
         return {}
     return dict(list(found.items())[:MAX_RUNS])
+
+
+def checkpoints(beginning: str = "") -> Choices:
+    """Return runs, checkpoints, and the network that comes with the package."""
+    return {**runs(beginning), SHIPPED: "comes with the package"}
 
 
 # Settings of any string whose values have names.

@@ -39,7 +39,7 @@ def evaluate(
         typer.Argument(
             metavar="CHECKPOINT",
             help="A .pt file or a run folder; the probabilities of several are averaged.",
-            autocompletion=complete(choices.runs),
+            autocompletion=complete(choices.checkpoints),
         ),
     ],
     dataset: Annotated[

@@ -38,7 +38,9 @@ app = new_app()
 def export(
     checkpoint: Annotated[
         Path,
-        typer.Argument(metavar="CHECKPOINT", help="A .pt file or a run folder.", autocompletion=complete(choices.runs)),
+        typer.Argument(
+            metavar="CHECKPOINT", help="A .pt file or a run folder.", autocompletion=complete(choices.checkpoints)
+        ),
     ],
     format_name: Annotated[
         str | None,

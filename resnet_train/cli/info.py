@@ -31,7 +31,7 @@ def _find_topics(beginning: str) -> choices.Choices:
     lists = choices.architectures(), choices.recipes(), choices.datasets(), choices.optimizers(), choices.schedules()
     named = {name: about for listed in lists for name, about in listed.items()}
     topics = {**dict.fromkeys(job.TOPICS, "list"), "options": "settings", "schema": "settings", "env": "this machine"}
-    return {**topics, **choices.runs(beginning), **named}
+    return {**topics, **choices.checkpoints(beginning), **named}
 
 
 class Differs(OSError):

@@ -56,7 +56,7 @@ def predict(
             metavar="[CHECKPOINT] IMAGE|DIR|-",
             help="A .pt file or a run folder, or nothing for the network of the package; then pictures of any size, "
             "folders of them, or -: a picture or file names, one a line, on stdin.",
-            autocompletion=complete(choices.runs),
+            autocompletion=complete(choices.checkpoints),
         ),
     ],
     top: Annotated[int, typer.Option(min=1, help="Number of classes for each picture.")] = 3,
