@@ -13,8 +13,7 @@ from tests.harness.cli import PACKAGE_PARENT, epochs_shown
 from tests.test_docs_python import DOCS, read_examples, without_numbers
 
 NOTEBOOK = DOCS / "python.ipynb"
-# Ten networks are too few to see, and a hundred take longer than a test should wait for the stop button.
-ENDLESS = """
+SETTINGS = """
 from resnet_train import train
 settings = dict(arch="resnet8", dataset="digits", image_size=8, device="cpu", tensorboard=False, name="x")
 """
@@ -127,7 +126,7 @@ def run_cell(kernel: tuple[Any, Any], code: str, stop_after: str | None = None) 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Jupyter
 def test_the_stop_button_saves_and_leaves_the_kernel_as_it_was(kernel: tuple[Any, Any]) -> None:
-    state = "import signal, logging, threading, torch\n" + ENDLESS
+    state = "import signal, logging, threading, torch\n" + SETTINGS
     state += """def state():
     log = logging.getLogger("resnet_train")
     names = sorted(thread.name for thread in threading.enumerate())
