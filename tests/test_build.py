@@ -309,6 +309,12 @@ def test_synchronized_norms_are_refused_without_a_gpu():
         tiny_trainer(sync_bn=True)
 
 
+def test_capture_is_refused_with_several_processes():
+    config = make_config({**TINY, "capture": True})
+    with pytest.raises(ValueError, match=r"^capture \(=true\) works on one CUDA GPU only, not with 2 processes; leave"):
+        build.build_trainer(config, tiny_data(), torch.device("cuda"), Processes(0, 2))
+
+
 @pytest.mark.parametrize(
     ("num_ranks", "accumulate", "message"),
     [

@@ -611,7 +611,7 @@ def test_compile_without_a_compiler_is_one_line(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(("arch", "way_out"), [("resnet18", "--config resnet20-fast"), ("resnet8", "fewer --epochs")])
+@pytest.mark.parametrize(("arch", "way_out"), [("resnet18", "--config resnet20-10min"), ("resnet8", "fewer --epochs")])
 def test_a_long_run_on_a_cpu_says_so_before_it_starts(
     arch: str, way_out: str, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
