@@ -1,0 +1,83 @@
+"""Every command that README, docs and recipes print is understood by the program."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import runpy
+import shlex
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import typer
+
+from resnet_train.cli.commands import COMMANDS
+from tests.harness.cli import RunCli
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "runs/README.md")),
+    *ROOT.glob("docs/**/*.md"),
+    *ROOT.glob("configs/*.yaml"),
+]
+APPS = {command.name: command.module for command in COMMANDS}
+FOR_READERS = ("…", "<", "COMMAND")  # a command with one of these is a pattern
+
+
+def commands_of(page: Path) -> list[str]:
+    """Return the commands of a page: the lines of its blocks and, in README, those within its text."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".yaml":
+        return re.findall(r"^# command +(.*)$", text, re.MULTILINE)
+    blocks = "\n".join(re.findall(r"^```(?:\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
+    first_words = "|".join(map(re.escape, [*APPS, "python ", "torchrun ", "scripts/", "./scripts/"]))
+    lines = re.findall(rf"^(?:\$ )?((?:{first_words}).*)$", blocks, re.MULTILINE)
+    text_alone = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    inline = re.findall(rf"`((?:{first_words})[^`]* [^`]*)`", text_alone) if page.name == "README.md" else []
+    return [command for command in [*lines, *inline] if not any(mark in command for mark in FOR_READERS)]
+
+
+CASES = sorted(
+    {(page.relative_to(ROOT).as_posix(), command) for page in PAGES if page.exists() for command in commands_of(page)}
+)
+
+
+def arguments_of(command: str) -> list[str]:
+    """Return the words of one command, without comment, pipes and redirections."""
+    return shlex.split(re.split(r"\s[|&>]|\s2>|;", command)[0], comments=True)
+
+
+def parse(module: str, arguments: list[str]) -> None:
+    """Parse arguments as the command of a module does, without running it."""
+    app = importlib.import_module(module).app
+    typer.main.get_command(app).make_context(module, list(arguments))
+
+
+def test_commands_are_found() -> None:
+    assert len(CASES) > 60
+    assert {page for page, _ in CASES} >= {"README.md", "docs/results.md", "configs/quickstart.yaml"}
+
+
+@pytest.mark.parametrize(("page", "command"), CASES)
+def test_a_documented_command_is_understood(page: str, command: str, run_cli: RunCli, tmp_path: Path) -> None:
+    program, *arguments = arguments_of(command)
+    if program in {"python", "torchrun"}:
+        script = next(i for i, word in enumerate(arguments) if word == "-m" or word.endswith(".py"))
+        arguments = arguments[script:]
+    if program.removeprefix("./").startswith("scripts/"):
+        assert (ROOT / program).is_file()
+    elif program in APPS:
+        parse(APPS[program], arguments)
+        if program == "resnet-train" and not {"--resume", "--profile", "--dry-run"} & set(arguments):
+            outcome = run_cli(program, *arguments, "--print-config", cwd=tmp_path)
+            assert outcome.code == 0, outcome
+    elif arguments[0] == "-m":
+        assert find_spec(arguments[1]), command
+        if arguments[1].startswith("resnet_train.cli."):
+            parse(arguments[1], arguments[2:])
+    else:
+        assert (ROOT / arguments[0]).is_file(), command
+        app = typer.Typer()
+        app.command()(runpy.run_path(str(ROOT / arguments[0]))["main"])
+        typer.main.get_command(app).make_context(arguments[0], arguments[1:])
