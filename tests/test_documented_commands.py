@@ -18,11 +18,18 @@ from tests.harness.cli import RunCli
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "runs/README.md")),
-    *ROOT.glob("docs/**/*.md"),
+    *ROOT.glob("docs/*.md"),  # those of plugins have a test
     *ROOT.glob("configs/*.yaml"),
 ]
 APPS = {command.name: command.module for command in COMMANDS}
 TOOLS = {"build", "twine", "pip", "venv"}  # modules that a reader installs
+PARSED_ONLY = {
+    "--resume",
+    "--weights",
+    "--seeds",
+    "--profile",
+    "--dry-run",
+}  # they need files or exclude --print-config
 FOR_READERS = ("…", "<", "COMMAND")  # a command with one of these is a pattern
 
 
@@ -75,7 +82,7 @@ def test_a_documented_command_is_understood(page: str, command: str, run_cli: Ru
         assert (ROOT / program).is_file()
     elif program in APPS:
         parse(APPS[program], arguments)
-        if program == "resnet-train" and not {"--resume", "--profile", "--dry-run", "--weights"} & set(arguments):
+        if program == "resnet-train" and PARSED_ONLY.isdisjoint(arguments):
             outcome = run_cli(program, *arguments, "--print-config", cwd=tmp_path)
             assert outcome.code == 0, outcome
     elif arguments[0] == "-m":
