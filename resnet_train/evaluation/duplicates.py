@@ -26,7 +26,7 @@ MAX_SHIFT = 2  # pixels
 MIN_SIMILARITY, MAX_SIMILARITY = 0.85, 0.95
 NUM_RANDOM_PAIRS, MIN_IMAGES = 1024, 50  # from which chance is estimated, and images that are enough for it
 SURROUNDINGS_SHARE = 8  # of the side, the radius of what a pixel is compared with: 4 pixels of 32
-CHUNK, PAIRS_AT_ONCE = 1024, 2048
+CHUNK, ROWS_AT_ONCE, PAIRS_AT_ONCE = 1024, 256, 1024  # images and pairs, so that memory stays small
 
 Progress = Callable[[Iterable[int]], Iterable[int]]  # shows how many of the steps are done
 
@@ -113,9 +113,9 @@ def _find_candidates(images: np.ndarray, device: torch.device, progress: Progres
     turned = straight.unflatten(1, (3, -1, min(CELLS, images.shape[-1]))).flip(3).flatten(1)
     found: set[tuple[int, int, bool]] = set()
     count = min(NUM_CANDIDATES, len(images))
-    for start in progress(range(0, len(images), CHUNK)):
+    for start in progress(range(0, len(images), ROWS_AT_ONCE)):
         for others, is_mirrored in ((straight, False), (turned, True)):
-            cosines = straight[start : start + CHUNK] @ others.T  # [B, N]
+            cosines = straight[start : start + ROWS_AT_ONCE] @ others.T  # [B, N]
             cosines[torch.arange(len(cosines)), torch.arange(start, start + len(cosines))] = -1
             values, nearest = cosines.topk(count, dim=1)
             rows, columns = torch.nonzero(values >= MIN_COSINE, as_tuple=True)

@@ -158,7 +158,14 @@ def _rank_groups(findings: Findings) -> list[list[int]]:
     def rank(group: list[int]) -> tuple[bool, bool, float, int]:
         return not _has_conflict(findings, group), not _is_leak(findings, group), -similarity[group[0]], group[0]
 
-    return sorted(members.values(), key=rank)
+    return [_show_all_kinds(findings.images, group) for group in sorted(members.values(), key=rank)]
+
+
+def _show_all_kinds(images: AuditImages, group: list[int]) -> list[int]:
+    """Move the first image of each split and label to the front: only the first images of a group are shown."""
+    kinds = {(int(images.split_numbers[number]), int(images.labels[number])): number for number in reversed(group)}
+    first = sorted(kinds.values())
+    return first + [number for number in group if number not in first]
 
 
 def _measure_groups(findings: Findings) -> dict[int, float]:
