@@ -19,8 +19,12 @@ from resnet_train.runs.folder import RunFolder
 from tests.harness.cli import SMALL, Outcome, RunCli
 from tests.harness.trainers import assert_same_tensors
 
-FILES = [name for name in FORMATS.names() if not FORMATS[name].files]
 OWN = ["pt", "safetensors"]  # that hold a checkpoint
+FILES = [
+    pytest.param(name, marks=() if name in OWN else pytest.mark.slow)
+    for name in FORMATS.names()
+    if not FORMATS[name].files
+]
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +150,7 @@ def test_a_check_finds_every_changed_bit(name: str, model: Path, run_cli: RunCli
     assert export(run_cli, model, "-f", name, "-o", path, cwd=tmp_path).code == 0
     assert export(run_cli, model, "--check", path, cwd=tmp_path).code == 0
     data = path.read_bytes()
-    for place in range(0, len(data), len(data) // 20):
+    for place in range(0, len(data), len(data) // 6):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         outcome = export(run_cli, model, "--check", path, cwd=tmp_path)
         assert (outcome.code, outcome.stderr.count("\n")) == (1, 1), (place, outcome)
