@@ -39,8 +39,7 @@ BAR_FROM = 1000  # pictures
 IMAGE_WIDTH, CLASS_WIDTH, LINE_WIDTH = 28, 14, 79
 
 EXAMPLES = """\
-resnet-predict cat.jpg                              the network of the package
-resnet-predict runs/NAME cat.jpg                    one picture
+resnet-predict cat.jpg                              the built-in network
 resnet-predict runs/NAME pictures/ --csv > all.csv  a folder, as a table
 resnet-predict runs/NAME cat.jpg --explain seen/    with a heat map
 find . -name '*.jpg' | resnet-predict runs/NAME -   names from a pipe"""
