@@ -57,7 +57,7 @@ def complete(line: str, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.Mon
         ("resnet-train --flip ", ["random", "alternating", "none"]),
         ("resnet-train --flip=", ["random", "alternating", "none"]),
         ("resnet-train --epochs=3 --flip a", ["alternating"]),
-        ("resnet-train --config resnet20-", ["resnet20-8epochs", "resnet20-fast"]),
+        ("resnet-train --config resnet20-f", ["resnet20-fast"]),
         ("resnet-train -c ow", ["own.yaml"]),
         ("resnet-train --optimizer ", ["sgd", "adamw", "muon"]),
         ("resnet-train --resume ", ["auto", "runs/mine"]),
