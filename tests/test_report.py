@@ -392,6 +392,7 @@ def test_the_command_makes_the_report(report: dict[str, Any], reported: Path, ru
         {"schedule": "multi-step", "milestones": [60, 120.5], "epochs": 200},
         {"progressive_sizes": "16:0.4,24:0.7", "data_dir": "a folder/it's"},
         {"train_size": 100, "warmup_epochs": 0.5, "seed": 7},
+        {"minutes": 3, "epochs": 200},
     ],
 )
 def test_the_training_command_has_these_settings(
@@ -403,6 +404,11 @@ def test_the_training_command_has_these_settings(
     program, *arguments = shlex.split(training_command(config))
     run_cli(program, *arguments, cwd=tmp_path)
     assert [to_plain(one) for one in received] == [to_plain(config)]
+
+
+def test_the_training_command_of_planned_minutes_has_their_steps() -> None:
+    config = make_config({"minutes": 3, "epochs": 4, "epoch_steps": 50})
+    assert training_command(config) == "resnet-train --epochs 4 --epoch-steps 50"
 
 
 def test_a_folder_with_other_files_is_refused(trained: tuple[Path, Outcome], run_cli: RunCli, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from resnet_train.config import TrainConfig, option_names, to_plain
+from resnet_train.config import TrainConfig, is_planned, option_names, to_plain
 from resnet_train.data.batch import Batch
 from resnet_train.data.dataset import ImageDataset
 from resnet_train.data.loader import eval_loader, to_device
@@ -219,9 +219,11 @@ def write_report(
 
 
 def training_command(config: TrainConfig) -> str:
-    """Return the command that trains with these settings."""
+    """Return the command that trains with these settings, for as many steps as `minutes` were planned to be."""
     words = ["resnet-train"]
     for name, value in _changed(config).items():
+        if name == "minutes" and is_planned(config):
+            continue
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
