@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resnet_train.api import compare, create_model, evaluate, export, load_model, predict, train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["compare", "create_model", "evaluate", "export", "load_model", "predict", "train"]
 
 
