@@ -6,14 +6,18 @@ import importlib
 import re
 import runpy
 import shlex
+import shutil
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
+from PIL import Image
 
 from resnet_train.cli.commands import COMMANDS
-from tests.harness.cli import RunCli
+from tests.harness.cli import Outcome, RunCli, run_python
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -94,3 +98,43 @@ def test_a_documented_command_is_understood(page: str, command: str, run_cli: Ru
         app = typer.Typer()
         app.command()(runpy.run_path(str(ROOT / arguments[0]))["main"])
         typer.main.get_command(app).make_context(arguments[0], arguments[1:])
+
+
+# Commands of README that a test cannot run, and why.
+NOT_RUN = {
+    "resnet-train --config resnet20-10min": "ten minutes, CIFAR-10",
+    "resnet-train --config resnet20-50epochs": "an hour, CIFAR-10",
+    "resnet-train --arch resnet18 --epochs 200": "a GPU, CIFAR-10",
+    "resnet-train --arch resnet20 --val-size 5000": "hours, CIFAR-10",
+    "resnet-train --config resnet20-fast --minutes 3 --dataset folder --data-dir cifar": "three minutes, CIFAR-10",
+    "resnet-train --dataset folder --data-dir pictures": "200 epochs of resnet18",
+    "resnet-eval FILE --arch resnet20": "a pattern",
+    "resnet-info RUN --verify": "a pattern",
+}
+
+
+def write_pictures(folder: Path, per_class: int) -> None:
+    """Write train/ and test/ with pictures of two classes, noise of two brightnesses."""
+    rng = np.random.default_rng(0)
+    for split, (name, level) in product(("train", "test"), (("cat", 0), ("dog", 100))):
+        (folder / split / name).mkdir(parents=True)
+        for i in range(per_class):
+            pixels = rng.integers(level, level + 100, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+
+
+@pytest.mark.slow
+def test_commands_of_readme_run(trained: tuple[Path, Outcome], tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures", 30)
+    write_pictures(tmp_path / "data" / "pictures", 150)
+    shutil.copytree(trained[0], tmp_path / "runs" / "resnet20-cifar10-seed0")
+    shutil.copy(tmp_path / "pictures" / "test" / "cat" / "0.png", tmp_path / "photo.jpg")
+    commands = {shlex.join(arguments_of(command)) for command in commands_of(ROOT / "README.md")}
+    assert NOT_RUN.keys() <= commands
+    for command in sorted(commands - NOT_RUN.keys()):
+        program, *arguments = shlex.split(command)
+        if program in APPS:
+            paths = [str(path) for word in arguments for path in tmp_path.glob(word) if "*" in word]
+            arguments = [word for word in arguments if "*" not in word] + paths
+            outcome = run_python("-m", APPS[program], *arguments, cwd=tmp_path)
+            assert outcome.code == 0, (command, outcome)
