@@ -4,7 +4,7 @@
 
 Links the pictures into `planted/data`, gives 5 % of the training images another class, and adds 50 near duplicates of
 training images: shifted by a pixel, encoded again, or mirrored. Audits that folder, then prints a line of JSON and
-writes `planted/pairs.png` with the first pairs of near duplicates that were not planted, to be judged by eye. A second
+writes `planted/pairs.png` with the first pairs of near duplicates that were not planted, to be looked at. A second
 run continues an audit that was stopped.
 """
 

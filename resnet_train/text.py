@@ -19,6 +19,11 @@ def escape(text: str, encoding: str = "utf-8") -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
+def one_line(error: BaseException) -> str:
+    """Return the start of the message of another library's error, without line breaks."""
+    return " ".join(str(error).split())[:200]
+
+
 def _escape_one(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 

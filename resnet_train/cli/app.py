@@ -21,9 +21,9 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from resnet_train import __version__
-from resnet_train.cli import exit_at_once
+from resnet_train.cli import choices, exit_at_once
 from resnet_train.cli.arguments import flags_of, repair
-from resnet_train.cli.completion import split_values
+from resnet_train.cli.completion import complete, split_values
 from resnet_train.config import reword
 from resnet_train.jobs.given_settings import expand_path
 from resnet_train.plugins import load_installed, load_plugins
@@ -103,6 +103,11 @@ Arch = Annotated[
         "--arch", "-a", metavar="NAME", help="Of a file of other code: its network; if not given, it is found."
     ),
 ]
+Device = Annotated[
+    str,
+    typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps.", autocompletion=complete(lambda _: choices.devices())),
+]
+Threads = Annotated[int, typer.Option(min=0, help="Number of CPU threads; 0 is torch's default.")]
 Normalize = Annotated[
     str | None,
     typer.Option(

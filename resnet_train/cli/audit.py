@@ -11,7 +11,9 @@ import typer
 from resnet_train.cli import choices
 from resnet_train.cli.app import (
     Debug,
+    Device,
     Plugins,
+    Threads,
     Version,
     hand_back_interrupts,
     log_to_stderr,
@@ -74,13 +76,8 @@ def audit(
     image_size: Annotated[
         int | None, typer.Option(min=8, max=1024, help="Side in pixels of the images; if not given, 32.")
     ] = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            help="Device: auto, cpu, cuda, cuda:1 or mps.", autocompletion=complete(lambda _: choices.devices())
-        ),
-    ] = "auto",
-    threads: Annotated[int, typer.Option(min=0, help="Number of CPU threads; 0 is torch's default.")] = 0,
+    device: Device = "auto",
+    threads: Threads = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     plugin: Plugins = None,
     debug: Debug = False,
@@ -136,7 +133,7 @@ def _find_source(data: str | None, dataset: str | None, data_dir: Path | None) -
 
 
 def gather_training(recipe: str, epochs: int, given: dict[str, Any]) -> TrainConfig:
-    """Return the settings of the trainings: a recipe in so many epochs, for images of another size if that is given.
+    """Return the settings of the trainings: a recipe with its epochs replaced, and its image size if one is given.
 
     Progressive sizes are shares of the image size.
 

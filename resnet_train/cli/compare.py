@@ -12,7 +12,7 @@ import typer
 from resnet_train.cli import choices
 from resnet_train.cli.app import Debug, Version, hand_back_interrupts, log_to_stderr, new_app, print_result, run_app
 from resnet_train.cli.completion import complete
-from resnet_train.jobs.given_settings import expand_path
+from resnet_train.jobs.given_settings import expand_optional, expand_path
 from resnet_train.runtime.terminal import text_width
 
 app = new_app()
@@ -61,8 +61,8 @@ def compare(
         raise ValueError(f"detect (={detect:g}) must be points between 0 and 100")
     targets = _parse_targets(target)
     paths = [expand_path(run, "run") for run in runs]
-    predictions = predictions and Path(expand_path(str(predictions), "predictions"))
-    plot = plot and Path(expand_path(str(plot), "plot"))
+    predictions = expand_optional(predictions, "predictions")
+    plot = expand_optional(plot, "plot")
 
     log_to_stderr()
     from resnet_train.cli.comparison_text import format_markdown, format_text

@@ -150,7 +150,7 @@ def _power_blocks(differences: Sequence[Difference]) -> Iterable[Block]:
         yield (
             'What the seeds can show: with runs that are spread like these, a true difference of the size in "shows '
             'from" is found (p < 0.05) in 80 % of comparisons, a smaller one less often. To find the one in "to '
-            'show" as often, each group needs so many seeds:'
+            'show" as often, each group needs this many seeds:'
         )
         yield Table(("", "pooled sd, 95 %", "shows from", "to show", "seeds"), rows)
 

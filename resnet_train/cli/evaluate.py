@@ -11,8 +11,10 @@ from resnet_train.cli import choices
 from resnet_train.cli.app import (
     Arch,
     Debug,
+    Device,
     Normalize,
     Plugins,
+    Threads,
     Version,
     hand_back_interrupts,
     log_to_stderr,
@@ -21,7 +23,8 @@ from resnet_train.cli.app import (
     run_app,
 )
 from resnet_train.cli.completion import complete
-from resnet_train.jobs.given_settings import expand_path
+from resnet_train.jobs.given_settings import expand_optional, expand_path
+from resnet_train.runtime.duration import format_training_length
 
 EXAMPLES = """\
 resnet-eval runs/NAME                   the final model of a run
@@ -93,13 +96,8 @@ def evaluate(
         Path | None, typer.Option("--cifar10-c", metavar="DIR", help="Also evaluate on your files of CIFAR-10-C.")
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per batch.")] = 500,
-    device: Annotated[
-        str,
-        typer.Option(
-            help="Device: auto, cpu, cuda, cuda:1 or mps.", autocompletion=complete(lambda _: choices.devices())
-        ),
-    ] = "auto",
-    threads: Annotated[int, typer.Option(min=0, help="Number of CPU threads; 0 is torch's default.")] = 0,
+    device: Device = "auto",
+    threads: Threads = 0,
     arch: Arch = None,
     normalize: Normalize = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, accuracies from 0 to 1.")] = False,
@@ -109,9 +107,9 @@ def evaluate(
 ) -> None:
     """Evaluate checkpoints: accuracy with its 95 % interval, calibration, accuracy per class, and what is asked for."""
     checkpoints = [Path(expand_path(str(checkpoint), "checkpoint")) for checkpoint in checkpoints]
-    data_dir, predictions = _expand(data_dir, "data_dir"), _expand(predictions, "predictions")
-    wrong, cifar10_c = _expand(wrong, "wrong"), _expand(cifar10_c, "cifar10_c")
-    report, unknown = _expand(report, "report"), unknown and expand_path(unknown, "unknown")
+    data_dir, predictions = expand_optional(data_dir, "data_dir"), expand_optional(predictions, "predictions")
+    wrong, cifar10_c = expand_optional(wrong, "wrong"), expand_optional(cifar10_c, "cifar10_c")
+    report, unknown = expand_optional(report, "report"), unknown and expand_path(unknown, "unknown")
     log_to_stderr()
     from resnet_train.jobs.evaluate import EvaluationOptions, evaluate_checkpoint  # torch takes 2 s to import
 
@@ -138,17 +136,13 @@ def evaluate(
     print_result(result, _describe, as_json)
 
 
-def _expand(path: Path | None, name: str) -> Path | None:
-    return None if path is None else Path(expand_path(str(path), name))
-
-
 def _describe(result: Any) -> str:
     low, high = result.ci95
     width = max(len("class"), *(len(row.name) for row in result.per_class))
     lines = [
         *([f"checkpoint  {path}" for path in result.ensemble or [result.checkpoint]]),
         *([f"ensemble    the probabilities of {len(result.ensemble)} checkpoints, averaged"] * bool(result.ensemble)),
-        f"network     {result.arch}, {_trained(result.epoch, result.steps_after_epoch)}",
+        f"network     {result.arch}, {format_training_length(result.epoch, result.steps_after_epoch)}",
         *([] if result.origin is None else _describe_origin(result.origin)),
         *([] if result.tta is None else [f"tta         {result.tta}: the probabilities of several views, averaged"]),
         f"images      {result.n:,} {result.split} images of {result.title}",
@@ -229,13 +223,6 @@ def _interval(bounds: tuple[float, float]) -> str:
 
 def _describe_best(result: Any) -> str:
     return f"best epoch  {result.best_epoch}, top-1 {result.best_top1:.2%} (selected on the validation images)"
-
-
-def _trained(epochs: int | None, steps: int) -> str:
-    if epochs is None:
-        return "epochs unknown"
-    text = f"{epochs} epoch{'s' * (epochs != 1)}"
-    return f"{text} and {steps} step{'s' * (steps != 1)}" if steps else text
 
 
 def _share(value: float | None) -> str:

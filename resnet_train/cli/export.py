@@ -13,6 +13,7 @@ from resnet_train.cli.app import (
     Debug,
     Normalize,
     Plugins,
+    Threads,
     Version,
     hand_back_interrupts,
     log_to_stderr,
@@ -21,7 +22,7 @@ from resnet_train.cli.app import (
     run_app,
 )
 from resnet_train.cli.completion import complete
-from resnet_train.jobs.given_settings import expand_path
+from resnet_train.jobs.given_settings import expand_optional, expand_path
 
 FORMAT_NAMES = ("onnx", "safetensors", "pt", "html", "hub")  # here as well, because --help imports no torch
 
@@ -81,7 +82,7 @@ def export(
         Path | None,
         typer.Option(help="Directory of its data; if not given, that of the training, or random images without it."),
     ] = None,
-    threads: Annotated[int, typer.Option(min=0, help="Number of CPU threads; 0 is torch's default.")] = 0,
+    threads: Threads = 0,
     arch: Arch = None,
     normalize: Normalize = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -102,8 +103,8 @@ def export(
             if value:
                 raise ValueError(f"--check writes nothing; leave out --{name}")
     checkpoint = Path(expand_path(str(checkpoint), "checkpoint"))
-    output, data_dir = _expand(output, "output"), _expand(data_dir, "data_dir")
-    check_file = _expand(check_file, "check")
+    output, data_dir = expand_optional(output, "output"), expand_optional(data_dir, "data_dir")
+    check_file = expand_optional(check_file, "check")
     log_to_stderr()
     from resnet_train.jobs import export as job  # torch takes 2 s to import
 
@@ -118,10 +119,6 @@ def export(
         assert format_name is not None
         result = job.export(checkpoint, output, format=format_name, force=force, **common, **options)
     print_result(result, _describe, as_json)
-
-
-def _expand(path: Path | None, name: str) -> Path | None:
-    return None if path is None else Path(expand_path(str(path), name))
 
 
 def _describe(result: Any) -> str:

@@ -17,8 +17,10 @@ from resnet_train.cli.app import (
     FAILED,
     Arch,
     Debug,
+    Device,
     Normalize,
     Plugins,
+    Threads,
     Version,
     hand_back_interrupts,
     log_to_stderr,
@@ -28,7 +30,7 @@ from resnet_train.cli.app import (
     to_json,
 )
 from resnet_train.cli.completion import complete
-from resnet_train.jobs.given_settings import expand_path
+from resnet_train.jobs.given_settings import expand_optional, expand_path
 from resnet_train.runtime.terminal import fit
 from resnet_train.text import escape
 from resnet_train.weights import SHIPPED
@@ -67,13 +69,8 @@ def predict(
         typer.Option(metavar="DIR", help="Write each picture with a heat map of what speaks for its class."),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures per batch.")] = 100,
-    device: Annotated[
-        str,
-        typer.Option(
-            help="Device: auto, cpu, cuda, cuda:1 or mps.", autocompletion=complete(lambda _: choices.devices())
-        ),
-    ] = "auto",
-    threads: Annotated[int, typer.Option(min=0, help="Number of CPU threads; 0 is torch's default.")] = 0,
+    device: Device = "auto",
+    threads: Threads = 0,
     arch: Arch = None,
     normalize: Normalize = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, probabilities from 0 to 1.")] = False,
@@ -85,7 +82,7 @@ def predict(
     """Say what pictures show: the most likely classes, and whether a picture is unlike those of the training."""
     if as_json and as_csv:
         raise ValueError("--json and --csv exclude each other; choose one")
-    explain = explain and Path(expand_path(str(explain), "explain"))
+    explain = expand_optional(explain, "explain")
     log_to_stderr()
     from tqdm import tqdm
 

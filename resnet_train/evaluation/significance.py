@@ -192,7 +192,7 @@ def images_power(difference: float, disputed: float, num_images: int) -> float:
 
 
 def detectable_by_images(disputed: float, num_images: int) -> float | None:
-    """Return the difference that so many images show with a probability of 80 %; None if none is large enough."""
+    """Return the difference that is found on this number of images in 80 % of cases; None if none is large enough."""
     from scipy import optimize
 
     def missing(difference: float) -> float:

@@ -72,7 +72,7 @@ def list_instructions(network: nn.Module, scale: Tensor, shift: Tensor, image_si
     with torch.inference_mode():
         ShapeProp(module).propagate(torch.zeros(1, 3, image_size, image_size))
 
-    # Each node becomes an instruction that writes a slot of its own.
+    # Each node becomes an instruction that writes one slot.
     instructions = [Instruction(op="affine", sources=(0,), target=1, arrays=_affine(scale, shift).arrays)]
     slots: dict[fx.Node, int] = {}
     for node in module.graph.nodes:

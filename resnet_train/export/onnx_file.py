@@ -21,7 +21,7 @@ from resnet_train.data.augment import scale_and_shift
 from resnet_train.export.formats import FORMATS, Format, Opened, Source
 from resnet_train.runtime.extras import import_extra
 from resnet_train.runtime.seal import is_intact, seal
-from resnet_train.text import escape
+from resnet_train.text import escape, one_line
 
 OPSET = 18  # the one that torch's exporter writes without a conversion
 TOLERANCE = 1e-4  # of the largest logit; other kernels sum in another order
@@ -54,7 +54,7 @@ class OnnxFile(Format):
         try:
             proto = onnx.load_model_from_string(data)
         except Exception as error:  # of protobuf, whose class depends on its version
-            raise ValueError(f"{path} is damaged or not an ONNX file: {_one_line(error)}") from None
+            raise ValueError(f"{path} is damaged or not an ONNX file: {one_line(error)}") from None
 
         # The file is as it was written, and says what the checkpoint says.
         metadata = {entry.key: entry.value for entry in proto.metadata_props}
@@ -70,7 +70,7 @@ class OnnxFile(Format):
         try:
             session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has a class for each of its codes
-            raise ValueError(f"onnxruntime cannot load {path}: {_one_line(error)}") from None
+            raise ValueError(f"onnxruntime cannot load {path}: {one_line(error)}") from None
 
         def forward(pixels: Tensor) -> Tensor:
             return torch.from_numpy(session.run(["logits"], {"images": pixels.numpy()})[0])
@@ -146,11 +146,11 @@ def _convert(source: Source) -> Any:
     except ImportError as error:  # torch imports the module of onnxscript that was made for it
         found = import_extra("onnxscript", "--format onnx").__version__
         raise ValueError(
-            f"onnxscript {found} does not work with torch {torch.__version__} ({_one_line(error)}): "
+            f"onnxscript {found} does not work with torch {torch.__version__} ({one_line(error)}): "
             f"pip install --upgrade onnxscript"
         ) from None
     except Exception as error:  # of torch's exporter, of onnxscript or of the checker
-        raise ValueError(f"{source.about.arch} cannot be exported to ONNX: {_one_line(error)}") from None
+        raise ValueError(f"{source.about.arch} cannot be exported to ONNX: {one_line(error)}") from None
 
     # The exporter describes each node with its place in the source code.
     graph = proto.graph
@@ -174,7 +174,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

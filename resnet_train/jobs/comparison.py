@@ -106,7 +106,7 @@ class ImageCounts:
     """Two networks on the same images: how many only the first, and only the second, classifies correctly.
 
     Attributes:
-        detectable: the difference that so many images show with a probability of 80 % at this disagreement.
+        detectable: the difference that this number of images shows with a probability of 80 % at this disagreement.
     """
 
     num_images: int

@@ -74,6 +74,11 @@ def expand_paths(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def expand_optional(path: Path | None, name: str) -> Path | None:
+    """Return a path that may be missing, expanded; see `expand_path`."""
+    return None if path is None else Path(expand_path(str(path), name))
+
+
 def expand_path(text: str, name: str) -> str:
     """Return a path with `~`, `~user`, `$VARIABLE` and `${VARIABLE}` expanded, unless it exists as it is written.
 

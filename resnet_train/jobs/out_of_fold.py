@@ -58,7 +58,7 @@ class OutOfFold:
 
 
 def plan_training(config: TrainConfig, num_images: int) -> TrainConfig:
-    """Return the settings of the training on so many images: smaller batches and more epochs if they are few."""
+    """Return the settings of the training on `num_images` images: smaller batches and more epochs if they are few."""
     values = {**to_plain(config), "tensorboard": False, "save_every_minutes": 0, "val_size": 0, "train_size": None}
     batch_size = max(2, min(config.batch_size, num_images // MIN_BATCHES))
     values["batch_size"] = max(config.accumulate, batch_size // config.accumulate * config.accumulate)

@@ -67,7 +67,7 @@ def _check_tensors(contents: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Return the tensors of a state_dict, which has plain ones and little else.
 
     Raises:
-        ValueError: one is sparse, quantized, complex, without values or of a class of its own; or a name is no text.
+        ValueError: one is sparse, quantized, complex, empty or of a tensor subclass, or a name is not a string.
     """
     if len(contents) > MAX_WEIGHTS:
         raise ValueError(f"it has {len(contents):,} entries; no network here has more than {MAX_WEIGHTS:,}")

@@ -14,6 +14,7 @@ from resnet_train.report.figures import (
     draw_reliability,
 )
 from resnet_train.report.markup import escape, name
+from resnet_train.runtime.duration import format_training_length
 
 MAX_CONFUSIONS = 10
 SPLITS = ("train", "val", "test")
@@ -72,7 +73,7 @@ class _Page(Numbers):
             average += f"Test-time augmentation: {escape(found['tta'])}. "
         text = (
             f'<p class="muted">{self.number("evaluation.n", "count")} {escape(found["split"])} images · '
-            f"{_trained(found['epoch'], found['steps_after_epoch'])} · "
+            f"{format_training_length(found['epoch'], found['steps_after_epoch'])} · "
             f"{' · '.join(map(name, paths))} · {escape(self.report['date'])}</p>"
         )
         if average:
@@ -313,13 +314,6 @@ class _Page(Numbers):
                 f'<p>All settings; those that are not the default are bold.</p><div class="settings">{settings}</div>'
             )
         return text
-
-
-def _trained(epochs: int | None, steps: int) -> str:
-    if epochs is None:
-        return "epochs unknown"
-    text = f"{epochs:,} epoch{'s' * (epochs != 1)}"
-    return f"{text} and {steps:,} step{'s' * (steps != 1)}" if steps else text
 
 
 def _marked(label: str, predicted: str) -> str:

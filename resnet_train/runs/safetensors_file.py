@@ -17,6 +17,7 @@ from torch import Tensor
 from resnet_train.runs.archive import MAX_VALUES, check_extent
 from resnet_train.runtime.extras import import_extra
 from resnet_train.runtime.seal import is_intact, seal
+from resnet_train.text import one_line
 
 KEY = "resnet_train"  # of the description in the metadata; one only, because the package does not keep their order
 LENGTH_BYTES = 8  # of the header's length, little-endian
@@ -59,7 +60,7 @@ def read_description(path: Path) -> dict[str, Any]:
         description = json.loads(metadata[KEY], object_pairs_hook=_without_duplicates)
         check_extent(description, MAX_VALUES)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {_one_line(error)}") from None
+        raise ValueError(f"{path} is damaged: {one_line(error)}") from None
     if not isinstance(description, dict) or not is_intact(data, description.pop("sha256", None)):
         raise ValueError(f"{path} is damaged: it does not have the SHA-256 that its metadata say")
     if "optimizer" in description:
@@ -97,7 +98,7 @@ def _parse(data: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         metadata = _read_metadata(data)
         return load(data), metadata
     except Exception as error:  # torch and safetensors raise many kinds on wrong shapes and types
-        raise ValueError(f"{path} is damaged or not a safetensors file: {_one_line(error)}") from None
+        raise ValueError(f"{path} is damaged or not a safetensors file: {one_line(error)}") from None
 
 
 def _read_metadata(data: bytes) -> dict[str, str]:
@@ -122,7 +123,3 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("a name appears twice")
     return found
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

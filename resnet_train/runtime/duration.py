@@ -1,4 +1,4 @@
-"""Time spans as text."""
+"""Time spans, and lengths of trainings, as text."""
 
 from __future__ import annotations
 
@@ -40,3 +40,11 @@ def format_end(seconds: float) -> str:
     end = time.time() + seconds
     is_today = time.localtime(end)[:3] == time.localtime()[:3]
     return time.strftime("at %H:%M" if is_today else "on %Y-%m-%d at %H:%M", time.localtime(end))
+
+
+def format_training_length(epochs: int | None, steps: int) -> str:
+    """Return the length of a training that may have stopped within an epoch: `3 epochs and 12 steps`."""
+    if epochs is None:
+        return "epochs unknown"
+    text = f"{epochs:,} epoch{'s' * (epochs != 1)}"
+    return f"{text} and {steps:,} step{'s' * (steps != 1)}" if steps else text
