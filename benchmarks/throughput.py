@@ -60,6 +60,11 @@ CPU_STEPS = 20
 VARIANTS = {
     "plain": "DataLoader workers, per-image transforms on Pillow images, eager, contiguous, .item() each step",
     "default": "resnet-train with its defaults, its checks and reads of the loss included",
+    "default-eager": "default, but each kernel is launched on its own (--no-capture)",
+    "default-float32": "default, but in float32, TF32 on a GPU (--amp off)",
+    "default-fp16": "default, but in fp16 with a loss scaler (--amp fp16)",
+    "default-nchw": "default, but in NCHW memory order (--no-channels-last)",
+    "default-compiled": "default, but with torch.compile (--compile)",
     "resident-data": "plain, but images stay on the device and are transformed there, one by one, without workers",
     "batched-augmentation": "plain, but a thread gathers batches and the device augments them whole; nothing resident",
     "resident-and-batched": "plain, but with the loader of resnet-train: both of the above",
@@ -74,7 +79,16 @@ VARIANTS = {
     "airbench": "airbench's loader in all-gains",
 }
 
-KEEP_MEMORY = {"default", "kept-memory", "all-gains"}  # as the trainer does on a CPU
+# Settings of resnet-train by variant.
+OURS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "default-eager": {"capture": False},
+    "default-float32": {"amp": "off"},
+    "default-fp16": {"amp": "fp16"},
+    "default-nchw": {"channels_last": False},
+    "default-compiled": {"compile": True},
+}
+KEEP_MEMORY = {*OURS, "kept-memory", "all-gains"}  # as the trainer does on a CPU
 
 Batches = Generator[tuple[Tensor, Tensor], None, None]
 TIMM_NETWORKS = {
@@ -366,7 +380,9 @@ def default_steps(setting: Setting) -> int:
 
 def why_not(name: str, setting: Setting, steps: int) -> str | None:
     """Return why a variant cannot be measured here, or None if it can."""
-    if name in {"compilation", "graph-capture"} and not can_compile(setting.device):
+    if name == "default-fp16" and setting.device.type != "cuda":
+        return "needs a CUDA GPU"
+    if name in {"compilation", "graph-capture", "default-compiled"} and not can_compile(setting.device):
         return "there is no compiler"
     if name == "graph-capture" and setting.device.type != "cuda":
         return "needs a CUDA GPU"
@@ -425,7 +441,9 @@ def describe_phases(seconds: dict[str, float]) -> dict[str, Any]:
 
 def precision_of(name: str, setting: Setting) -> torch.dtype | None:
     """Return the data type that a variant computes in; None is float32, which is TF32 on a GPU."""
-    return setting.precision if name in {"default", "timm"} else gains_of(name, setting).precision
+    if name in OURS:
+        return choose_precision(OURS[name].get("amp", "auto"), setting.device)
+    return setting.precision if name == "timm" else gains_of(name, setting).precision
 
 
 def matrix_name(precision: torch.dtype | None) -> str:
@@ -475,12 +493,15 @@ def describe(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def build_trainings(
-    names: list[str], setting: Setting, default: Callable[[], Training]
-) -> dict[str, Callable[[], Training]]:
+def build_trainings(names: list[str], setting: Setting, config: TrainConfig) -> dict[str, Callable[[], Training]]:
     """Build the variants by name."""
-    others = {"default": lambda: default, "timm": lambda: timm_training(setting)}
-    return {name: others[name]() if name in others else plain_loop(setting, gains_of(name, setting)) for name in names}
+
+    def build(name: str) -> Callable[[], Training]:
+        if name in OURS:
+            return default_training(setting, config.model_copy(update=OURS[name]))
+        return timm_training(setting) if name == "timm" else plain_loop(setting, gains_of(name, setting))
+
+    return {name: build(name) for name in names}
 
 
 def measure_all(
@@ -536,9 +557,10 @@ def main(
     # Measure the phases of the default, then all variants in turn.
     left_out = {name: reason for name in names if (reason := why_not(name, setting, steps))}
     names = [name for name in names if name not in left_out]
-    default = default_training(setting, config)
-    phase_seconds = measure.phases(default, steps, device)
-    rates = measure_all(build_trainings(names, setting, default), setting, steps, rounds)
+    eager = default_training(setting, config.model_copy(update={"capture": False}))  # a graph has no phases
+    phase_seconds = measure.phases(eager, steps, device)
+    del eager
+    rates = measure_all(build_trainings(names, setting, config), setting, steps, rounds)
 
     flops = measure.training_flops(config, len(setting.images.classes))
     rows = describe_rates(names, rates, setting, flops)

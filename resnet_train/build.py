@@ -30,6 +30,7 @@ from resnet_train.optim.optimizers import OPTIMIZERS
 from resnet_train.optim.schedules import SCHEDULES
 from resnet_train.records import About, RunInfo
 from resnet_train.registry import accepts, call_with
+from resnet_train.runtime.capture import is_capturable
 from resnet_train.runtime.compilation import can_compile, compile_mode, compile_networks
 from resnet_train.runtime.device import device_name, memory_format
 from resnet_train.runtime.distributed import ALONE, Processes
@@ -295,8 +296,13 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
     settings, num_classes = dict(config), len(data.train.classes)
     model = build_model(config, num_classes, device)
     averaged = ExponentialMovingAverage(model, config.ema_decay) if config.ema_decay else None
+    optimizer = call_with(OPTIMIZERS[config.optimizer], settings, model=model)
+    settings["capture"] = config.capture
+    if config.capture is None:
+        one_gpu = device.type == "cuda" and processes.num_ranks == 1
+        settings["capture"] = one_gpu and is_capturable(model) and is_capturable(optimizer)
     if config.compile:
-        mode = compile_mode(device, config.accumulate, processes.num_ranks, config.capture)
+        mode = compile_mode(device, config.accumulate, processes.num_ranks, settings["capture"])
         networks = [model] if averaged is None else [model, averaged.model]
         compile_networks(networks, mode, num_sizes=len(config.progressive_sizes or ()) + 1)
 
@@ -310,7 +316,7 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
         Trainer,
         settings,
         model=model,
-        optimizer=call_with(OPTIMIZERS[config.optimizer], settings, model=model),
+        optimizer=optimizer,
         schedule=call_with(SCHEDULES[config.schedule], settings, steps_per_epoch=steps_per_epoch),
         train_loader=train_loader,
         eval_loaders=eval_loaders,

@@ -216,8 +216,8 @@ class TrainConfig(BaseModel):
     """Mixed precision; auto is bf16 or fp16 on a CUDA GPU, bf16 on a CPU that gains from it, and off elsewhere."""
     compile: bool = _option(False, MACHINE, on_resume="free")
     """Compile the network with torch.compile; pays off in long runs."""
-    capture: bool = _option(False, MACHINE, on_resume="free")
-    """One CUDA GPU: replay training steps from CUDA graphs; has not been run on a GPU yet."""
+    capture: bool | None = _option(None, MACHINE, on_resume="free")
+    """Replay training steps from CUDA graphs; if not given, on a single CUDA GPU unless a plugin made the network."""
     deterministic: bool = _option(False, MACHINE)
     """Use deterministic kernels only; slower on a GPU, always the case on a CPU."""
     sync_bn: bool = _option(False, MACHINE)

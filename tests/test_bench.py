@@ -376,6 +376,10 @@ def test_each_change_is_the_other_choice_of_one_setting(monkeypatch: pytest.Monk
     flags = [change.flag for change in changes_to_try(tiny_config(), CPU)]
     assert flags == ["--no-channels-last", "--amp bf16", "--threads 8", "--batch-size 16"]
     assert "--threads 8" not in [change.flag for change in changes_to_try(tiny_config(), torch.device("mps"))]
+    on_gpu = [change.flag for change in changes_to_try(tiny_config(), torch.device("cuda"))]
+    assert on_gpu == ["--no-channels-last", "--amp bf16", "--amp fp16", "--no-capture", "--batch-size 16"]
+    on_gpu = [change.flag for change in changes_to_try(tiny_config(amp="fp16", capture=False), torch.device("cuda"))]
+    assert on_gpu == ["--no-channels-last", "--amp off", "--capture", "--batch-size 16"]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     assert "--threads 4" in [change.flag for change in changes_to_try(tiny_config(), CPU)]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)

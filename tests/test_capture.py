@@ -11,7 +11,7 @@ import torch
 
 from resnet_train.optim.ema import ExponentialMovingAverage
 from resnet_train.optim.optimizers import OPTIMIZERS
-from resnet_train.runtime.capture import EAGER_CALLS
+from resnet_train.runtime.capture import EAGER_CALLS, is_capturable
 from resnet_train.training import trainer as training
 from resnet_train.training.sums import RunningSums
 from resnet_train.training.trainer import Trainer
@@ -155,6 +155,18 @@ def test_a_capture_that_fails_leaves_an_eager_run(
         "no CUDA graph, each kernel is launched on its own: a value of the device was read"
     ]
     assert_same_training(captured, eager)
+
+
+def test_parts_of_others_are_captured_on_request_only() -> None:
+    trainer = tiny_trainer()
+    assert is_capturable(trainer.model)
+    assert is_capturable(trainer.optimizer)
+    assert not trainer.capture  # on a CPU
+
+    class Decides(torch.nn.Identity):
+        """A layer that could decide in Python what to compute."""
+
+    assert not is_capturable(torch.nn.Sequential(torch.nn.ReLU(), Decides()))
 
 
 def test_capture_is_refused_without_a_gpu(run_cli: RunCli, tmp_path: Path) -> None:

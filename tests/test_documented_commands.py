@@ -105,6 +105,7 @@ NOT_RUN = {
     "resnet-train --config resnet20-10min": "ten minutes, CIFAR-10",
     "resnet-train --config resnet20-50epochs": "an hour, CIFAR-10",
     "resnet-train --arch resnet18 --epochs 200": "a GPU, CIFAR-10",
+    "resnet-train --config resnet18-95": "a GPU, CIFAR-10",
     "resnet-train --arch resnet20 --val-size 5000": "hours, CIFAR-10",
     "resnet-train --config resnet20-fast --minutes 3 --dataset folder --data-dir cifar": "three minutes, CIFAR-10",
     "resnet-train --dataset folder --data-dir pictures": "200 epochs of resnet18",

@@ -142,7 +142,7 @@ def test_the_users_mirror_is_tried_first(tmp_path, server, use_mirrors, monkeypa
     assert_fetched(tmp_path)
 
 
-@pytest.mark.parametrize("content", [None, WRONG])
+@pytest.mark.parametrize("content", [None, WRONG], ids=["missing", "another"])
 def test_the_users_mirror_must_have_the_md5(tmp_path, server, use_mirrors, monkeypatch, content):
     server.answers["/a"] = Answer(200, GOOD)
     if content:
@@ -181,7 +181,7 @@ def test_archive_in_the_data_dir_needs_no_network(tmp_path, use_mirrors, closed_
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("damaged", [b"", GOOD[:-1], WRONG])
+@pytest.mark.parametrize("damaged", [b"", GOOD[:-1], WRONG], ids=["empty", "cut off", "another"])
 def test_damaged_archive_in_the_data_dir_is_downloaded_again(tmp_path, server, use_mirrors, caplog, damaged):
     (tmp_path / FILE).write_bytes(damaged)
     server.answers["/a"] = Answer(200, GOOD)

@@ -151,8 +151,12 @@ class ChangeResult:
 def changes_to_try(config: TrainConfig, device: torch.device, try_compile: bool = False) -> list[Change]:
     """Return every change of one setting that may make training faster on this machine."""
     # Memory order and precision, then what depends on the machine and on the config.
-    mixed = choose_precision(config.amp, device) is not None
-    changes = [Change("channels_last", not config.channels_last), Change("amp", "off" if mixed else "bf16")]
+    precision = choose_precision(config.amp, device)
+    changes = [Change("channels_last", not config.channels_last), Change("amp", "off" if precision else "bf16")]
+    if device.type == "cuda":
+        if precision is not torch.float16:
+            changes.append(Change("amp", "fp16"))
+        changes.append(Change("capture", config.capture is False))
     if device.type == "cpu":
         changes += [Change("threads", num) for num in _thread_counts() if num != torch.get_num_threads()]
     if config.deterministic:
@@ -272,7 +276,10 @@ def bench(config: TrainConfig, steps: int | None, rounds: int, try_compile: bool
 
     # Measure the phases and the smaller image sizes, then everything else in turn.
     steps = steps or default_steps(trainer.train_loader)
-    phase_seconds = measure.phases(training, steps, device)
+    uncaptured = config.model_copy(update={"capture": False})  # a graph has no phases
+    eager = measure.build_bench_trainer(uncaptured, data, device) if trainer.capture else trainer
+    phase_seconds = measure.phases(partial(measure.train, eager, uncaptured), steps, device)
+    del eager
     size_rates = measure.rates_by_size(trainer, config, [side for side, _ in measure.size_stages(config)[:-1]], steps)
     changes = changes_to_try(config, device, try_compile)
     trainings, left_out, compile_seconds = start_changes(config, changes, data, device)

@@ -27,12 +27,13 @@ from resnet_train.data.dataset import FACTS, ImageDataset
 from resnet_train.data.sources.cifar import CIFAR10
 from resnet_train.evaluation.evaluate import evaluate
 from resnet_train.models import measure_complexity
+from resnet_train.runtime.capture import EAGER_CALLS
 from resnet_train.runtime.device import prepare_machine, synchronize
 from resnet_train.training.trainer import Trainer, mark
 
 log = logging.getLogger(__name__)
 
-WARMUP_STEPS = 4
+WARMUP_STEPS = EAGER_CALLS + 1  # the last of them captures a CUDA graph
 MAX_RANDOM_BYTES = 1 << 28  # all images of CIFAR-10; of larger images, as many as fit
 MATRIX_SIDES = {"cuda": 8192}  # large enough to fill the device
 MATRIX_SIDE, MATRIX_REPEATS = 1024, 10
@@ -216,7 +217,7 @@ def phases(
     # The mark "host" spans all timed steps; the trainer's marks lie within it.
     with closing(start()) as training:
         sum(islice(training, warmup))
-        with profile(activities=activities) as profiler, record_function("host"):
+        with profile(activities=activities, acc_events=True) as profiler, record_function("host"):
             sum(islice(training, steps))
             synchronize(device)
 
@@ -290,7 +291,7 @@ class RunEstimate:
 
 
 def eval_rate(trainer: Trainer, num_batches: int) -> float:
-    """Return the images per second of an evaluation of `num_batches` batches, after an untimed one."""
+    """Return the images per second of an evaluation of `num_batches` batches, after untimed ones."""
     # Any split will do, because all have the same batch size.
     loader = next(iter(trainer.eval_loaders.values()))
 
@@ -298,7 +299,8 @@ def eval_rate(trainer: Trainer, num_batches: int) -> float:
         batches = islice(loader.epoch(0), num)
         evaluate(trainer.eval_model, batches, trainer.num_classes, trainer.device, forward=trainer.run_forward)
 
-    run(1)
+    for _ in range(EAGER_CALLS + 1 if trainer.capture else 1):
+        run(1)
     started = time.perf_counter()
     run(num_batches)
     return min(loader.num_images, num_batches * loader.batch_size) / (time.perf_counter() - started)

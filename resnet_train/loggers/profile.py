@@ -31,7 +31,7 @@ class Profile(Logger):
         self.num_ticks += 1
         if self.num_ticks == 1:
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports its own progress on stderr
-            self.profiler = profile(activities=self.activities)
+            self.profiler = profile(activities=self.activities, acc_events=True)
             self.profiler.start()
         elif self.num_ticks == self.num_steps + 1:
             self.close()

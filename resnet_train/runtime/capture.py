@@ -8,13 +8,25 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 log = logging.getLogger(__name__)
 
 EAGER_CALLS = 3  # for each shape: until then cuDNN chooses algorithms, and optimizers and the loss scaler make state
 
+# Code that is known to launch the same kernels in every step; a replay would silently repeat what a plugin decides in
+# Python, such as a random choice.
+CAPTURABLE = ("resnet_train", "torch")
+
 Inputs = TypeVar("Inputs", bound=Any)  # a named tuple of tensors and None, such as a `Batch`
 Output = TypeVar("Output")
+
+
+def is_capturable(part: nn.Module | Optimizer) -> bool:
+    """Return whether a network or an optimizer consists of this package's code and torch's only."""
+    members = part.modules() if isinstance(part, nn.Module) else [part]
+    return all(type(member).__module__.partition(".")[0] in CAPTURABLE for member in members)
 
 
 class Captured(Generic[Inputs, Output]):
