@@ -164,6 +164,8 @@ class TrainConfig(BaseModel):
     """Momentum of SGD and Muon."""
     nesterov: bool = _option(False, OPTIMIZATION)
     """Use Nesterov momentum."""
+    ns_steps: int = _option(5, OPTIMIZATION, ge=1, le=10)
+    """Muon: Newton-Schulz steps of each update; 3 are faster and were better in runs of 3 epochs."""
     weight_decay: float = _option(5e-4, OPTIMIZATION, ge=0)
     """Weight decay; an L2 penalty for sgd, decoupled for adamw and muon."""
     no_decay_norm_bias: bool = _option(False, OPTIMIZATION)

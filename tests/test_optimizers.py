@@ -166,17 +166,20 @@ def test_a_restored_optimizer_continues_as_before(name: str) -> None:
 # --- Muon ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("ns_steps", [3, 5])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_muon_equals_torchs_muon_and_adamw(layout: torch.memory_format) -> None:
+def test_muon_equals_torchs_muon_and_adamw(layout: torch.memory_format, ns_steps: int) -> None:
     wide, tall = nn.Conv2d(4, 8, 3), nn.Conv2d(8, 24, 1)
     model = nn.Sequential(wide, tall, nn.Flatten(), nn.Linear(24, 2)).to(memory_format=layout)
     twin = copy.deepcopy(model)
-    optimizer = build("muon", model)
+    optimizer = build("muon", model, ns_steps=ns_steps)
     weights = [twin[0].weight, twin[1].weight]
     matrices = [nn.Parameter(w.detach().clone(memory_format=torch.contiguous_format).flatten(1)) for w in weights]
     rest = [parameter for parameter in twin.parameters() if parameter.ndim != 4]
     references = [
-        torch.optim.Muon(matrices, lr=0.01, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(
+            matrices, lr=0.01, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw", ns_steps=ns_steps
+        ),
         torch.optim.AdamW(rest, lr=0.01, weight_decay=0.1),
     ]
     starts = [matrix.detach().clone() for matrix in matrices]
