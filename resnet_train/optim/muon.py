@@ -93,8 +93,8 @@ class Muon(Optimizer):
 def orthogonalize(matrices: Tensor, num_steps: int = 5) -> Tensor:
     """Return matrices [n, rows, columns] with the same singular vectors and all singular values near 1.
 
-    Five steps of a Newton-Schulz iteration are enough; fewer leave small singular values small. It runs in bfloat16 on a
-    GPU, as in torch, and in float32 on a CPU.
+    Five steps of a Newton-Schulz iteration are enough; fewer leave small singular values small. It runs in bfloat16 on
+    a GPU, as in torch, and in float32 on a CPU.
     """
     x = matrices.bfloat16() if matrices.is_cuda else matrices
     is_tall = x.shape[1] > x.shape[2]
