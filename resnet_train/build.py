@@ -297,10 +297,9 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
     model = build_model(config, num_classes, device)
     averaged = ExponentialMovingAverage(model, config.ema_decay) if config.ema_decay else None
     optimizer = call_with(OPTIMIZERS[config.optimizer], settings, model=model)
-    settings["capture"] = config.capture
     if config.capture is None:
-        one_gpu = device.type == "cuda" and processes.num_ranks == 1
-        settings["capture"] = one_gpu and is_capturable(model) and is_capturable(optimizer)
+        on_one_gpu = device.type == "cuda" and processes.num_ranks == 1
+        settings["capture"] = on_one_gpu and is_capturable(model) and is_capturable(optimizer)
     if config.compile:
         mode = compile_mode(device, config.accumulate, processes.num_ranks, settings["capture"])
         networks = [model] if averaged is None else [model, averaged.model]
