@@ -1,4 +1,4 @@
-# An image for a CPU, or with CUDA, in which a user without rights trains:
+# An image for a CPU, or with CUDA, in which an unprivileged user trains:
 #
 #   docker build -t resnet-train .
 #   docker build -t resnet-train:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-# Beside torch; what the rest of the package needs is not imported here.
+# What the networks need; the other dependencies of the package are not imported here.
 dependencies = ["filelock", "numpy", "pydantic", "torch"]
 
 

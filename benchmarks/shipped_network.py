@@ -19,14 +19,14 @@ CARD = """\
 # {name}
 
 The network that comes with the package. `resnet-predict photo.jpg` uses it, and other commands take its name instead of
-a checkpoint, as `resnet-export {name} --format html`. In Python, its path is
+a checkpoint, as in `resnet-export {name} --format html`. In Python, its path is
 `resnet_train.weights.shipped_checkpoint()`.
 
 | | |
 |---|---|
 | network | {arch}, {params:,} parameters, {size} × {size} pixels |
 | classes | {classes} |
-| data | CIFAR-10 (Krizhevsky 2009), re-encoded as JPEG with quality 75: {num_train:,} training images{held_out} |
+| data | CIFAR-10 (Krizhevsky 2009), re-encoded as JPEG at quality 75: {num_train:,} training images{held_out} |
 | accuracy | **{top1:.2%}** on the {n:,} test images, 95 % interval {low:.2%} to {high:.2%} |
 | before rounding | {top1_before:.2%} |
 | top-5, mean F1 | {top5:.2%}, {f1:.2%} |
@@ -53,16 +53,16 @@ resnet-eval {name} --data-dir DIR     # the numbers above
 ## Limits
 
 - It was trained on JPEG-75. The loss of detail costs accuracy, and on the original images it may be better or worse
-  (not measured); the number above is no published CIFAR-10 accuracy.
+  (not measured); do not compare the number above with published CIFAR-10 accuracies.
 - It sees the central square of a picture as {size} × {size} pixels and answers with one of ten classes, whatever the
   picture shows. {unknown}
 - CIFAR-10's pictures are small photos with one object each. On other pictures it is wrong more often.
 
 ## License
 
-The weights have the license of this project. The page of CIFAR-10 (https://www.cs.toronto.edu/~kriz/cifar.html) asks to
-cite Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images", and states no license; the pictures were
-collected from the web and belong to their authors. They are not part of this package.
+The weights have the license of this project. The page of CIFAR-10 (https://www.cs.toronto.edu/~kriz/cifar.html) asks
+users to cite Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images", and states no license; the
+pictures were collected from the web and belong to their authors. They are not part of this package.
 """
 
 

@@ -1,4 +1,4 @@
-"""The Brier score: a column of metrics.csv, a curve of TensorBoard and a number of `resnet-eval --json`."""
+"""The Brier score: a column in metrics.csv, a curve in TensorBoard and a number in `resnet-eval --json`."""
 
 from __future__ import annotations
 

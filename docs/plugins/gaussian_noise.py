@@ -41,7 +41,7 @@ class GaussianNoise(Transform):
     normalized: ClassVar[bool] = True  # it takes normalized floats, not uint8 pixels
 
     def draw(self, rng: np.random.Generator, num_images: int, epoch: int) -> np.ndarray:
-        """Return float32 [N, 3]: pattern, shift in pixels and strength, all random choices of an epoch."""
+        """Return the random choices of an epoch, float32 [N, 3]: pattern, shift in pixels and strength."""
         patterns = rng.integers(0, PATTERNS, num_images)
         shifts = rng.integers(0, 3 * self.image_size**2, num_images)
         return np.stack([patterns, shifts, rng.uniform(0, self.gaussian_noise, num_images)], axis=1).astype(np.float32)

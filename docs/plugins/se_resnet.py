@@ -1,4 +1,4 @@
-"""Squeeze-and-excitation ResNets: CIFAR ResNets whose blocks weight their channels by what is in the image.
+"""Squeeze-and-excitation ResNets: CIFAR ResNets whose blocks weight their channels by the content of the image.
 
 Hu et al. 2018, "Squeeze-and-Excitation Networks" (arXiv:1709.01507), section 3.
 """

@@ -1,6 +1,6 @@
 """Send the curves of a run to Weights & Biases: `pip install wandb`, then `--wandb-project NAME`.
 
-Without a network, WANDB_MODE=offline keeps them in ./wandb, and `wandb sync` sends them later.
+Without an internet connection, WANDB_MODE=offline keeps them in ./wandb, and `wandb sync` sends them later.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from resnet_train.config import add_setting
 from resnet_train.loggers.base import Logger, register_logger
 from resnet_train.records import RunInfo, Scalars
 
-add_setting("wandb_project", str | None, None, "Send the curves to this project of Weights & Biases.", on_resume="free")
+add_setting("wandb_project", str | None, None, "Send the curves to this Weights & Biases project.", on_resume="free")
 
 
 class WeightsAndBiases(Logger):
@@ -49,7 +49,7 @@ class WeightsAndBiases(Logger):
             self.run = None
 
 
-@register_logger("wandb")  # one that writes to the run's folder names its files, as files=("log.jsonl",)
+@register_logger("wandb")  # a logger that writes to the run's folder lists its files: files=("log.jsonl",)
 def wandb_logger(wandb_project: str | None) -> Logger | None:
     """Return the logger if a project is given."""
     return WeightsAndBiases(wandb_project) if wandb_project else None
