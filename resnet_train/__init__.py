@@ -3,7 +3,7 @@
 >>> from resnet_train import create_model
 >>> model = create_model("resnet20", num_classes=10)
 
-docs/python.md shows the functions at work. They are imported when they are first used, because torch takes 2 s.
+docs/python.md shows the functions in use. They are imported on first use, because torch takes 2 s to import.
 """
 
 from importlib import import_module

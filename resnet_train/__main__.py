@@ -50,7 +50,7 @@ def run_command(name: str, arguments: list[str]) -> None:
     command = find_command(name)
     if command is None:
         names = [each.short_name for each in COMMANDS]
-        what = f"a command must stand before {name!r}" if name.startswith("-") else f"unknown command {name!r}"
+        what = f"a command must come before {name!r}" if name.startswith("-") else f"unknown command {name!r}"
         hint = nearest(name, [] if name.startswith("-") else names) or f"; commands: {', '.join(names)}"
         exit_with(what + hint)
     sys.argv = [command.name, *arguments]

@@ -1,7 +1,7 @@
 """The functions for notebooks and scripts: the commands, called from Python.
 
 Each takes what its command takes, returns a dataclass with what `--json` prints, and raises what the command reports:
-ValueError for what the caller can fix, OSError for failures of the machine. docs/python.md shows them at work.
+ValueError for what the caller can fix, OSError for failures of the machine. docs/python.md shows them in use.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from resnet_train.training.signals import Interrupted
 
 __all__ = ["compare", "create_model", "evaluate", "export", "load_model", "predict", "train"]
 
-_TRAINING = threading.Lock()  # of the generators, kernels and log, which all threads of a process share
+_TRAINING = threading.Lock()  # guards the generators, kernels and log, which all threads of a process share
 _OF_FILES = (
     "best",
     "tta",
@@ -89,7 +89,7 @@ def train(
     resolved = make_config({} if by_path else given)
     place = expand_path(str(resume), "resume") if resume is not None else None
 
-    # Other threads must wait; what is left behind is as it was.
+    # Keep other threads out, and restore the state of the process afterwards.
     if not _TRAINING.acquire(blocking=False):
         raise RuntimeError("another thread of this process is training; wait for it, or start another process")
     try:
@@ -117,15 +117,15 @@ def evaluate(
     verbose: bool = True,
     **options: Any,
 ) -> EvaluationResult:
-    """Evaluate a model on labeled images, and return its accuracy, its calibration and the numbers of each class.
+    """Evaluate a model on labeled images and return its accuracy, its calibration and the numbers of each class.
 
     Args:
         model: a checkpoint or a run's folder; several, whose probabilities are averaged; or a loaded model.
-        dataset: another data set with the same classes; if not given, that of the training.
-        data_dir: directory of its data; if not given, that of the training.
+        dataset: another data set with the same classes; if not given, the one used in training.
+        data_dir: directory of its data; if not given, the one used in training.
         split: test, val or train; if not given, test, or val if there is no test.
         verbose: show warnings and progress.
-        options: others of `resnet-eval`, as `EvaluationOptions` lists them.
+        options: other options of `resnet-eval`, as `EvaluationOptions` lists them.
 
     Raises:
         ValueError: no usable checkpoint, an unknown option, data set or split, or data with other classes.
@@ -150,13 +150,13 @@ def predict(
     top: int = TOP_K,
     batch_size: int = BATCH_SIZE,
 ) -> list[Prediction]:
-    """Say what pictures show, with calibrated probabilities.
+    """Classify pictures, with calibrated probabilities.
 
     Args:
         model: a checkpoint, a run's folder or a loaded model.
         pictures: one or several paths, PIL images, uint8 arrays or tensors; see `TrainedModel.transform`.
         top: number of classes for each picture.
-        batch_size: pictures at once.
+        batch_size: pictures per batch.
 
     Returns:
         A prediction for each picture, in order.
@@ -190,14 +190,14 @@ def export(
     verbose: bool = True,
     **options: Any,
 ) -> ExportResult:
-    """Write the network of a checkpoint to a file for other programs, after it was checked that it computes the same.
+    """Write the network of a checkpoint to a file for other programs, and check that it computes the same.
 
     Args:
         checkpoint: a file, or the folder of a run, which means its final model.
         path: the file to write; by default it is named after the checkpoint, in the current folder.
         format: onnx, safetensors, pt and so on; docs/export.md describes them.
         verbose: show progress.
-        options: others of `resnet-export`, such as `half=True`; see `resnet_train.jobs.export.export`.
+        options: other options of `resnet-export`, such as `half=True`; see `resnet_train.jobs.export.export`.
 
     Raises:
         ValueError: no usable checkpoint, an unknown format or option, a missing package, or the file exists.
@@ -239,13 +239,13 @@ def _evaluation_options(options: dict[str, Any]) -> EvaluationOptions:
 def _refuse_other_modules(model: object) -> None:
     if isinstance(model, nn.Module):
         raise ValueError(
-            f"a {type(model).__name__} does not know its classes and pixels; use one that load_model returns"
+            f"a {type(model).__name__} does not know its classes and preprocessing; use a model that load_model returns"
         )
 
 
 @contextmanager
 def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and back."""
+    """Put a model into evaluation mode, then back."""
     training = model.training
     model.eval()
     try:

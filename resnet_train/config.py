@@ -33,7 +33,7 @@ PANELS = (
 PIN_DIGITS = 16
 PINNED = re.compile(rf"(.+)@([0-9a-f]{{{PIN_DIGITS}}})", re.DOTALL)
 
-# What `minutes` chooses, beside the settings themselves.
+# The settings that `minutes` chooses.
 PLANNED = {"epochs", "epoch_steps", "warmup_epochs", "milestones"}
 
 OnResume = Literal["fixed", "may be raised", "free"]
@@ -46,8 +46,8 @@ def _option(default: Any, panel: str, *, short: str = "", on_resume: OnResume = 
         default: the default value.
         panel: title of the help panel.
         short: short flag, such as "-a".
-        on_resume: whether a resumed run may change it: "free" settings leave the result alone, the others are part of
-            what makes two runs the same experiment.
+        on_resume: whether a resumed run may change it: "free" settings do not affect the result, the others define the
+            experiment.
         limits: validation arguments of `pydantic.Field`.
     """
     extra: dict[str, Any] = {"panel": panel, "short": short, "on_resume": on_resume}
@@ -97,13 +97,14 @@ class TrainConfig(BaseModel):
     shortcut: Literal["pad", "projection"] | None = _option(None, NETWORK_OPTIONS)
     """resnet20 and other 6n+2 networks: pad shortcuts with zeros, as in the paper, or project them (1×1)."""
     final_norm: bool | None = _option(None, NETWORK_OPTIONS)
-    """preact_resnet18 to preact_resnet1001: end with a norm and a ReLU, as in the paper; common copies have none."""
+    """preact_resnet18 to preact_resnet1001: end with a norm and a ReLU, as in the paper; many copies omit them."""
 
     # --- Fine-tuning -----------------------------------------------------------------------------------------------
     weights: Path | None = _option(None, FINE_TUNING)
-    """Start from the weights of a checkpoint or run, or of other code; without --arch, it says the network."""
+    """Start from the weights of a checkpoint, a run or a file from other code; it sets the network unless --arch
+    does."""
     freeze: Annotated[Names | None, PlainSerializer(_format_names)] = _option(None, FINE_TUNING)
-    """Keep these modules and the statistics of their norms as they are: conv1,bn1,layer* (may be repeated)."""
+    """Freeze these modules and the statistics of their norms: conv1,bn1,layer* (may be repeated)."""
     head_lr_scale: float = _option(1.0, FINE_TUNING, gt=0, le=1e6)
     """Learning rate of the last layer, as a multiple of that of the others."""
 
@@ -111,20 +112,20 @@ class TrainConfig(BaseModel):
     dataset: str = _option("cifar10", DATA)
     """Data set: cifar10, cifar100, digits (bundled, no download) or folder (your own images)."""
     data_dir: Path = _option(Path("data"), DATA, on_resume="free")
-    """Directory of the data, and target of downloads; for folder, it holds train/ and test/, or the classes.
+    """Directory of the data and of downloads; for folder, it holds train/ and test/, or the classes.
     RESNET_TRAIN_DATA_DIR in the environment changes the default."""
     image_size: int = _option(32, DATA, ge=8, le=1024)
     """Height and width of the images in pixels; always 32 for CIFAR."""
     normalize: str | None = _option(None, DATA)
     """Mean and std of the pixels: cifar10, imagenet, or M,S; if not given, those of --weights or of the images."""
     train_size: int | None = _option(None, DATA, ge=1)
-    """Train on N images only, drawn class-balanced; all of them if not given."""
+    """Train on only N images, drawn class-balanced; if not given, on all of them."""
     val_size: int = _option(0, DATA, ge=0)
     """Hold out N training images, in proportion to the classes, and select best.pt on them."""
     test_size: int = _option(0, DATA, ge=0)
-    """folder without test/: hold out N images, in proportion to the classes, as test images; 0: there are none."""
+    """folder without test/: hold out N images, in proportion to the classes, as test images; 0 holds out none."""
     max_unreadable: float = _option(0.05, DATA, on_resume="free", ge=0, le=1)
-    """folder: share of images that may be unreadable and are left out; one always may, unless it is 0."""
+    """folder: share of images that may be unreadable and are skipped; one is always allowed, unless this is 0."""
 
     # --- Augmentation --------------------------------------------------------------------------------------------
     crop_padding: int = _option(4, AUGMENTATION, ge=0, le=256)
@@ -142,7 +143,8 @@ class TrainConfig(BaseModel):
     mixup: float = _option(0.0, AUGMENTATION, ge=0, le=100)
     """Blend each image with another, with a weight from Beta(A, A); 0 disables it."""
     cutmix: float = _option(0.0, AUGMENTATION, ge=0, le=100)
-    """Paste a box of another image, its area from Beta(A, A); 0 disables it. With --mixup, each image gets one."""
+    """Paste a box of another image, its area from Beta(A, A); 0 disables it. With --mixup, each image gets one or the
+    other."""
 
     progressive_sizes: Annotated[Stages | None, PlainSerializer(_format_stages)] = _option(None, AUGMENTATION)
     """Train on smaller images first: 16:0.4,24:0.7 is 16 pixels until 40 % of the run, 24 until 70 %."""
@@ -151,9 +153,9 @@ class TrainConfig(BaseModel):
     epochs: int = _option(200, OPTIMIZATION, on_resume="may be raised", ge=1, le=1_000_000)
     """Number of passes over the training images."""
     minutes: float | None = _option(None, OPTIMIZATION, gt=0, le=1e6)
-    """Instead of epochs: measure this machine, then train as many steps as end after N minutes."""
+    """Instead of epochs: measure this machine, then train as many steps as fit into N minutes."""
     epoch_steps: int | None = _option(None, OPTIMIZATION, ge=1)
-    """Optimizer steps of an epoch; if not given, a pass over the training images. --minutes chooses it."""
+    """Optimizer steps per epoch; if not given, one pass over the training images. --minutes chooses it."""
     batch_size: int = _option(128, OPTIMIZATION, short="-b", ge=1)
     """Images per optimizer step."""
     optimizer: str = _option("sgd", OPTIMIZATION)
@@ -165,7 +167,7 @@ class TrainConfig(BaseModel):
     nesterov: bool = _option(False, OPTIMIZATION)
     """Use Nesterov momentum."""
     ns_steps: int = _option(5, OPTIMIZATION, ge=1, le=10)
-    """Muon: Newton-Schulz steps of each update; 3 are faster and were better in runs of 3 epochs."""
+    """Muon: Newton-Schulz steps per update; 3 is faster and was better in runs of 3 epochs."""
     weight_decay: float = _option(5e-4, OPTIMIZATION, ge=0)
     """Weight decay; an L2 penalty for sgd, decoupled for adamw and muon."""
     no_decay_norm_bias: bool = _option(False, OPTIMIZATION)
@@ -197,9 +199,9 @@ class TrainConfig(BaseModel):
     output_dir: Path = _option(Path("runs"), RUN, on_resume="free")
     """Directory of the run folders."""
     eval_every: int = _option(1, RUN, on_resume="free", ge=1)
-    """Evaluate every N epochs, and after the last."""
+    """Evaluate every N epochs and after the last one."""
     save_every_minutes: float = _option(10.0, RUN, on_resume="free", ge=0)
-    """Save once the last save is N minutes old, or 5 % of the run so far (at least 30 s); 0 saves at the end only."""
+    """Save once the last save is N minutes old, or 5 % of the run so far (at least 30 s); 0 saves only at the end."""
     save_every: int | None = _option(None, RUN, on_resume="free", ge=1)
     """Also save after every N epochs."""
     log_every: int = _option(20, RUN, on_resume="free", ge=1)
@@ -219,11 +221,11 @@ class TrainConfig(BaseModel):
     compile: bool = _option(False, MACHINE, on_resume="free")
     """Compile the network with torch.compile; pays off in long runs."""
     capture: bool | None = _option(None, MACHINE, on_resume="free")
-    """Replay training steps from CUDA graphs; if not given, on a single CUDA GPU unless a plugin made the network."""
+    """Replay training steps from CUDA graphs; if not given, on a single CUDA GPU unless the network is a plugin's."""
     deterministic: bool = _option(False, MACHINE)
-    """Use deterministic kernels only; slower on a GPU, always the case on a CPU."""
+    """Use only deterministic kernels, as a CPU always does; slower on a GPU."""
     sync_bn: bool = _option(False, MACHINE)
-    """Several GPUs: compute batch-norm statistics over all of them, not on each separately."""
+    """Several GPUs: compute batch-norm statistics over all of them instead of on each separately."""
     channels_last: bool = _option(True, MACHINE)
     """Store images and weights in channels-last (NHWC) memory format."""
 
@@ -246,7 +248,7 @@ class TrainConfig(BaseModel):
     @field_validator("milestones", mode="before")
     @classmethod
     def _parse_milestones(cls, value: Any) -> Any:
-        """Parse `100,150` from the command line, `none` that clears a recipe's, and a single number from YAML."""
+        """Parse `100,150` from the command line, `none`, which clears a recipe's, and a single number from YAML."""
         if value == "none":
             return None
         if isinstance(value, str):
@@ -265,7 +267,7 @@ class TrainConfig(BaseModel):
     @field_validator("freeze", mode="before")
     @classmethod
     def _parse_freeze(cls, value: Any) -> Any:
-        """Parse `conv1,layer1`, and `none` that clears a recipe's."""
+        """Parse `conv1,layer1`, and `none`, which clears a recipe's."""
         if value == "none":
             return None
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -338,7 +340,7 @@ class TrainConfig(BaseModel):
         return self
 
 
-# What other programs call a setting. The command line takes these names, error messages about YAML mention ours.
+# What other programs call a setting. The command line accepts these names; error messages about YAML suggest ours.
 ALIASES = {
     **dict.fromkeys(("model", "architecture", "network", "net"), "arch"),
     **dict.fromkeys(("data_path", "data_root"), "data_dir"),
@@ -380,22 +382,22 @@ def add_setting(
     on_resume: OnResume = "fixed",
     **limits: Any,
 ) -> None:
-    """Add a setting of a plugin: a flag, a YAML key, a keyword of `train`, and an argument of what names it.
+    """Add a plugin's setting: a flag, a YAML key, a keyword of `train`, and an argument of whatever names it.
 
     Args:
-        name: as in Python; the flag of `se_reduction` is `--se-reduction`.
+        name: its name in Python; the flag of `se_reduction` is `--se-reduction`.
         kind: bool, int, float, str, `Path`, a `Literal`, or one of these with `| None`.
-        default: its default value; None for an option of a network, so that networks without it stay possible.
+        default: its default value; None for an option of a network, so that networks without it still work.
         help: what it does, with units, and from which value on it has an effect.
         panel: title of its help panel, one of `PANELS`.
-        on_resume: "fixed", "may be raised", or "free" for one that leaves the result alone.
-        limits: of its values, such as `ge=0`; see `pydantic.Field`.
+        on_resume: "fixed", "may be raised", or "free" for one that does not affect the result.
+        limits: bounds of its values, such as `ge=0`; see `pydantic.Field`.
 
     Raises:
         ValueError: the name is taken or not valid.
     """
     if name in TrainConfig.model_fields:
-        raise ValueError(f"setting {name!r} exists already; choose another name")
+        raise ValueError(f"setting {name!r} already exists; choose another name")
     if panel not in PANELS:
         raise ValueError(f"setting {name!r}: panel (={panel!r}) must be one of {', '.join(PANELS)}")
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or hasattr(TrainConfig, name):
@@ -460,7 +462,7 @@ def make_config(values: dict[str, Any], source: str = "") -> TrainConfig:
 
 
 def _nearest_setting(name: str) -> str:
-    """Return a hint at the setting that other programs give this name, or at one with a similar name."""
+    """Return a hint that names the setting other programs call by this name, or one with a similar name."""
     name = name.lower().replace("-", "_")
     return f"; did you mean {ALIASES[name]!r}?" if name in ALIASES else nearest(name, option_names())
 
@@ -474,7 +476,7 @@ NUMBERS = {"integer": "a whole number", "number": "a number, such as 0.1"}
 
 
 def reword(message: str) -> str:
-    """Return a message of pydantic as the end of a sentence about a value: `must be …`."""
+    """Return a pydantic message as the end of a sentence about a value: `must be …`."""
     message = message.removeprefix("Value error, ").replace("Input should be", "must be", 1)
     message = re.sub(r"a valid (integer|number), .*", lambda kind: NUMBERS[kind[1]], message)
     return re.sub(r"a valid path for <class '[\w.]*'>", "a path", message)
@@ -510,7 +512,7 @@ def with_length(config: TrainConfig, epochs: int, epoch_steps: int | None = None
 
 
 def pin(weights: Path, digest: str) -> Path:
-    """Return the path of weights with the start of their SHA-256, by which runs are compared, whatever the path."""
+    """Append the start of their SHA-256 to the path of weights; runs are compared by it, whatever the path."""
     return Path(f"{weights}@{digest[:PIN_DIGITS]}")
 
 
@@ -521,7 +523,7 @@ def unpin(weights: Path) -> tuple[Path, str]:
 
 
 def result_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that affect the result, in the order of `--help`; of weights, their content."""
+    """Return the settings that affect the result, in the order of `--help`; for weights, their content."""
     return {name: _identity(config, name) for name in option_names() if option_metadata(name)["on_resume"] != "free"}
 
 
@@ -532,7 +534,7 @@ def changed_settings(before: TrainConfig, after: TrainConfig) -> dict[str, tuple
 
 
 def _identity(config: TrainConfig, name: str) -> Any:
-    """Return what makes two values of a setting the same: of weights, their content."""
+    """Return what makes two values of a setting the same: for weights, their content."""
     value = getattr(config, name)
     return (unpin(value)[1] or value) if name == "weights" and value is not None else value
 
@@ -543,7 +545,7 @@ def merge_on_resume(saved: dict[str, Any], given: dict[str, Any]) -> TrainConfig
     Raises:
         ValueError: a given setting would change the result. The message has both values.
     """
-    # What was chosen when the run started stays.
+    # Keep what was chosen when the run started.
     chosen = {"amp"} if given.get("amp") == "auto" else set()
     if "minutes" in given and make_config({"minutes": given["minutes"]}).minutes == saved.get("minutes"):
         chosen |= PLANNED
@@ -556,5 +558,5 @@ def merge_on_resume(saved: dict[str, Any], given: dict[str, Any]) -> TrainConfig
                 f"leave it out, or start a new run with another --name"
             )
         if new < old:
-            raise ValueError(f"{name} (={new}) must not be less than the run was started with (={old})")
+            raise ValueError(f"{name} (={new}) must not be less than at the start of the run (={old})")
     return merged

@@ -392,7 +392,7 @@ def test_bad_options_of_an_evaluation_are_value_errors(folder: Path, options: di
 
 
 def test_a_network_without_description_is_refused(folder: Path) -> None:
-    message = "a Linear does not know its classes and pixels; use one that load_model returns"
+    message = "a Linear does not know its classes and preprocessing; use a model that load_model returns"
     for use in (evaluate, lambda model: predict(model, [])):
         with pytest.raises(ValueError, match=message):
             use(nn.Linear(1, 1))  # type: ignore[arg-type]

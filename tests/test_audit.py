@@ -372,10 +372,10 @@ def noise(seed: int, height: int = 20, width: int = 20) -> np.ndarray:
 @pytest.mark.parametrize(
     ("classes", "each", "reason"),
     [
-        (1, 30, "there is one class only"),
+        (1, 30, "there is only one class"),
         (12, 1, "12 training images are too few to learn from"),
         (2, 1, "2 training images are too few to learn from"),
-        (1, 1, "there is one class only"),
+        (1, 1, "there is only one class"),
     ],
 )
 def test_few_images_and_classes_are_audited(
@@ -414,7 +414,7 @@ def test_a_named_data_set_is_audited(source: list[str], run_cli: RunCli, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no data are named"),
+        ([], "no data set is named"),
         (["digits", "--dataset", "digits"], "are both named"),
         (["nothing"], "'nothing' is neither a data set (cifar10"),
         (["empty"], "holds no images in folders named after classes"),

@@ -77,7 +77,7 @@ def test_command_gets_its_arguments(arguments: list[str], expected: list[str], m
     ("arguments", "message"),
     [
         (["trian"], "error: unknown command 'trian'; did you mean 'train'?"),
-        (["--arch", "resnet18"], "error: a command must stand before '--arch'; commands: train, eval, predict, "),
+        (["--arch", "resnet18"], "error: a command must come before '--arch'; commands: train, eval, predict, "),
         (["\x1b[2J"], r"error: unknown command '\x1b[2J'; commands: train, "),
     ],
 )

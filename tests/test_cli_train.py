@@ -510,7 +510,7 @@ def test_changed_setting_is_an_error_with_both_values(one_epoch: Path, run_cli: 
 def test_fewer_epochs_are_an_error_on_resume(three_runs: tuple[Path, list[Outcome]], run_cli: RunCli) -> None:
     folder = three_runs[0] / f"{DEFAULT_NAME}-seed0"
     error = run_cli("resnet-train", "--resume", folder, "--epochs", 1, cwd=folder).error
-    assert error == "error: epochs (=1) must not be less than the run was started with (=2)"
+    assert error == "error: epochs (=1) must not be less than at the start of the run (=2)"
 
 
 def test_model_file_cannot_be_resumed(one_epoch: Path, run_cli: RunCli, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_repeated_seed_counts_once(two: Path) -> None:
     assert [group.n for group in found.groups] == [3, 3]
     reasons = {part.path: part.reason for part in found.left_out}
     assert reasons[str(again)] == f"same settings and seed as {two / 'a-seed0'}"
-    assert reasons[str(other)].endswith("but 70.00% and not 82.00%")
+    assert reasons[str(other)].endswith("but an accuracy of 70.00%, not 82.00%")
 
 
 def test_a_comparison_of_text_files_needs_no_torch(two: Path) -> None:
@@ -194,7 +194,7 @@ def test_no_usable_run_is_bad_input_with_the_reasons(run_cli: RunCli, tmp_path: 
         (["runs", "--target", "94,x"], "target (='94,x') must be percentages"),
         (["runs", "--target", "nan"], "target (='nan') must be percentages"),
         (["runs", "--detect", "0"], "detect (=0) must be points between 0 and 100"),
-        (["runs", "--json", "--markdown"], "exclude each other"),
+        (["runs", "--json", "--markdown"], "cannot be combined"),
         (["runs", "--plot", "x.png"], "plot (=x.png) must end in .svg"),
         (["runs", "--plot", "no/x.svg"], "there is no folder no"),
         (["runs", "--plot", "other.svg"], "exists and is not a drawing"),
@@ -263,7 +263,7 @@ def test_other_versions_and_machines_are_noted(tmp_path: Path) -> None:
         write_run(tmp_path / str(seed), [0.5], seed=seed, environment={"torch": torch, "device_name": device})
     assert compare([tmp_path]).notes == (
         "the runs are from different versions of torch (2.11.0, 2.14.1)",
-        "the runs are from different devices (H100, cpu (2 threads)): their times do not compare",
+        "the runs are from different devices (H100, cpu (2 threads)): their times are not comparable",
     )
 
 
@@ -331,7 +331,7 @@ def test_tables_in_another_order_are_aligned(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image,label,loss,class_1\n0,cat,1,cat\n1,cat,1,cat\n", "first.csv has 3 images and"),
+        ("image,label,loss,class_1\n0,cat,1,cat\n1,cat,1,cat\n", "first.csv has 3 images, but"),
         ("image,label,loss,class_1\n0,cat,1,cat\n1,cat,1,cat\n7,cat,1,cat\n", "has no image '2'"),
         ("image,label,loss,class_1\n0,cat,1,cat\n1,cat,1,cat\n2,dog,1,cat\n", "the label of '2' is 'cat' in"),
         ("image,label,loss,class_1\n0,cat,1,cat\n0,cat,1,cat\n", "line 3 has the image '0' a second time"),
@@ -365,7 +365,7 @@ def test_a_table_of_another_network_is_refused(run_cli: RunCli, two: Path) -> No
     (two.parent / "tables").mkdir()
     write_table(two.parent / "tables" / "a-seed0.csv", [True, False])
     error = run_cli("resnet-compare", "runs/a-seed0", "--predictions", "tables", cwd=two.parent).error
-    assert "has an accuracy of 50.00% and the run runs/a-seed0 80.00%" in error
+    assert "has an accuracy of 50.00%, but the run runs/a-seed0 has 80.00%" in error
 
 
 def test_runs_of_one_name_have_no_tables_of_their_own(run_cli: RunCli, two: Path) -> None:

@@ -347,7 +347,7 @@ def test_change_of_a_fixed_setting_names_both_values(name: str) -> None:
 def test_epochs_may_be_raised_but_not_lowered_on_resume() -> None:
     saved = to_plain(TrainConfig())
     assert merge_on_resume(saved, {"epochs": 201}) == make_config({"epochs": 201})
-    with pytest.raises(ValueError, match=r"^epochs \(=199\) must not be less than the run was started with \(=200\)$"):
+    with pytest.raises(ValueError, match=r"^epochs \(=199\) must not be less than at the start of the run \(=200\)$"):
         merge_on_resume(saved, {"epochs": 199})
 
 

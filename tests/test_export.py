@@ -189,7 +189,7 @@ def test_without_test_images_random_ones_are_used(model: Path, run_cli: RunCli, 
     contents["config"]["dataset"] = contents["about"]["dataset"] = "cifar10"
     write_checkpoint(tmp_path / "x.pt", contents)
     outcome = export(run_cli, tmp_path / "x.pt", "-f", "pt", "-o", "y.pt", cwd=tmp_path)
-    assert "checked     on 40 random images, as the test images are not here" in outcome.stdout
+    assert "checked     on 40 random images, because the test images are not here" in outcome.stdout
     assert export(run_cli, tmp_path / "x.pt", "-f", "pt", "-o", "z.pt", "--data-dir", "no", cwd=tmp_path).code != 0
 
 

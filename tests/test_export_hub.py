@@ -129,7 +129,7 @@ def test_without_test_images_the_card_says_not_measured(model: Path, run_cli: Ru
     write_checkpoint(tmp_path / "x.pt", contents)
     outcome = export(run_cli, "x.pt", "-f", "hub", cwd=tmp_path)
     assert outcome.code == 0
-    assert outcome.stderr.startswith("warning: the card has no measured numbers: ")
+    assert outcome.stderr.startswith("warning: the card will have no measured numbers: ")
     front, body = split_card(tmp_path / "x-hub")
     assert "model-index" not in front
     assert "Not measured" in body

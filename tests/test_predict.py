@@ -152,10 +152,10 @@ def test_stdin_is_a_picture_or_names(
     ("arguments", "message"),
     [
         (["empty"], "empty holds no pictures"),
-        (["a.png", "--json", "--csv"], "--json and --csv exclude each other; choose one"),
+        (["a.png", "--json", "--csv"], "--json and --csv cannot be combined; choose one"),
         (["a.png", "--explain", "full"], "full is not empty; choose another folder, or empty it"),
         (["a.png", "--top", "0"], "--top"),
-        ([], "is taken for a checkpoint; name pictures after it"),
+        ([], "is taken as a checkpoint; name pictures after it"),
     ],
 )
 def test_bad_arguments_give_one_line(

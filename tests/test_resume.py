@@ -364,7 +364,7 @@ def test_more_epochs_stretch_the_schedule_with_a_warning(exp: Path, run_cli: Run
 def test_fewer_epochs_are_refused_even_if_they_are_not_done_yet(run_cli: RunCli, tmp_path: Path) -> None:
     cut_after(1, *QUICK, "--epochs", 3, "--name", "long", run_cli=run_cli, cwd=tmp_path)
     error = run_cli("resnet-train", "--resume", "runs/long", "--epochs", 2, cwd=tmp_path).error
-    assert error == "error: epochs (=2) must not be less than the run was started with (=3)"
+    assert error == "error: epochs (=2) must not be less than at the start of the run (=3)"
 
 
 def test_an_extended_run_has_no_model_until_it_ends(exp: Path, run_cli: RunCli, tmp_path: Path) -> None:

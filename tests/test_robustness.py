@@ -261,7 +261,7 @@ def test_unknown_images_have_an_auroc_and_a_share_found(folder: Path, tmp_path: 
     [
         (["--unknown", "nothing"], "'nothing' is neither a data set"),
         (["--unknown", "empty"], "empty holds no pictures that can be read"),
-        (["--unknown", "digits", "--tta", "flip"], "by the outputs of one checkpoint without --tta"),
+        (["--unknown", "digits", "--tta", "flip"], "by the outputs of a single checkpoint, without --tta"),
         (["--cifar10-c", "empty"], "empty does not hold CIFAR-10-C"),
         (["--dataset", "cifar10.1", "--data-dir", "empty"], "image_size|has no file cifar10.1_v6_data.npy"),
     ],

@@ -110,7 +110,7 @@ def test_a_killed_seed_resumes_and_a_finished_one_is_kept(stop: Stop, run_cli: R
 def test_an_interrupted_group_names_the_way_on(tmp_path: Path) -> None:
     ended = run_forked(*TINY, "--seeds", "2", cwd=tmp_path, stop=Stop("step", 1, "SIGINT"))
     assert ended.code == 130
-    assert "the same command resumes it and trains the seeds that are left" in ended.output
+    assert "the same command resumes it and trains the remaining seeds" in ended.output
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 

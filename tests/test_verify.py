@@ -193,16 +193,16 @@ TAMPERINGS: dict[str, tuple[Tamper, str]] = {
     ),
     "the sums": (
         edits("last", lambda c: c["sums"][0].__setitem__(5, 1.5)),
-        r"last.pt.sums.0.5 is 1.5, and 0.0 in the re",
+        r"last.pt.sums.0.5 is 1.5, but 0.0 in the re",
     ),
     "lr in the state": (
         edits("last", lambda c: c["config"].update(lr=0.04)),
-        r"config.lr is 0.05, and 0.04 in last.pt",
+        r"config.lr is 0.05, but 0.04 in last.pt",
     ),
-    "lr everywhere": (forge_lr, r"last.pt.model.* is \S+, and \S+ in the replay"),
+    "lr everywhere": (forge_lr, r"last.pt.model.* is \S+, but \S+ in the replay"),
     "the seed in the state": (
         edits("last", lambda c: c["config"].update(seed=7)),
-        r"config.seed is 0, and 7 in last.pt",
+        r"config.seed is 0, but 7 in last.pt",
     ),
     "the step": (edits("last", lambda c: c.update(step=10)), r"last.pt: step is 10|last.pt is not a complete|step 10"),
     "the best epoch": (
@@ -211,43 +211,46 @@ TAMPERINGS: dict[str, tuple[Tamper, str]] = {
     ),
     "a loss in the history": (
         edits("last", lambda c: c["history"][0]["scores"]["train"].update(loss=1.25)),
-        r"history of epoch 1.scores.train.loss is \S+, and 1.25 in last.pt",
+        r"history of epoch 1.scores.train.loss is \S+, but 1.25 in last.pt",
     ),
     "the last loss in the history": (
         edits("last", lambda c: c["history"][2]["scores"]["test"].update(loss=1.25)),
-        r"metrics.csv: the row of epoch 3 has test_loss \S+, and the checkpoint 1.25",
+        r"metrics.csv: the row of epoch 3 has test_loss \S+, but the checkpoint has 1.25",
     ),
-    "class names": (edits("last", lambda c: c["about"]["classes"].reverse()), r"about.classes.0 is 'ant', and 'cat'"),
+    "class names": (edits("last", lambda c: c["about"]["classes"].reverse()), r"about.classes.0 is 'ant', but 'cat'"),
     "class names everywhere": (
         everywhere(lambda c: c["about"]["classes"].reverse()),
-        r"about.classes.0 is 'cat', and 'ant' in the data",
+        r"about.classes.0 is 'cat', but 'ant' in the data",
     ),
     "the mean": (
         everywhere(lambda c: c["about"]["mean"].reverse()),
-        r"last.pt: about.mean.0 is \S+, and \S+ in the data",
+        r"last.pt: about.mean.0 is \S+, but \S+ in the data",
     ),
-    "a pixel of an image": (change_pixel, r"last.pt: about\.\S+ is \S+, and \S+ in the data"),
-    "the order of two images": (swap_images, r"last.pt: about.fingerprint is \S+, and \S+ in the data"),
+    "a pixel of an image": (change_pixel, r"last.pt: about\.\S+ is \S+, but \S+ in the data"),
+    "the order of two images": (swap_images, r"last.pt: about.fingerprint is \S+, but \S+ in the data"),
     "a digit of metrics.csv": (
         replace_text("metrics.csv", r"(?m)(?<=\d)(\d)$", lambda m: str(9 - int(m[1]))),
         r"metrics.csv: the row of epoch 1 has test_",
     ),
     "a row of metrics.csv": (replace_text("metrics.csv", r"\n2,.*", ""), r"metrics.csv: the row of epoch 2 is 3,"),
-    "a row twice": (replace_text("metrics.csv", r"(\n2,.*)", r"\1\1"), r"metrics.csv has 4 rows, and the run 3 epochs"),
+    "a row twice": (
+        replace_text("metrics.csv", r"(\n2,.*)", r"\1\1"),
+        r"metrics.csv has 4 rows, but the run has 3 epochs",
+    ),
     "a digit of timing.csv": (
         replace_text("timing.csv", r"\n1,3,\d\.", "\n1,3,7."),
-        r"timing/train_seconds at epoch 1 is \S+, and 7.\d+ in timing",
+        r"timing/train_seconds at epoch 1 is \S+, but 7.\d+ in timing",
     ),
     "a row of timing.csv": (replace_text("timing.csv", r"\n1,.*", ""), r"timing.csv: the row of epoch 1 is 2,6"),
     "config.yaml": (
         replace_text("config.yaml", "log_every: 1", "log_every: 9"),
-        r"config.yaml: log_every is 9, and 1 in last.pt",
+        r"config.yaml: log_every is 9, but 1 in last.pt",
     ),
     "environment.json": (
         replace_text("environment.json", r'"torch": "', r'"torch": "9.'),
         r"environment.json.torch is '9.",
     ),
-    "the best model for another": (take("best"), r"best.pt: config.seed is 1, and 0 in last.pt"),
+    "the best model for another": (take("best"), r"best.pt: config.seed is 1, but 0 in last.pt"),
     "the final model as the best": (
         lambda run: shutil.copy(run / "checkpoints/model.pt", run / "checkpoints/best.pt"),
         r"best.pt: (metrics.epoch is 3|chosen_on is None)",
@@ -257,15 +260,15 @@ TAMPERINGS: dict[str, tuple[Tamper, str]] = {
         r"best.pt: ",
     ),
     "no best model": (lambda run: (run / "checkpoints/best.pt").unlink(), r"best.pt is missing"),
-    "the final model of another run": (take("model"), r"model.pt: config.seed is 1, and 0 in last.pt"),
+    "the final model of another run": (take("model"), r"model.pt: config.seed is 1, but 0 in last.pt"),
     "a bit of the final model": (
         edits("model", lambda c: flip(conv(c["model"]))),
-        r"model.pt: model.conv1.weight\[0, 0, 0, 0\] is \S+, and \S+ in last.pt",
+        r"model.pt: model.conv1.weight\[0, 0, 0, 0\] is \S+, but \S+ in last.pt",
     ),
-    "the state before of another run": (take("previous"), r"previous.pt: config.seed is 1, and 0 in last.pt"),
+    "the state before of another run": (take("previous"), r"previous.pt: config.seed is 1, but 0 in last.pt"),
     "a bit of the state before": (
         edits("previous", lambda c: flip(conv(c["model"]))),
-        r"last.pt.model.* is \S+, and \S+ in the replay",
+        r"last.pt.model.* is \S+, but \S+ in the replay",
     ),
     "a loss within an epoch": (
         change_point("step/loss", 1),
@@ -273,7 +276,7 @@ TAMPERINGS: dict[str, tuple[Tamper, str]] = {
     ),
     "a loss of an epoch": (
         change_point("epoch/loss", 2),
-        r"event files: train/epoch/loss at epoch 2 is \S+, and \S+ in the checkpoint",
+        r"event files: train/epoch/loss at epoch 2 is \S+, but \S+ in the checkpoint",
     ),
     "all event files": (lambda run: [path.unlink() for path in event_files(run)], r"the event files are missing"),
     "an event file of the steps": (
@@ -354,7 +357,7 @@ def test_an_extended_run_is_not_replayed_from_step_0(run: Path) -> None:
     (run / "checkpoints" / "previous.pt").unlink()
     found = verify(run)
     assert (found.difference, found.num_tensors) == (None, 0)
-    assert any("the schedule before was another one" in part for part in found.not_checked)
+    assert any("the schedule was different before" in part for part in found.not_checked)
 
 
 def test_what_cannot_be_replayed_here_is_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +365,7 @@ def test_what_cannot_be_replayed_here_is_said(run: Path, monkeypatch: pytest.Mon
     (run / "environment.json").write_text(json.dumps(read_checkpoint(run / "checkpoints" / "last.pt")["environment"]))
     found = verify(run)
     assert found.difference is None
-    assert any("the run was trained on GPU, and here is cpu" in part for part in found.not_checked)
+    assert any("the run was trained on GPU, but this is cpu" in part for part in found.not_checked)
 
 
 def test_other_versions_make_the_bits_incomparable(run: Path) -> None:

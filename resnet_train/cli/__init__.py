@@ -9,7 +9,7 @@ from types import FrameType
 
 
 def exit_at_once(number: int, frame: FrameType | None) -> None:
-    """Exit on a Ctrl-C while modules are imported: nothing has to be saved, and a traceback would tell nothing."""
+    """Exit on Ctrl-C while modules are imported: there is nothing to save, and a traceback would not help."""
     try:
         os.write(2, b"interrupted\n")
     finally:
@@ -17,7 +17,7 @@ def exit_at_once(number: int, frame: FrameType | None) -> None:
 
 
 # How often a waiting thread of libgomp looks for work before it sleeps (benchmarks/busy.py, docs/results.md). With
-# libgomp's own 300,000 it keeps a core from the threads that it waits for when other processes run.
+# libgomp's default of 300,000, it occupies a core that the threads it waits for need when other processes run.
 SPIN_COUNT = 10_000
 
 
@@ -28,9 +28,9 @@ def limit_spinning() -> None:
 
 
 def name_cache_of_torch() -> None:
-    """Set the folder for compiled code if the user has a number only, as in `docker run --user 4711`.
+    """Set the folder for compiled code if the user ID has no name, as in `docker run --user 4711`.
 
-    Torch puts the user's name into the folder's when it is imported, and fails if there is none.
+    On import, torch puts the user's name into the name of this folder, and fails if there is none.
     """
     variables = ("TORCHINDUCTOR_CACHE_DIR", "LOGNAME", "USER", "LNAME", "USERNAME")
     if not hasattr(os, "getuid") or any(os.environ.get(name) for name in variables):
@@ -52,8 +52,8 @@ def prepare_process() -> None:
         signal.signal(signal.SIGINT, exit_at_once)  # `run_app` hands SIGINT back to Python
 
 
-# Here, because this runs before the scripts import typer and torch. Nothing is imported for it that Python has not
-# imported itself.
+# Called here, because this runs before the scripts import typer and torch. It imports nothing that Python has not
+# already imported.
 name = os.path.basename("".join(sys.argv[:1]))  # noqa: PTH119
 if name.startswith(("-m", "resnet-")):
     prepare_process()

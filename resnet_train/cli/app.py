@@ -36,7 +36,7 @@ SIGNALLED = 128  # plus the number of the signal
 # By name, because importing the classes would import torch. Any other exception is FAILED.
 EXIT_CODES = {"ValueError": BAD_INPUT, "NotFinite": NOT_FINITE}
 METAVARS = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
-# Of the same width, so that tables stay aligned, except for the dots.
+# Replacements of the same width, so that tables stay aligned (except for the dots).
 ASCII = {"–": "-", "—": "-", "×": "x", "·": "*", "→": ">", "…": "...", "±": "+/-", "≥": ">=", "≤": "<="}
 
 
@@ -55,14 +55,16 @@ class _Command(TyperCommand):
 
 
 def _show_plainly(parameter: Any) -> None:
-    """Change what `--help` shows of a parameter: words for types, no ranges, and nothing for switches."""
+    """Change what `--help` shows for a parameter: words for types, no ranges, and nothing for switches."""
     if parameter.name in {"install_completion", "show_completion"}:
         parameter.hidden = True  # `python -m resnet_train --install-completion` does it for all commands
     elif parameter.param_type_name == "argument":
         parameter.display_type_rich = lambda **_: ""
     elif parameter.is_flag:
         parameter.secondary_opts, parameter.metavar = [], ""
-    elif parameter.metavar is None and hasattr(parameter, "type_descriptor"):  # Typer before 0.28 has such words itself
+    elif parameter.metavar is None and hasattr(
+        parameter, "type_descriptor"
+    ):  # Typer before 0.28 already has such words
         parameter.metavar = METAVARS.get(parameter.type_descriptor.annotation, "NAME")
         parameter.min = parameter.max = None
 
@@ -96,11 +98,11 @@ Version = Annotated[
     bool,
     typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
 ]
-# What checkpoints of other code do not say.
+# What checkpoints from other code do not say.
 Arch = Annotated[
     str | None,
     typer.Option(
-        "--arch", "-a", metavar="NAME", help="Of a file of other code: its network; if not given, it is found."
+        "--arch", "-a", metavar="NAME", help="For a file from other code: its network; detected if not given."
     ),
 ]
 Device = Annotated[
@@ -111,7 +113,7 @@ Threads = Annotated[int, typer.Option(min=0, help="Number of CPU threads; 0 is t
 Normalize = Annotated[
     str | None,
     typer.Option(
-        metavar="cifar10|imagenet|M,S", help="Of a file of other code: mean and std of its images, from 0 to 1."
+        metavar="cifar10|imagenet|M,S", help="For a file from other code: mean and std of its images, from 0 to 1."
     ),
 ]
 
@@ -144,7 +146,7 @@ def run_app(app: typer.Typer, prog_name: str, prepare: Callable[[], None] = lamb
 
     accept_all_characters()
     code = _run(run)
-    # Python exits with 120 if it can't flush what is left, as after a hang-up of the terminal.
+    # Python exits with 120 if it can't flush what is left, for example after the terminal has hung up.
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -175,7 +177,7 @@ def accept_all_characters() -> None:
 
 
 def _to_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Replace typographic characters by similar ones, and all others by backslash escapes."""
+    """Replace typographic characters with similar ones, and all others with backslash escapes."""
     if isinstance(error, UnicodeEncodeError):
         character = error.object[error.start]
         if character in ASCII:

@@ -1,4 +1,4 @@
-"""What people type, turned into the flags that a command has, or into an error that says what to type."""
+"""Turn what people type into the flags that a command has, or into an error that says what to type."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BARE = {"--amp": "auto", "--resume": "auto"}  # what the flag means without a va
 TRUE, FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 NO_WORKERS = "is not needed: threads prepare the batches, there are no worker processes; leave it out"
 TORCHRUN = "is not a flag: run torchrun --nproc-per-node N -m resnet_train train …"
-# Flags of other programs that have no counterpart here, and what to do instead.
+# Flags from other programs that have no counterpart here, and what to do instead.
 EXPLAINED = {
     **dict.fromkeys(("-j", "--workers", "--num-workers", "--data-workers", "--dataloader-num-workers"), NO_WORKERS),
     **dict.fromkeys(("--gpu", "--gpus", "--cuda", "--use-cuda"), "is not a flag; use --device cuda or cuda:1"),
@@ -65,11 +65,11 @@ def flags_of(command: Any) -> Flags:
 def repair(arguments: Sequence[str], flags: Flags) -> list[str]:
     """Return the arguments with the flags spelled as the command knows them.
 
-    Understood are names of other programs (`--wd`), `--batch_size`, `-epochs`, dashes from a word processor, `-b=64`,
+    It understands names from other programs (`--wd`), `--batch_size`, `-epochs`, dashes from a word processor, `-b=64`,
     `--nesterov=true`, and `--amp` and `--resume` without a value.
 
     Raises:
-        ValueError: an unknown flag, a missing value, or a word where only flags may stand; the message has a hint.
+        ValueError: an unknown flag, a missing value, or a word where only flags are allowed; the message has a hint.
     """
     repaired: list[str] = []
     rest = list(arguments)
@@ -131,7 +131,7 @@ def _split(word: str, flags: Flags) -> tuple[str, str | None]:
 
 
 def _known_name(name: str, flags: Flags) -> str:
-    """Return the flag that is meant by a name, or its plain spelling if there is none."""
+    """Return the flag that a name stands for, or its plain spelling if there is none."""
     if name in flags:
         return name
     stem = name.lstrip("-–—")
@@ -153,7 +153,7 @@ def _hint(name: str, flags: Flags) -> str:
         off = [value for value in choices.values_of(setting) or {} if value in ("off", "none")]
         return f"; did you mean {' '.join([f'--{plain[3:]}', *off])}?"
 
-    # The most similar flag, or name of other programs for one.
+    # The most similar flag, or another program's name for one.
     known = {flag.lstrip("-"): flag for flag in flags if flag.startswith("--")}
     for alias, meant in ALIASES.items():
         flag = f"--{meant.replace('_', '-')}"
@@ -178,7 +178,7 @@ def _switch(flag: str, value: str | None, flags: Flags) -> str:
 
 
 def _explain_word(word: str, flags: Flags) -> str:
-    """Return the message about a word where only flags may stand."""
+    """Return the message about a word where only flags are allowed."""
     name, equals, value = word.partition("=")
     if equals and _known_name(f"--{name}", flags) in flags:
         return f"unexpected argument {word!r}; did you mean {_known_name(f'--{name}', flags)} {value}?"

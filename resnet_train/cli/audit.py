@@ -30,7 +30,7 @@ RECIPE, FOLDS, EPOCHS = "resnet20-fast", 3, 6  # measured, see docs/audit.md
 EXAMPLES = """\
 resnet-audit pictures/                   a folder of pictures
 resnet-audit cifar10                     a data set that is downloaded
-resnet-audit pictures/ --folds 0         duplicates and odd ones only
+resnet-audit pictures/ --folds 0         only duplicates and odd pictures
 resnet-audit pictures/ --output report/  where the page goes"""
 
 app = new_app()
@@ -60,21 +60,21 @@ def audit(
         typer.Option(metavar="DIR", help="Folder of the results; if not given, audits/ and the name of the data."),
     ] = None,
     folds: Annotated[
-        int, typer.Option(min=0, help="Trainings that check the labels, each without 1/N of the images; 0: none.")
+        int, typer.Option(min=0, help="Training runs that check the labels, each without 1/N of the images; 0: none.")
     ] = FOLDS,
     config: Annotated[
         str,
         typer.Option(
             metavar="NAME|FILE",
-            help="Recipe of these trainings.",
+            help="Recipe of these training runs.",
             autocompletion=complete(lambda _: choices.configs()),
         ),
     ] = RECIPE,
     epochs: Annotated[
-        int, typer.Option(min=1, help="Epochs of each; the schedule of the recipe is scaled to them.")
+        int, typer.Option(min=1, help="Epochs of each run; the recipe's schedule is scaled to them.")
     ] = EPOCHS,
     image_size: Annotated[
-        int | None, typer.Option(min=8, max=1024, help="Side in pixels of the images; if not given, 32.")
+        int | None, typer.Option(min=8, max=1024, help="Side length of the images in pixels; if not given, 32.")
     ] = None,
     device: Device = "auto",
     threads: Threads = 0,
@@ -85,7 +85,7 @@ def audit(
 ) -> None:
     """Find duplicates, leaks between splits, likely label errors, and pictures that are odd or can't be read.
 
-    Writes a page and tables, and changes nothing. After a Ctrl-C, the same command continues.
+    Writes a page and tables, and changes nothing. After Ctrl-C, the same command continues.
     """
     name, folder = _find_source(data, dataset, data_dir)
     given = {"image_size": image_size, "device": device, "threads": threads}
@@ -119,7 +119,7 @@ def _find_source(data: str | None, dataset: str | None, data_dir: Path | None) -
     from resnet_train.data.dataset import DATASETS  # takes 0.2 s to import
 
     if (data is None) == (dataset is None):
-        problem = "no data are named" if data is None else f"{data!r} and --dataset {dataset} are both named"
+        problem = "no data set is named" if data is None else f"{data!r} and --dataset {dataset} are both named"
         raise ValueError(f"{problem}: give the folder of your pictures, or one of {', '.join(DATASETS.names())}")
     place = Path(expand_path(str(data_dir), "data_dir")) if data_dir is not None else TrainConfig().data_dir
     if dataset is not None or data in DATASETS:
@@ -133,7 +133,7 @@ def _find_source(data: str | None, dataset: str | None, data_dir: Path | None) -
 
 
 def gather_training(recipe: str, epochs: int, given: dict[str, Any]) -> TrainConfig:
-    """Return the settings of the trainings: a recipe with its epochs replaced, and its image size if one is given.
+    """Return the settings of the training runs: a recipe with its epochs replaced, and its image size if one is given.
 
     Progressive sizes are shares of the image size.
 
@@ -142,7 +142,7 @@ def gather_training(recipe: str, epochs: int, given: dict[str, Any]) -> TrainCon
     """
     settings = gather_settings(recipe, {})
     if "minutes" in settings:
-        raise ValueError(f"minutes (={settings['minutes']}) in {recipe}: the trainings need a number of epochs")
+        raise ValueError(f"minutes (={settings['minutes']}) in {recipe}: the training runs need a number of epochs")
     before = make_config(settings)
     if before.progressive_sizes:
         scale = given.get("image_size", before.image_size) / before.image_size
@@ -176,8 +176,8 @@ def _describe(result: Any) -> str:
         ("odd", odd or "0 pictures"),
         ("equal", f"{_count(duplicates.num_equal, 'image')} equal to another one"),
         ("near", f"{_count(duplicates.num_near_pairs, 'pair')} of nearly equal images"),
-        *([("leaks", f"{leaks} images are like a training image")] if leaks else []),
-        ("conflicts", f"{_count(duplicates.num_conflicts, 'group')} of such images with several labels"),
+        *([("leaks", f"{leaks} images resemble a training image")] if leaks else []),
+        ("conflicts", f"{_count(duplicates.num_conflicts, 'group')} of these images with different labels"),
         *_describe_labels(result),
         ("imbalance", f"{result.imbalance:.3g}, the largest class over the smallest"),
         ("page", f"{result.folder}/audit.html"),

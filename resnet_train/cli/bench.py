@@ -44,7 +44,7 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each times the recipe and every change to it once.")] = 5,
     try_compile: Annotated[
-        bool, typer.Option("--try-compile", help="Try --compile as well if there is a compiler; takes minutes.")
+        bool, typer.Option("--try-compile", help="Also try --compile if there is a compiler; takes minutes.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; shares are 0–1.")] = False,
     debug: Debug = False,

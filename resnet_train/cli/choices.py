@@ -55,7 +55,7 @@ def configs() -> Choices:
 
 
 def runs(beginning: str = "") -> Choices:
-    """Return the run folders and checkpoints beside the path that is being typed, or in runs/."""
+    """Return the run folders and checkpoints next to the path being typed, or in runs/."""
     folder = beginning[: beginning.rfind("/") + 1] or "runs/"
     found = {}
     try:

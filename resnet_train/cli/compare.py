@@ -31,7 +31,7 @@ def compare(
         ),
     ],
     target: Annotated[
-        str | None, typer.Option(metavar="PERCENT", help="Time until an accuracy, or several: 94,95.")
+        str | None, typer.Option(metavar="PERCENT", help="Report the time to reach an accuracy, or several: 94,95.")
     ] = None,
     detect: Annotated[
         float | None,
@@ -41,8 +41,8 @@ def compare(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Also compare image by image, by the tables DIR/<run>.csv; those that are missing are made by "
-            "evaluating the runs.",
+            help="Also compare image by image, using the tables DIR/<run>.csv; missing ones are made by evaluating the "
+            "runs.",
         ),
     ] = None,
     plot: Annotated[
@@ -56,7 +56,7 @@ def compare(
     """Compare runs: mean and spread over seeds, differences with intervals, and what so few seeds can show."""
     # Check the flags before anything is read.
     if as_json and as_markdown:
-        raise ValueError("--json and --markdown exclude each other; choose one")
+        raise ValueError("--json and --markdown cannot be combined; choose one")
     if detect is not None and not 0 < detect <= 100:
         raise ValueError(f"detect (={detect:g}) must be points between 0 and 100")
     targets = _parse_targets(target)

@@ -19,7 +19,7 @@ NOT_MEASURED = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells in columns; those of the columns in `left` are aligned to the left, and `name` is cut if room is short."""
+    """Cells in columns; those named in `left` are left-aligned, and `name` is cut if there is too little room."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -44,7 +44,7 @@ def format_markdown(comparison: Comparison) -> str:
     )
 
 
-# --- What is said ----------------------------------------------------------------------------------------------------
+# --- Content ---------------------------------------------------------------------------------------------------------
 
 
 def _blocks(comparison: Comparison) -> Iterable[Block]:
@@ -100,7 +100,7 @@ def _target_blocks(groups: Sequence[Group]) -> Iterable[Block]:
         for group, time in zip(groups, times)
     ]
     if rows:
-        yield "First epoch with at least an accuracy, and the training until then, of the runs that reached it:"
+        yield "First epoch with at least this accuracy, and the training until then, for the runs that reached it:"
         yield Table(("accuracy", "", "reached by", "epoch", "training"), rows, left=(1,))
 
 
@@ -129,8 +129,9 @@ def _difference_blocks(differences: Sequence[Difference]) -> Iterable[Block]:
     yield from _reasons("Over images", [(d, d.why_no_images) for d in differences])
     if several:
         yield (
-            f"Each interval and each p stands alone: of {len(differences)} differences that are none, "
-            f"{0.05 * len(differences):.2g} have a p below 0.05 on average. The adjusted p (Holm) allows for that."
+            f"Each interval and each p stands alone: if none of {len(differences)} differences is real, "
+            f"{0.05 * len(differences):.2g} of them on average have a p below 0.05. "
+            f"The adjusted p (Holm) allows for that."
         )
 
 
@@ -158,7 +159,9 @@ def _power_blocks(differences: Sequence[Difference]) -> Iterable[Block]:
 def _image_blocks(differences: Sequence[Difference]) -> Iterable[Block]:
     for difference in differences:
         if (counts := difference.counts) is not None:
-            shows = "" if counts.detectable is None else f" So many images show {100 * counts.detectable:.2f} points."
+            shows = (
+                "" if counts.detectable is None else f" This many images can show {100 * counts.detectable:.2f} points."
+            )
             yield (
                 f"{_name(difference)}: of {counts.num_images:,} images, only {difference.group} is right on "
                 f"{counts.gained:,}, and only {difference.baseline} on {counts.lost:,}.{shows}"
@@ -214,7 +217,7 @@ def _spread(mean: float, sd: float | None, form: str) -> str:
 
 
 def _value(value: Any) -> str:
-    """Return a setting as YAML and flags have it."""
+    """Return a setting as YAML and flags write it."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -233,7 +236,7 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
-# --- How it is laid out ----------------------------------------------------------------------------------------------
+# --- Layout ----------------------------------------------------------------------------------------------------------
 
 
 def _wrap(paragraph: str, width: int) -> str:

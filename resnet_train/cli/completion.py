@@ -19,7 +19,7 @@ def complete(find: Callable[[str], Choices]) -> Callable[[str], list[tuple[str, 
     """Return a function for Typer from the beginning of a word to the values that start with it.
 
     Args:
-        find: from the beginning of a word to values and a line about each; need not select by it.
+        find: returns values, with a line about each, from the beginning of a word; it need not filter by it.
     """
 
     def find_matching(incomplete: str) -> list[tuple[str, str]]:
@@ -64,7 +64,7 @@ def install_completion() -> str:
     """
     said = [_run_typer(command.name, ["--install-completion"]) for command in COMMANDS]
     if not all(" installed in " in text for text in said):
-        raise ValueError("the shell is not known; add the output of --show-completion SHELL to its start-up file")
+        raise ValueError("the shell is not known; add the output of --show-completion SHELL to its startup file")
     return "\n".join([*(text.split("\n")[0] for text in said), "Open a new terminal to use it."])
 
 

@@ -52,7 +52,7 @@ def evaluate(
         ),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Directory of its data; if not given, that of the training.")
+        Path | None, typer.Option(help="Directory of its data; if not given, the one used in training.")
     ] = None,
     split: Annotated[
         str | None,
@@ -63,7 +63,7 @@ def evaluate(
         ),
     ] = None,
     best: Annotated[
-        bool, typer.Option("--best", help="Of a run folder, evaluate the model chosen on the validation split.")
+        bool, typer.Option("--best", help="For a run folder, evaluate the model chosen on the validation split.")
     ] = False,
     tta: Annotated[
         str | None,
@@ -86,11 +86,12 @@ def evaluate(
     unknown: Annotated[
         str | None,
         typer.Option(
-            metavar="DATASET|DIR", help="Tell apart images that show none of the classes: digits, or your pictures."
+            metavar="DATASET|DIR",
+            help="Also test whether images of none of the classes are noticed: digits, or your pictures.",
         ),
     ] = None,
     corruptions: Annotated[
-        bool, typer.Option("--corruptions", help="Also evaluate on images with noise, blur and so on, made here.")
+        bool, typer.Option("--corruptions", help="Also evaluate on images with noise, blur and so on, generated here.")
     ] = False,
     cifar10_c: Annotated[
         Path | None, typer.Option("--cifar10-c", metavar="DIR", help="Also evaluate on your files of CIFAR-10-C.")
@@ -105,7 +106,7 @@ def evaluate(
     debug: Debug = False,
     version: Version = False,
 ) -> None:
-    """Evaluate checkpoints: accuracy with its 95 % interval, calibration, accuracy per class, and what is asked for."""
+    """Evaluate checkpoints: accuracy with its 95 % interval, calibration, accuracy per class, and more on request."""
     checkpoints = [Path(expand_path(str(checkpoint), "checkpoint")) for checkpoint in checkpoints]
     data_dir, predictions = expand_optional(data_dir, "data_dir"), expand_optional(predictions, "predictions")
     wrong, cifar10_c = expand_optional(wrong, "wrong"), expand_optional(cifar10_c, "cifar10_c")
@@ -173,7 +174,7 @@ def _describe(result: Any) -> str:
 
 
 def _describe_origin(origin: Any) -> list[str]:
-    """Return whose names the weights of a foreign file had, and how images are normalized for them."""
+    """Return whose parameter names a foreign file had, and how images are normalized for it."""
     mean, std = (" ".join(f"{number:g}" for number in numbers) for numbers in (origin.mean, origin.std))
     return [
         f"origin      other code, with the parameter names of {origin.layout}",

@@ -24,7 +24,7 @@ from resnet_train.cli.app import (
 from resnet_train.cli.completion import complete
 from resnet_train.jobs.given_settings import expand_optional, expand_path
 
-FORMAT_NAMES = ("onnx", "safetensors", "pt", "html", "hub")  # here as well, because --help imports no torch
+FORMAT_NAMES = ("onnx", "safetensors", "pt", "html", "hub")  # repeated here, because --help imports no torch
 
 EXAMPLES = """\
 resnet-export runs/NAME -f onnx                for ONNX Runtime and others
@@ -59,9 +59,7 @@ def export(
     ] = None,
     check_file: Annotated[
         Path | None,
-        typer.Option(
-            "--check", metavar="FILE", help="Write nothing, but check a file that was exported from CHECKPOINT."
-        ),
+        typer.Option("--check", metavar="FILE", help="Write nothing; check a file that was exported from CHECKPOINT."),
     ] = None,
     half: Annotated[
         bool, typer.Option("--half", help="Store weights as float16: half the size; a few predictions may change.")
@@ -74,13 +72,17 @@ def export(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     best: Annotated[
-        bool, typer.Option("--best", help="Of a run folder, export the model chosen on the validation split.")
+        bool, typer.Option("--best", help="For a run folder, export the model chosen on the validation split.")
     ] = False,
     images: Annotated[int, typer.Option(min=1, help="Number of images to check the file on.")] = 1000,
-    dataset: Annotated[str | None, typer.Option(help="Data set of these; if not given, that of the training.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Data set of these images; if not given, the one used in training.")
+    ] = None,
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="Directory of its data; if not given, that of the training, or random images without it."),
+        typer.Option(
+            help="Directory of its data; if not given, the one used in training. Without data, images are random."
+        ),
     ] = None,
     threads: Threads = 0,
     arch: Arch = None,
@@ -128,7 +130,7 @@ def _describe(result: Any) -> str:
         *([] if result.pushed is None else [f"pushed      {result.pushed}"]),
     ]
     if (agreement := result.agreement) is None:
-        return "\n".join([*lines, "checked     not: this format cannot be checked here"])
+        return "\n".join([*lines, "checked     no: this format cannot be checked here"])
     lines += [
         f"checked     on {agreement.num_images:,} {result.images}",
         f"top-1       equal on {agreement.num_equal:,} of {agreement.num_images:,}",

@@ -20,7 +20,7 @@ from resnet_train.recipes import recipe_text
 EXAMPLES = """\
 resnet-info                     the networks
 resnet-info recipes             the recipes for --config
-resnet-info runs/NAME           what a run has trained
+resnet-info runs/NAME           what a run trained
 resnet-info runs/NAME --verify  whether its files agree"""
 
 app = new_app()
@@ -35,7 +35,7 @@ def _find_topics(beginning: str) -> choices.Choices:
 
 
 class Differs(OSError):
-    """The files of a run do not agree, which is a failure and not a bad input."""
+    """The files of a run do not agree, which is a failure, not bad input."""
 
 
 @app.command(examples=EXAMPLES)
@@ -54,8 +54,8 @@ def info(
         bool,
         typer.Option(
             "--verify",
-            help="Check that the files of the run folder TOPIC agree, and train its last stretch again, from "
-            "previous.pt to last.pt, to compare every bit; writes nothing there. Exits with 1 if something differs.",
+            help="Check that the files of the run folder TOPIC agree, and retrain its last stretch, from previous.pt "
+            "to last.pt, to compare every bit; writes nothing there. Exits with 1 if something differs.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: a list for a topic, else an object.")] = False,
@@ -111,7 +111,7 @@ def _verify(topic: str, as_json: bool) -> None:
 def _format_verification(found: Any) -> str:
     """Format what agrees and what could not be checked."""
     replayed = f"{found.num_tensors} tensors identical"
-    lines = [replayed if found.num_tensors else "no difference found; the last stretch could not be trained again"]
+    lines = [replayed if found.num_tensors else "no difference found; the last stretch could not be retrained"]
     lines += [f"  checked: {part}" for part in found.checked]
     lines += [f"  not checked: {part}" for part in found.not_checked]
     return "\n".join(lines)

@@ -65,7 +65,7 @@ def parse_seeds(text: str, settings: dict[str, Any]) -> list[int]:
         settings: the flags that were given.
 
     Raises:
-        ValueError: it is neither a count nor a list of different seeds, or --seed is given as well.
+        ValueError: it is neither a count nor a list of different seeds, or --seed is also given.
     """
     if "seed" in settings:
         raise ValueError("--seed cannot be combined with --seeds, which lists them: --seeds 0,1,7")
@@ -121,7 +121,7 @@ def _option_for(name: str) -> inspect.Parameter:
 
 
 def switch_flags(name: str) -> tuple[str, str]:
-    """Return the flags that turn a setting on and off: --x and --no-x, the other way round for a setting `no_x`."""
+    """Return the flags that turn a setting on and off: --x and --no-x, reversed for a setting `no_x`."""
     flag = name.removeprefix("no_").replace("_", "-")
     pair = f"--{flag}", f"--no-{flag}"
     return pair[::-1] if name.startswith("no_") else pair
@@ -145,7 +145,7 @@ def _metavar(name: str) -> str:
 
 
 def _help_text(name: str) -> str:
-    """Return the field's docstring without backticks, its choices if they are no metavar, and its default."""
+    """Return the field's docstring without backticks, its choices if the metavar lacks them, and its default."""
     field = TrainConfig.model_fields[name]
     text = " ".join((field.description or "").replace("`", "").split())
     annotation = without_none(field.annotation)

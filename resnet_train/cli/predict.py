@@ -1,4 +1,4 @@
-"""resnet-predict: say what pictures show, with calibrated probabilities."""
+"""resnet-predict: classify pictures, with calibrated probabilities."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ def predict(
         list[str],
         typer.Argument(
             metavar="[CHECKPOINT] IMAGE|DIR|-",
-            help="A .pt file or a run folder, or nothing for the network of the package; then pictures of any size, "
-            "folders of them, or -: a picture or file names, one a line, on stdin.",
+            help="A .pt file or a run folder, or nothing for the built-in network; then pictures of any size, folders "
+            "of them, or - for a picture or file names, one per line, on stdin.",
             autocompletion=complete(choices.checkpoints),
         ),
     ],
     top: Annotated[int, typer.Option(min=1, help="Number of classes for each picture.")] = 3,
     best: Annotated[
-        bool, typer.Option("--best", help="Of a run folder, use the model chosen on the validation split.")
+        bool, typer.Option("--best", help="For a run folder, use the model chosen on the validation split.")
     ] = False,
     explain: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write each picture with a heat map of what speaks for its class."),
+        typer.Option(metavar="DIR", help="Write each picture with a heat map of what supports its class."),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures per batch.")] = 100,
     device: Device = "auto",
@@ -79,9 +79,9 @@ def predict(
     debug: Debug = False,
     version: Version = False,
 ) -> int:
-    """Say what pictures show: the most likely classes, and whether a picture is unlike those of the training."""
+    """Classify pictures: the most likely classes, and whether a picture is unlike the training images."""
     if as_json and as_csv:
-        raise ValueError("--json and --csv exclude each other; choose one")
+        raise ValueError("--json and --csv cannot be combined; choose one")
     explain = expand_optional(explain, "explain")
     log_to_stderr()
     from tqdm import tqdm
@@ -126,7 +126,7 @@ def _split_arguments(sources: list[str], best: bool) -> tuple[Path, list[str]]:
     first = expand_path(sources[0], "checkpoint")
     if not is_picture_source(first):
         if len(sources) == 1:
-            raise ValueError(f"{first} is taken for a checkpoint; name pictures after it")
+            raise ValueError(f"{first} is taken as a checkpoint; name pictures after it")
         return Path(first), sources[1:]
     if best:
         raise ValueError("--best needs a run folder before the pictures")

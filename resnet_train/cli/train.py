@@ -66,7 +66,7 @@ def train(
         str | None,
         typer.Option(
             metavar="auto|PATH",
-            help="Resume the newest run with these settings, or start it (auto); or resume the run at PATH.",
+            help="Resume the newest run with these settings, or start one (auto); or resume the run at PATH.",
             autocompletion=complete(lambda incomplete: {"auto": "", **choices.runs(incomplete)}),
         ),
     ] = None,
@@ -80,7 +80,10 @@ def train(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Run a few steps and estimate time and memory.")] = False,
     profile: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Write a trace of N steps to trace.json and list what cost most.")
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Write a trace of N steps to trace.json and list the most expensive operations."
+        ),
     ] = 0,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print all settings as YAML and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -164,7 +167,7 @@ def _describe_result(result: RunResult) -> str:
     from resnet_train.evaluation.metrics import confidence_interval
     from resnet_train.runtime.duration import format_duration
 
-    # The final accuracy, with the interval that so few images allow.
+    # The final accuracy, with the interval that its number of images allows.
     split = "test" if "test" in result.final.scores else "val"
     accuracy, n = result.final.scores[split]["accuracy"], result.num_images
     interval = ""
@@ -185,7 +188,7 @@ def _describe_result(result: RunResult) -> str:
         (took, result.folder, ""),
     ]
 
-    # In columns; the notes stand below the numbers if the terminal is narrow.
+    # In columns; the notes go below the numbers if the terminal is narrow.
     indent = len(f"final {split} accuracy  ")
     lines = []
     for label, value, note in rows:

@@ -35,7 +35,7 @@ from resnet_train.runtime.names import safe_names
 
 log = logging.getLogger(__name__)
 
-MIN_TRAIN_IMAGES = 16  # that a network can learn something from
+MIN_TRAIN_IMAGES = 16  # fewest that a network can learn something from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,9 @@ class AuditOptions:
     Attributes:
         dataset, data_dir: the data set.
         output: the folder of the page and the tables.
-        config: of the short trainings; its image size is that at which images are compared.
-        folds: the number of trainings; 0 checks no labels.
-        command: that was given.
+        config: the settings of the short training runs; images are compared at its image size.
+        folds: the number of training runs; 0 checks no labels.
+        command: the command that was given.
     """
 
     dataset: str
@@ -59,17 +59,17 @@ class AuditOptions:
 
 
 def default_output(dataset: str, data_dir: Path) -> Path:
-    """Return the folder of the results of an audit for which the user chose none."""
+    """Return the output folder of an audit for which the user chose none."""
     (name,) = safe_names([data_dir.resolve().name if dataset == "folder" else dataset])
     return Path("audits") / name
 
 
 def audit(options: AuditOptions) -> AuditResult:
-    """Look for what may be wrong with a data set, and write a page and tables about it; the data are not changed.
+    """Look for problems in a data set and write a page and tables about them; the data is not changed.
 
     Raises:
-        ValueError: there are no images, or the folder of the results holds something else.
-        Interrupted: by a signal; the next audit in the same folder continues after the trainings that are done.
+        ValueError: there are no images, or the output folder holds something else.
+        Interrupted: by a signal; the next audit in the same folder continues after the finished training runs.
     """
     # Load all images.
     _check_output(options)
@@ -77,7 +77,7 @@ def audit(options: AuditOptions) -> AuditResult:
     device = prepare_machine(config.device, config.threads, config.deterministic)
     images = load_audit_images(options.dataset, options.data_dir, config.image_size)
 
-    # Write what costs little before the trainings.
+    # Write what costs little before the training runs.
     headers = _read_headers(images, options)
     problems = _find_problems(images, headers, options)
     write_problems(options.output, problems)
@@ -97,10 +97,10 @@ def audit(options: AuditOptions) -> AuditResult:
 
 
 def _check_output(options: AuditOptions) -> None:
-    """Create the folder of the results, which must not be among the pictures: the next audit would take it for a class.
+    """Create the output folder, which must not be among the pictures: the next audit would take it for a class.
 
     Raises:
-        ValueError: it is, it holds something else, or it can't be created.
+        ValueError: it is among the pictures, it holds something else, or it can't be created.
     """
     output, data_dir = options.output.resolve(), options.data_dir.resolve()
     if options.dataset == "folder" and not options.data_dir.is_dir():
@@ -135,7 +135,7 @@ def _find_problems(
 
 
 def _find_duplicates(images: AuditImages, device: torch.device) -> Duplicates:
-    """Find the equal images of all splits, and those of the others that are nearly the same."""
+    """Find equal images over all splits, and those of the rest that are nearly the same."""
     small = np.concatenate([shrink(part.images) for part in images.splits.values()])
     equal = group_equal(chain.from_iterable(part.images for part in images.splits.values()))
     copies = np.concatenate([np.empty(0, np.int64), *(group[1:] for group in equal)])
@@ -159,7 +159,7 @@ def _predict(
     if not num_folds:
         return None, "the number of folds is 0"
     if len(np.unique(labels)) < 2:
-        return None, "there is one class only"
+        return None, "there is only one class"
     folds = assign_folds(labels, duplicates.groups[: len(labels)], num_folds)
     _, folds = np.unique(folds, return_inverse=True)  # a fold without images is none
     most_held = int(np.bincount(folds).max())

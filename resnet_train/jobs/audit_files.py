@@ -83,7 +83,7 @@ def write_page(folder: Path, result: AuditResult, pictures: AuditPictures) -> No
 
 
 def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file in UTF-8; file names that are not keep their bytes."""
+    """Write a CSV file in UTF-8; file names that are not valid UTF-8 keep their bytes."""
     rows = list(rows)
     with (
         explain_write_errors(path, ROW_BYTES * len(rows)),

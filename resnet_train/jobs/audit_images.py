@@ -1,4 +1,4 @@
-"""The images of all splits of a data set, numbered through."""
+"""The images of all splits of a data set, numbered consecutively."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ class AuditImages:
 
 
 def load_audit_images(dataset: str, data_dir: Path, image_size: int) -> AuditImages:
-    """Load all splits that there are, however many files can't be read.
+    """Load every split that exists, however many files can't be read.
 
     Raises:
-        ValueError: there are no images, or they are arranged in another way.
+        ValueError: there are no images, or they are arranged differently.
         ConnectionError: a download failed.
     """
     settings = {**dict(TrainConfig()), "max_unreadable": 1.0}

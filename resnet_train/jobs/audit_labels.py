@@ -17,7 +17,7 @@ class LabelRanking:
     """The images whose labels were checked, most doubtful first.
 
     Attributes:
-        numbers: of the images, int64 [M].
+        numbers: the numbers of the images, int64 [M].
         suggested: the class that the networks give them, int64 [M].
         confidence, self_confidence: the probabilities of that class and of the label, float [M].
         is_error: bool [M], whether the label is probably wrong.

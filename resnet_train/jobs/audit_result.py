@@ -1,4 +1,4 @@
-"""What an audit found, as `resnet-audit --json` and its page have it."""
+"""What an audit found, as `resnet-audit --json` and its page show it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Problem:
     """A file that can't be read, or a picture that is unlike the others.
 
     Attributes:
-        split, image: where it is.
+        split, image: its location.
         kind: "unreadable", "size", "shape", "mode" or "blank".
         detail: what is wrong.
     """
@@ -37,7 +37,7 @@ class SplitResult:
 
     Attributes:
         split, n: its name and the number of its images.
-        num_per_class: in the order of the classes.
+        num_per_class: images per class, in the order of the classes.
     """
 
     split: str
@@ -76,8 +76,8 @@ class DuplicateGroup:
 
     Attributes:
         is_equal: all of them are equal, pixel by pixel.
-        similarity: of the most similar pair, the correlation of their details; 1 if they are equal.
-        n: how many there are.
+        similarity: the correlation of the details of the most similar pair; 1 if they are equal.
+        n: how many images there are.
         images: the first of them.
         is_leak: they are in more than one split.
         has_conflict: they have different labels.
@@ -93,7 +93,7 @@ class DuplicateGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicateResult:
-    """Images that are there several times.
+    """Images that occur several times.
 
     Attributes:
         num_equal: images that are equal to another one, without the first of each group.
@@ -117,7 +117,7 @@ class LabelError:
     """An image whose label is probably wrong.
 
     Attributes:
-        image: with its label.
+        image: the image with its label.
         suggested: the class that the network gives it.
         confidence: the probability of that class.
         self_confidence: the probability of the label.
@@ -131,11 +131,11 @@ class LabelError:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelResult:
-    """Labels that are probably wrong, as networks see them that were not trained on these images.
+    """Labels that are probably wrong, judging by networks that were not trained on these images.
 
     Attributes:
-        arch, folds, epochs: the trainings.
-        accuracy: of their predictions, by split; None if no image could be checked.
+        arch, folds, epochs: the training runs.
+        accuracy: the accuracy of their predictions, by split; None if no image could be checked.
         num_checked: images that could be checked, by split.
         num_errors: likely label errors, by split.
         is_weak: the networks know too little for their list to be worth much.
@@ -154,24 +154,24 @@ class LabelResult:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditResult:
-    """What an audit found; the CSV files beside it have every finding.
+    """What an audit found; the CSV files next to it have every finding.
 
     Attributes:
-        title: of the data set.
-        image_size: the side in pixels at which images are compared and trained on.
+        title: the name of the data set.
+        image_size: the side length in pixels at which images are compared and trained on.
         classes: the class names.
         splits: the images of each split.
         imbalance: training images of the largest class over those of the smallest.
         pictures: the picture files; None if the data set has none.
         num_problems: files and pictures by kind of problem.
         problems: the first of each kind.
-        duplicates: images that are there several times.
+        duplicates: images that occur several times.
         labels: labels that are probably wrong; None if they were not checked.
         no_labels: why not.
-        folder: of the page and the CSV files.
-        command: makes this audit.
+        folder: the folder of the page and the CSV files.
+        command: the command that makes this audit.
         environment: versions and hardware.
-        date: in UTC.
+        date: the date in UTC.
     """
 
     title: str

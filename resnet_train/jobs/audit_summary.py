@@ -35,7 +35,7 @@ from resnet_train.runtime.environment import describe_environment
 # Findings on the page; the tables have all of them.
 NUM_GROUPS, NUM_GROUP_IMAGES, NUM_LABEL_ERRORS, NUM_PROBLEMS, NUM_SIZES = 36, 5, 48, 12, 8
 
-WEAK_ACCURACY, WEAK_RATIO = 0.3, 1.5  # networks are weak below this accuracy, or below so many times that of chance
+WEAK_ACCURACY, WEAK_RATIO = 0.3, 1.5  # networks are weak below this accuracy, or below this multiple of chance
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Findings:
 
     Attributes:
         images: all of them.
-        headers: of the picture files, by split.
+        headers: the headers of the picture files, by split.
         problems: files that can't be read, and odd pictures.
         duplicates: equal and nearly equal images.
-        predictions, ranking: of the labels; None and empty if these were not checked.
+        predictions, ranking: about the labels; None and empty if these were not checked.
     """
 
     images: AuditImages
@@ -74,10 +74,10 @@ def summarize(
 
     Args:
         findings: all of them.
-        config: of the trainings.
-        device: of the trainings.
+        config: the settings of the training runs.
+        device: their device.
         no_labels: why labels were not checked.
-        folder, command: of the audit.
+        folder, command: those of the audit.
     """
     images = findings.images
     counts = np.bincount(images.splits["train"].labels, minlength=len(images.classes))
@@ -101,7 +101,7 @@ def summarize(
 
 
 def draw_findings(findings: Findings) -> AuditPictures:
-    """Return the pictures of the findings that a summary has, in the same order."""
+    """Return the pictures of the findings in a summary, in the same order."""
     images, errors = findings.images, findings.ranking.numbers[_first_errors(findings)]
     groups = [group[:NUM_GROUP_IMAGES] for group in _rank_groups(findings)[:NUM_GROUPS]]
     return AuditPictures(
@@ -122,7 +122,7 @@ def _count_splits(images: AuditImages) -> tuple[SplitResult, ...]:
 
 
 def _count_pictures(findings: Findings) -> PictureResult | None:
-    """Return the sizes, modes and formats of the picture files; None without files."""
+    """Return the sizes, modes and formats of the picture files; None if there are no files."""
     headers = [header for header in chain(*findings.headers.values()) if header is not None]
     if not headers:
         return None

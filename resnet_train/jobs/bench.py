@@ -31,7 +31,7 @@ from resnet_train.runtime.precision import choose_precision, precision_name
 from resnet_train.training.trainer import Trainer
 
 MIN_STEPS, DRY_RUN_STEPS = 20, 3
-MIN_RATIO = 0.5  # changes that train less than half as fast are timed once only
+MIN_RATIO = 0.5  # changes that train less than half as fast are timed only once
 AS_GIVEN, MATRIX = "as given", "matrix FLOP/s"
 NOTES = {"amp": "rounds differently", "accumulate": "takes more memory", "batch_size": "changes what is learned"}
 
@@ -53,7 +53,7 @@ class DryRunResult:
 
 
 def dry_run(config: TrainConfig) -> DryRunResult:
-    """Do one of everything: training batches, an evaluation batch, a checkpoint saved and read back. Keep nothing."""
+    """Do a little of everything: train, evaluate, save a checkpoint and read it back. Keep nothing."""
     # Build the parts as a run does.
     started = time.monotonic()
     check_config(config)
@@ -79,7 +79,7 @@ def dry_run(config: TrainConfig) -> DryRunResult:
         checkpoint_bytes = run_folder.last.stat().st_size
         restore_model(read_model(run_folder.last), run_folder.last)
 
-    # Predict the whole run.
+    # Predict the time of the whole run.
     eval_images = sum(loader.num_images for loader in trainer.eval_loaders.values())
     run = measure.estimate_run(config, (len(data.train_indices), eval_images), rates, eval_rate)
     return DryRunResult(
@@ -130,7 +130,7 @@ COMPILE = Change("compile", True)
 
 @dataclass(frozen=True, kw_only=True)
 class ChangeResult:
-    """The rate of training with a change relative to that without it, and what the change does besides."""
+    """The rate of training with a change relative to that without it, and what else the change does."""
 
     flag: str
     note: str
@@ -170,7 +170,7 @@ def changes_to_try(config: TrainConfig, device: torch.device, try_compile: bool 
 
 
 def compile_all(trainer: Trainer, config: TrainConfig) -> float:
-    """Train on each image size of a run and evaluate, so that all is compiled, and return the seconds that it takes."""
+    """Train on each image size of a run and evaluate, so that all is compiled; return the seconds this takes."""
     started = time.perf_counter()
     measure.rates_by_size(trainer, config, [side for side, _ in measure.size_stages(config)], steps=1, warmup=0)
     measure.eval_rate(trainer, num_batches=1)
@@ -186,10 +186,11 @@ def _thread_counts() -> list[int]:
 def start_changes(
     config: TrainConfig, changes: Sequence[Change], data: RunData, device: torch.device
 ) -> tuple[dict[str, Callable[[], measure.Training]], dict[str, str], float | None]:
-    """Build a training with each change alone and do its first step.
+    """Build a training loop with each change alone and do its first step.
 
     Returns:
-        The trainings by flag; why other changes cannot be tried, by flag; the seconds of compilation if it is a change.
+        The training loops by flag; why other changes cannot be tried, by flag; the seconds of compilation if it is one
+        of the changes.
     """
     # A change that fails in its first step is left out with the first line of its error.
     trainings: dict[str, Callable[[], measure.Training]] = {}
@@ -208,7 +209,7 @@ def start_changes(
     return trainings, left_out, compile_seconds
 
 
-# --- All of it -------------------------------------------------------------------------------------------------------
+# --- The whole benchmark ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +228,7 @@ class BenchResult:
     flops_per_image: int
     flops_per_second: Spread
     matrix_flops_per_second: Spread
-    matrix_share: Spread  # of flops_per_second in matrix_flops_per_second
+    matrix_share: Spread  # flops_per_second as a share of matrix_flops_per_second
     changes: list[ChangeResult]
     left_out: dict[str, str]  # reasons by flag
     phases: dict[str, float]  # shares of a step
@@ -241,7 +242,7 @@ class BenchResult:
 
 def default_steps(loader: BatchLoader) -> int:
     """Return the number of steps to time. On a GPU many batches are made at once: time as many steps."""
-    # With fewer, the time to make them would fall outside the measurement.
+    # With fewer steps, the time to make the batches would fall outside the measurement.
     chunk = loader.chunk_bytes // (loader.image_bytes * loader.batch_size)
     return max(MIN_STEPS, min(chunk, len(loader)))
 
@@ -253,7 +254,7 @@ def bench(config: TrainConfig, steps: int | None, rounds: int, try_compile: bool
         config: The run to measure; its data set is replaced by random images.
         steps: Timed optimizer steps of each measurement; see `default_steps` for None.
         rounds: Each round times the recipe and every change to it once.
-        try_compile: Try compilation as well if there is a compiler, which takes minutes.
+        try_compile: Also try compilation if there is a compiler, which takes minutes.
 
     Raises:
         ValueError: The network or the device does not exist, or the batch is larger than the data set.
@@ -269,12 +270,12 @@ def bench(config: TrainConfig, steps: int | None, rounds: int, try_compile: bool
     measure.rate(training, 1, device, warmup=0)
     start_seconds = time.perf_counter() - started
 
-    # Read the peak memory after an evaluation and some steps, before profiles and other trainers add to it.
+    # Read the peak memory after an evaluation and a few steps, before profiles and other trainers add to it.
     eval_rate = measure.eval_rate(trainer, measure.EVAL_BATCHES[device.type])
     measure.rate(training, 1, device)
     peak_memory = peak_memory_bytes(device)
 
-    # Measure the phases and the smaller image sizes, then everything else in turn.
+    # Measure the phases and the smaller image sizes, then everything else in interleaved rounds.
     steps = steps or default_steps(trainer.train_loader)
     uncaptured = config.model_copy(update={"capture": False})  # a graph has no phases
     eager = measure.build_bench_trainer(uncaptured, data, device) if trainer.capture else trainer

@@ -44,8 +44,8 @@ from resnet_train.runs.history import RunHistory, find_run_folders, read_history
 log = logging.getLogger(__name__)
 
 SEED_ENDING = re.compile(r"[-_.]?seed[-_.]?\d+(-\d+)?$", re.ASCII)
-ROUNDING = 1e-9  # of accuracies that were percentages
-ACCURACY_TOLERANCE = 1e-3  # between a run and its table: in batches of another size, near ties may turn out otherwise
+ROUNDING = 1e-9  # rounding error of accuracies that were percentages
+ACCURACY_TOLERANCE = 1e-3  # between a run and its table: near ties may turn out differently at another batch size
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Member:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the settings that affect the result, as plain values; what `minutes` chose is not among them."""
+        """Return the settings that affect the result, as plain values, without those that `minutes` chose."""
         if self.history is None:
             return {}
         left_out = {"seed"} | (PLANNED if self.history.config.minutes is not None else set())
@@ -67,7 +67,7 @@ class Member:
 
     @property
     def key(self) -> object:
-        """Return what is equal for runs that differ only in the seed."""
+        """Return a key that is equal for runs that differ only in the seed."""
         if self.images is None:
             return self.score.path
         return self.images.trained, self.images.evaluated, repr(self.settings)
@@ -83,13 +83,13 @@ def compare(
 
     Args:
         paths: run folders, folders that hold some, patterns such as `runs/*-seed*`, or tables of predictions.
-        targets: accuracies, as shares, that are looked for in the history of each run.
-        predictions: folder of the tables of predictions `<run>.csv`, for comparisons image by image. Tables that are
-            missing are made by evaluating the runs.
+        targets: accuracies, as shares, to look for in the history of each run.
+        predictions: folder of the tables of predictions `<run>.csv`, for comparisons image by image. Missing tables are
+            made by evaluating the runs.
         detect: the difference, as a share, for which the number of seeds is planned; if not given, the measured one.
 
     Raises:
-        ValueError: no run or table is usable, or a table is not that of its run.
+        ValueError: no run or table is usable, or a table does not belong to its run.
     """
     left_out: list[LeftOut] = []
     members = _find_members(paths, left_out)
@@ -97,14 +97,14 @@ def compare(
         reasons = "; ".join(f"{part.path}: {part.reason}" for part in left_out[:3])
         raise ValueError(f"there is no finished run to compare ({reasons}{'; …' if len(left_out) > 3 else ''})")
 
-    # Runs that differ only in the seed, in the order in which they were given.
+    # Group the runs that differ only in the seed, in the order in which they were given.
     gathered: dict[object, list[Member]] = {}
     for member in members:
         gathered.setdefault(member.key, []).append(member)
     parts = [_drop_repeated_seeds(part, left_out) for part in gathered.values()]
     groups = [_make_group(_letters(number), part, targets) for number, part in enumerate(parts)]
 
-    # Each group against the first.
+    # Compare each group with the first.
     if predictions is not None:
         _check_names(member for part in parts for member in part)
     sides = [Side(group, part, _load_tables(part, predictions)) for group, part in zip(groups, parts)]
@@ -186,13 +186,13 @@ def _drop_repeated_seeds(part: list[Member], left_out: list[LeftOut]) -> list[Me
         if first is not member.score:
             reason = f"same settings and seed as {first.path}"
             if first.accuracy != member.score.accuracy:
-                reason += f", but {member.score.accuracy:.2%} and not {first.accuracy:.2%}"
+                reason += f", but an accuracy of {member.score.accuracy:.2%}, not {first.accuracy:.2%}"
             left_out.append(LeftOut(path=member.score.path, reason=reason))
     return sorted(kept.values(), key=lambda member: member.score.seed or 0)
 
 
 def _make_group(label: str, part: Sequence[Member], targets: Sequence[float]) -> Group:
-    """Return the numbers of runs that differ only in the seed."""
+    """Return the statistics of runs that differ only in the seed."""
     first, runs = part[0], tuple(member.score for member in part)
     times = [run.seconds for run in runs if run.seconds is not None]
     all_timed = len(times) == len(runs)
@@ -250,7 +250,7 @@ def _letters(number: int) -> str:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a difference: a group, its runs with their images, and their tables of predictions if there are."""
+    """One side of a difference: a group, its runs with their images, and their tables of predictions, if any."""
 
     group: Group
     members: Sequence[Member]
@@ -276,7 +276,7 @@ def _make_difference(before: Side, after: Side, detect: float | None) -> Differe
 
 
 def _changed_settings(before: Side, after: Side) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that differ, and the data set if that does."""
+    """Return the settings that differ, and the data set if it differs."""
     old, new = before.group.settings, after.group.settings
     if not old or not new:
         return {}
@@ -311,7 +311,7 @@ def _add_images(
     """Add the interval over test images, if there are predictions.
 
     Raises:
-        ValueError: the tables have other images or labels.
+        ValueError: the tables have different images or labels.
     """
     if not before or not after:
         return replace(difference, why_no_images="That needs predictions (--predictions DIR)")
@@ -327,7 +327,7 @@ def _add_images(
 
 
 def _adjust(differences: Sequence[Difference]) -> list[Difference]:
-    """Add the p-values that are adjusted for the number of differences."""
+    """Add p-values adjusted for the number of differences."""
     tested = [difference.over_seeds.p for difference in differences if difference.over_seeds is not None]
     adjusted = iter(adjust_p_values(tested))
     return [d if d.over_seeds is None else replace(d, p_adjusted=next(adjusted)) for d in differences]
@@ -337,7 +337,7 @@ def _load_tables(part: Sequence[Member], folder: Path | None) -> list[Prediction
     """Return the table of each member, from the folder if it is a run; none without a folder.
 
     Raises:
-        ValueError: a table is not that of its run, or a run can't be evaluated.
+        ValueError: a table does not belong to its run, or a run can't be evaluated.
     """
     tables = []
     for member in part:
@@ -360,8 +360,8 @@ def _load_table(score: RunScore, history: RunHistory, path: Path) -> PredictionT
     table = read_predictions(path)
     if abs(table.accuracy - score.accuracy) > ACCURACY_TOLERANCE:
         raise ValueError(
-            f"{path} has an accuracy of {table.accuracy:.2%} and the run {score.path} {score.accuracy:.2%}: it is of "
-            f"another network; delete it, or choose another folder"
+            f"{path} has an accuracy of {table.accuracy:.2%}, but the run {score.path} has {score.accuracy:.2%}: it is "
+            f"from another network; delete it, or choose another folder"
         )
     return table
 
@@ -377,7 +377,7 @@ def _check_names(members: Iterable[Member]) -> None:
         other = paths.setdefault(member.score.name, member.score.path)
         if member.history is not None and other != member.score.path:
             raise ValueError(
-                f"{other} and {member.score.path} have the same name, so their predictions would be in one file; "
+                f"{other} and {member.score.path} have the same name, so their predictions would go to one file; "
                 f"rename one of them"
             )
 
@@ -386,16 +386,16 @@ def _check_names(members: Iterable[Member]) -> None:
 
 
 def _make_notes(members: Sequence[Member]) -> list[str]:
-    """Return what a reader must know about the runs: other versions and machines, images that are not certain."""
+    """Return what a reader must know about the runs: different versions and machines, unverified images."""
     notes = []
     environments = [member.history.environment for member in members if member.history is not None]
     for name, what in (("torch", "versions of torch"), ("cpu", "CPUs"), ("device_name", "devices")):
         values = sorted({str(environment[name]) for environment in environments if environment.get(name) is not None})
         if len(values) > 1:
-            times = "" if name == "torch" else ": their times do not compare"
+            times = "" if name == "torch" else ": their times are not comparable"
             notes.append(f"the runs are from different {what} ({', '.join(values)}){times}")
     unsure = sorted({member.images.title for member in members if member.images and not member.images.is_known})
     if unsure:
         named = ", ".join(unsure)
-        notes.append(f"without checkpoints, folders of one name are taken for the same images ({named})")
+        notes.append(f"without checkpoints, folders with the same name are assumed to hold the same images ({named})")
     return notes

@@ -15,7 +15,7 @@ class RunScore:
     Attributes:
         seed: None for a table of predictions.
         accuracy: after the last epoch; that of a table is the share of its images that are right.
-        seconds: of training, without evaluation; None if that is not known.
+        seconds: the time of training, without evaluation; None if unknown.
         curve: the epochs that were evaluated, as (epoch, seconds, accuracy).
     """
 
@@ -33,9 +33,9 @@ class TargetTime:
 
     Attributes:
         target: the accuracy.
-        num_reached: the runs that did, of all in the group.
+        num_reached: how many runs of the group did.
         epochs: the mean of their epochs; None if none did.
-        seconds, sd: mean and standard deviation of their training time; None if it is not known, or of a single run.
+        seconds, sd: mean and standard deviation of their training time; None if unknown, the sd also for a single run.
     """
 
     target: float
@@ -47,15 +47,16 @@ class TargetTime:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Runs that differ in their seed only.
+    """Runs that differ only in the seed.
 
     Attributes:
         label: A, B, … in the order of the arguments.
         name: what the names of the runs have in common.
         split, images: the split and the data set that the accuracies are measured on; empty for tables of predictions.
-        epochs: of each run; None if they differ, as plans of the same `minutes` may, and for tables of predictions.
-        mean, sd: of the final accuracies; the sd is None for a single run.
-        seconds, seconds_sd: of training, likewise.
+        epochs: the epochs of each run; None if they differ, as they may with the same `minutes`, and for tables of
+            predictions.
+        mean, sd: mean and sd of the final accuracies; the sd is None for a single run.
+        seconds, seconds_sd: the same for the training time.
         settings: those that affect the result.
     """
 
@@ -85,13 +86,13 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedPower:
-    """What these numbers of runs can show, for runs that are spread as these are.
+    """What these numbers of runs can show, for runs spread like these.
 
     Attributes:
         sd: the standard deviation of single runs, pooled over both groups, with its 95 % interval.
         detectable: the difference that is found with a probability of 80 %.
         difference: the one to plan for.
-        needed: how many runs of each find it with a probability of 80 %; None if more than 8,192 are needed.
+        needed: how many runs of each group find it with a probability of 80 %; None if more than 8,192 are needed.
     """
 
     sd: float
@@ -117,18 +118,18 @@ class ImageCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The difference of a group to the first one.
+    """The difference between a group and the first one.
 
     Attributes:
         group, baseline: their labels.
-        difference: of the means, positive if the group is more accurate; None on different images.
-        over_seeds: how far it may be off because other seeds give other networks; None if that is not known.
+        difference: the difference of the means, positive if the group is more accurate; None on different images.
+        over_seeds: how far it may be off because other seeds give other networks; None if unknown.
         over_images: how far it may be off because other test images give other accuracies of these networks.
         why_no_seeds, why_no_images: why one of them is None; empty if it is not.
-        p_adjusted: that over seeds after Holm's correction for all differences to the first group.
-        power: None if `over_seeds` is.
-        counts: of two single networks, None for groups of them.
-        settings: those that differ, with the value in the first group and in this one.
+        p_adjusted: the p over seeds after Holm's correction for all differences from the first group.
+        power: what the seeds can show; None if `over_seeds` is.
+        counts: image counts of two single networks; None for groups of them.
+        settings: those that differ, with the values in the first group and in this one.
     """
 
     group: str
@@ -154,7 +155,7 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Groups of runs and their differences to the first group.
+    """Groups of runs and their differences from the first group.
 
     Attributes:
         notes: what a reader must know to trust the numbers.

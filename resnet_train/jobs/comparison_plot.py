@@ -10,14 +10,18 @@ from resnet_train.jobs.comparison import Comparison
 from resnet_train.report.figures import draw_accuracy_curves, make_standalone
 from resnet_train.runtime.files import open_regular, replace_text
 
-TIME_UNITS = (("hours", 3600.0, 7200.0), ("minutes", 60.0, 600.0), ("seconds", 1.0, 0.0))  # and from which time on
+TIME_UNITS = (
+    ("hours", 3600.0, 7200.0),
+    ("minutes", 60.0, 600.0),
+    ("seconds", 1.0, 0.0),
+)  # and the time from which it is used
 
 
 def check_plot_file(path: Path) -> None:
     """Check that curves can be drawn here; only an older drawing is replaced.
 
     Raises:
-        ValueError: the name is not that of an SVG file, it is another file, or its folder does not exist.
+        ValueError: the name does not end in .svg, another kind of file is there, or the folder does not exist.
     """
     if path.suffix.lower() != ".svg":
         raise ValueError(f"plot (={path}) must end in .svg; browsers show such files, and Inkscape makes PNGs of them")

@@ -1,4 +1,4 @@
-"""Evaluate trained models: from checkpoints to their numbers."""
+"""Evaluate trained models: from checkpoints to metrics."""
 
 from __future__ import annotations
 
@@ -37,17 +37,13 @@ class EvaluationOptions:
     """What to evaluate, how, and what to write; settings of the images that are None come from the checkpoint.
 
     Attributes:
-        dataset, data_dir, split: the images.
-        best: evaluate the model that the run chose on its validation split.
-        tta: average over views of each image, "flip" or "flip-shift".
-        corruptions: also evaluate on images that are corrupted here.
-        cifar10_c: also evaluate on the files of CIFAR-10-C in this folder.
-        unknown: also tell apart the images of this data set or folder, which show none of the classes.
-        predictions: write one row for each image to this CSV file.
-        wrong: copy the images that are classified wrong to this folder.
-        batch_size, device, threads: how to evaluate.
-        report: write a page with everything, and the numbers in it as JSON, to this folder.
-        arch, normalize: see `resnet_train.runs.foreign.Given`; for checkpoints of other code.
+        dataset, data_dir, split: the images. best: evaluate the model that the run chose on its validation split. tta:
+        average over views of each image, "flip" or "flip-shift". corruptions: also evaluate on images that are
+        corrupted here. cifar10_c: also evaluate on the files of CIFAR-10-C in this folder. unknown: also measure how
+        well images of this data set or folder, which show none of the classes, are recognized. predictions: write one
+        row for each image to this CSV file. wrong: copy the images that are classified wrong to this folder.
+        batch_size, device, threads: how to evaluate. report: write a page with everything, and the numbers in it as
+        JSON, to this folder. arch, normalize: see `resnet_train.runs.foreign.Given`; for checkpoints from other code.
     """
 
     dataset: str | None = None
@@ -69,7 +65,7 @@ class EvaluationOptions:
 
     @property
     def given(self) -> Given:
-        """Return what is said about checkpoints of other code."""
+        """Return what is said about checkpoints from other code."""
         return Given(arch=self.arch, normalize=self.normalize)
 
 
@@ -93,12 +89,12 @@ def evaluate_checkpoint(
         check_report_folder(options.report)
     subject = loaded or _load(paths, options)
     if options.unknown is not None and subject.is_average:
-        raise ValueError("unknown images are told apart by the outputs of one checkpoint without --tta")
+        raise ValueError("unknown images are recognized by the outputs of a single checkpoint, without --tta")
     data = load_images(subject, options.dataset, options.data_dir, options.split)
     if options.wrong is not None:
         make_empty_folder(options.wrong)
 
-    # Evaluate, and write what was asked for each image before the evaluations on other images, which may fail.
+    # Evaluate, and write what was requested for each image before the evaluations on other images, which may fail.
     evaluation, images_per_second = _evaluate_images(subject, data, options.batch_size)
     num_wrong_copied = _write_image_files(data, evaluation, options)
     robustness = _evaluate_robustness(subject, data, evaluation, options)
@@ -132,7 +128,7 @@ def _load(paths: list[Path], options: EvaluationOptions) -> Subject:
 
 
 def _evaluate_images(subject: Subject, data: SplitImages, batch_size: int) -> tuple[Evaluation, float]:
-    """Evaluate in the number format of the training, as the run did, and return the images per second as well."""
+    """Evaluate in the number format of training, as the run did, and also return the images per second."""
     if eval_precision(subject.precision, subject.device) is not subject.precision:
         log.info(
             "evaluating in float32, because %s has no units for %s", device_name(subject.device), subject.config.amp
@@ -143,7 +139,7 @@ def _evaluate_images(subject: Subject, data: SplitImages, batch_size: int) -> tu
 
 
 def _write_image_files(data: SplitImages, evaluation: Evaluation, options: EvaluationOptions) -> int | None:
-    """Write the predictions and copy the wrong images, and return how many were copied (None: not asked for)."""
+    """Write the predictions and copy the wrong images, and return how many were copied (None if not requested)."""
     if options.predictions is not None:
         write_predictions(options.predictions, evaluation, data.images, data.indices)
     if options.wrong is None:
@@ -154,7 +150,7 @@ def _write_image_files(data: SplitImages, evaluation: Evaluation, options: Evalu
 def _evaluate_robustness(
     subject: Subject, data: SplitImages, evaluation: Evaluation, options: EvaluationOptions
 ) -> tuple[RobustnessResult, ...]:
-    """Evaluate on corrupted images from each source that was asked for."""
+    """Evaluate on corrupted images from each requested source."""
     results = []
     if options.corruptions:
         results.append(evaluate_corruptions(subject, data.images, data.indices, evaluation, options.batch_size))

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation, as `resnet-eval --json` and a report have them."""
+"""The numbers of an evaluation, as `resnet-eval --json` and a report give them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class ClassResult:
     """The numbers of one class; shares are 0–1, and None where they would divide by zero.
 
     Attributes:
-        name: of the class.
+        name: the class.
         n: images with this label.
         accuracy: share of them that were classified correctly (recall).
-        precision: share of the images taken for this class that have its label.
+        precision: share of the images classified as this class that have its label.
         f1: harmonic mean of both.
     """
 
@@ -34,8 +34,8 @@ class OriginResult:
 
     Attributes:
         layout: the repository whose parameter names the file has.
-        normalize: how images are normalized, as it was given or assumed.
-        mean, std: of the channels, on a 0–1 scale.
+        normalize: how images are normalized, as given or assumed.
+        mean, std: one value per channel, on a 0–1 scale.
     """
 
     layout: str
@@ -65,10 +65,10 @@ class EvaluationResult:
         images_per_second, device: the speed of this evaluation.
         best_epoch, best_top1: of the run's model that was chosen on the validation split, on the same test images; None
             if the checkpoint is not a run's folder or has no such model.
-        unknown: how well images of another kind are told apart; None if not asked for.
-        robustness: the accuracy on corrupted images, for each source of them that was asked for.
-        report: the page that was written; None if not asked for.
-        num_wrong_copied: images that were copied because they were classified wrong; None if not asked for.
+        unknown: how well images of another kind are recognized; None if not requested.
+        robustness: the accuracy on corrupted images, for each requested source.
+        report: the page that was written; None if not requested.
+        num_wrong_copied: misclassified images that were copied; None if not requested.
     """
 
     checkpoint: str
@@ -101,7 +101,7 @@ class EvaluationResult:
 
 def class_results(evaluation: Evaluation, classes: tuple[str, ...]) -> tuple[ClassResult, ...]:
     """Return the numbers of each class."""
-    # Rows of the confusion matrix are labels, columns predictions.
+    # Rows of the confusion matrix are labels, columns are predictions.
     confusion = evaluation.confusion
     correct, support, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
     return tuple(

@@ -30,11 +30,11 @@ from resnet_train.runtime.plain import to_plain_values
 
 log = logging.getLogger(__name__)
 
-NUM_IMAGES = 1000  # that a file is checked on
+NUM_IMAGES = 1000  # to check a file on
 
 
 class Differs(OSError):
-    """A file does not compute what its network computes, which is a failure and not a bad input."""
+    """A file does not compute what its network computes, which is a failure, not bad input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class ExportResult:
         checkpoint, arch: what was exported.
         format, path, num_bytes: the file, or the folder.
         images: what it was checked on; None if this format cannot be checked here.
-        agreement: of the file and the network; None likewise.
+        agreement: how well the file and the network agree; None likewise.
         pushed: the address on the Hugging Face Hub; None if it was not pushed.
     """
 
@@ -82,19 +82,19 @@ def export(
     normalize: str | None = None,
     **options: Any,
 ) -> ExportResult:
-    """Export the network of a checkpoint, and check the file before it gets its name.
+    """Export the network of a checkpoint and check the file before it gets its name.
 
     Args:
         checkpoint: a file, or the folder of a run, which means its final model.
         path: the file to write; by default it is named after the checkpoint, in the current folder.
         format: a name in `FORMATS`.
-        best: of a run, export the model that was chosen on its validation split.
+        best: for a run, export the model that was chosen on its validation split.
         force: replace an existing file.
         num_images: images to check the file on.
-        dataset, data_dir: where these are; by default the test images of the checkpoint, or random ones without them.
+        dataset, data_dir: where these are; by default the test images of the checkpoint, or random ones if missing.
         threads: number of CPU threads; 0 is torch's choice.
-        arch, normalize: see `resnet_train.runs.foreign.Given`; for checkpoints of other code.
-        options: of the format, such as `half`.
+        arch, normalize: see `resnet_train.runs.foreign.Given`; for checkpoints from other code.
+        options: options of the format, such as `half`.
 
     Raises:
         ValueError: no usable checkpoint, an unknown format or option, a missing package, or the file exists.
@@ -152,7 +152,7 @@ def check(
     """Check that a file that was exported from this checkpoint is undamaged and computes what its network computes.
 
     Args:
-        path: the file; its name says the format unless `format` does.
+        path: the file; its suffix determines the format unless `format` is given.
         checkpoint, best, num_images, dataset, data_dir, threads, arch, normalize: see `export`.
 
     Raises:
@@ -178,14 +178,14 @@ def check(
 
 
 def make_source(subject: Subject, evaluation: dict[str, Any] | None = None) -> Source:
-    """Return the network of a subject as what is exported."""
+    """Return the network of a subject in the form in which it is exported."""
     checkpoint = _without_paths(subject.checkpoints[0])
-    network = subject.first_network.float().to(memory_format=torch.contiguous_format)  # as a new one has it
+    network = subject.first_network.float().to(memory_format=torch.contiguous_format)  # as in a new network
     return Source(checkpoint=checkpoint, network=network, evaluation=evaluation)
 
 
 def _without_paths(checkpoint: AnyCheckpoint) -> ModelCheckpoint:
-    """Return weights and description without folders of this machine, which mean nothing elsewhere."""
+    """Return weights and description without paths of this machine, which mean nothing elsewhere."""
     folders = {name for name, field in TrainConfig.model_fields.items() if field.annotation in (Path, Path | None)}
     return ModelCheckpoint(
         about=checkpoint.about,
@@ -225,7 +225,7 @@ def _evaluate(checkpoint: Path, options: EvaluationOptions) -> dict[str, Any] | 
     except (ValueError, OSError) as error:
         if options.dataset is not None or options.data_dir is not None:
             raise
-        log.warning("the card has no measured numbers: %s", error)
+        log.warning("the card will have no measured numbers: %s", error)
         return None
 
 
@@ -239,7 +239,7 @@ def _format_of(path: Path) -> str:
         kind = FORMATS[name]
         if path.is_dir() if kind.files else path.suffix == kind.suffix:
             return name
-    raise ValueError(f"{path} has no suffix of a format; say which it is with --format")
+    raise ValueError(f"{path} does not have the suffix of any format; name the format with --format")
 
 
 def _find_images(subject: Subject, num_images: int, dataset: str | None, data_dir: Path | str | None) -> CheckImages:
@@ -252,7 +252,7 @@ def _find_images(subject: Subject, num_images: int, dataset: str | None, data_di
             raise
         side = subject.image_size
         pixels = np.random.default_rng(0).integers(0, 256, (num_images, 3, side, side), np.uint8)
-        return CheckImages(pixels, "random images, as the test images are not here")
+        return CheckImages(pixels, "random images, because the test images are not here")
     chosen = data.indices[np.linspace(0, len(data.indices) - 1, min(num_images, len(data.indices))).astype(int)]
     return CheckImages(np.ascontiguousarray(data.images.images[chosen]), f"{data.split} images of {data.images.title}")
 

@@ -40,10 +40,10 @@ def gather_settings(config: str | None, flags: dict[str, Any]) -> dict[str, Any]
 
 
 def gather_plugins(config: str | None, flags: dict[str, Any]) -> list[str]:
-    """Return the plugins of a YAML file and those of flags, with paths expanded; none of a file that is not valid."""
+    """Return the plugins of a YAML file and those of flags, with paths expanded; none from an invalid file."""
     given = flags.get("plugin") or []
     in_file: Any = []
-    with suppress(ValueError):  # `gather_settings` says what is wrong with the file
+    with suppress(ValueError):  # `gather_settings` reports what is wrong with the file
         in_file = read_yaml(find_recipe(expand_path(config, "config"))).get("plugin", []) if config is not None else []
     lists = [[paths] if isinstance(paths, str | Path) else paths for paths in (in_file, given)]
     paths = [path for paths in lists if isinstance(paths, list | tuple) for path in paths]
@@ -51,7 +51,7 @@ def gather_plugins(config: str | None, flags: dict[str, Any]) -> list[str]:
 
 
 def with_environment(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings with the data folder of the environment variable, unless they have another one."""
+    """Return the settings with the data folder from the environment variable, unless they have their own."""
     folder = os.environ.get(DATA_DIR_VARIABLE)
     return {"data_dir": folder, **settings} if folder else settings
 
@@ -75,12 +75,12 @@ def expand_paths(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def expand_optional(path: Path | None, name: str) -> Path | None:
-    """Return a path that may be missing, expanded; see `expand_path`."""
+    """Return an optional path, expanded; see `expand_path`."""
     return None if path is None else Path(expand_path(str(path), name))
 
 
 def expand_path(text: str, name: str) -> str:
-    """Return a path with `~`, `~user`, `$VARIABLE` and `${VARIABLE}` expanded, unless it exists as it is written.
+    """Return a path with `~`, `~user`, `$VARIABLE` and `${VARIABLE}` expanded, unless it exists as written.
 
     A shell does so only where nothing is quoted and a word starts with the path, not in `--flag=~/x`.
 

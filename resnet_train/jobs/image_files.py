@@ -25,7 +25,7 @@ def check_predictions_file(path: Path) -> None:
     """Check that a table of predictions can be written here; only an older table is replaced.
 
     Raises:
-        ValueError: it is another file, or its folder does not exist.
+        ValueError: another kind of file is there, or the folder does not exist.
     """
     if not path.parent.is_dir():
         raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
@@ -40,8 +40,8 @@ def write_predictions(path: Path, evaluation: Evaluation, images: ImageDataset, 
     """Write one row for each image: its file or index, its label, its loss, and the most likely classes.
 
     Args:
-        path: the CSV file, in UTF-8; file names that are not keep their bytes.
-        evaluation: of the images in the order of `indices`.
+        path: the CSV file, in UTF-8; file names that are not valid UTF-8 keep their bytes.
+        evaluation: the evaluation of the images, in the order of `indices`.
         images: the data set that they are part of.
         indices: int64 [N].
     """
@@ -64,7 +64,7 @@ def write_predictions(path: Path, evaluation: Evaluation, images: ImageDataset, 
 
 
 def make_empty_folder(folder: Path) -> None:
-    """Create a folder, or accept an empty one, so that nothing of others is overwritten.
+    """Create a folder, or accept an empty one, so that nothing is overwritten.
 
     Raises:
         ValueError: it holds something, or can't be created.
@@ -81,9 +81,9 @@ def make_empty_folder(folder: Path) -> None:
 def copy_wrong_images(
     folder: Path, evaluation: Evaluation, images: ImageDataset, indices: np.ndarray, data_dir: Path
 ) -> int:
-    """Copy the images that were classified wrong to <label>/<predicted>/ and return how many there are.
+    """Copy the misclassified images to <label>/<predicted>/ and return how many there are.
 
-    A picture file is copied as it is; an image without a file becomes a PNG named after its index.
+    A picture file is copied unchanged; an image without a file becomes a PNG named after its index.
     """
     predicted = evaluation.logits.argmax(dim=1)
     names = safe_names(images.classes)

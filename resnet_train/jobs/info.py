@@ -144,7 +144,7 @@ TOPICS: dict[str, Callable[[], Sequence[Choice | Architecture]]] = {
 def describe(topic: str) -> ArchitectureDetails | CheckpointInfo | RecipeDetails | Choice:
     """Describe an architecture, a checkpoint, a run folder, a recipe, or a name from one of the lists.
 
-    Case, hyphens and underscores of names do not count: `ResNet-18` is `resnet18`.
+    Case, hyphens and underscores in names do not count: `ResNet-18` is `resnet18`.
 
     Raises:
         ValueError: `topic` is none of these, or the checkpoint is invalid.
@@ -158,7 +158,7 @@ def describe(topic: str) -> ArchitectureDetails | CheckpointInfo | RecipeDetails
     if topic == SHIPPED or os.path.exists(topic):  # noqa: PTH110 - Path.exists raises on names that are too long
         return describe_checkpoint(Path(topic))
 
-    # Other names, and names that are spelled otherwise. A network comes before the recipe of the same name.
+    # Other names, and names that are spelled differently. A network takes precedence over a recipe of the same name.
     models = [entry.name for entry in list_models()]
     choices = {choice.name: choice for choice in (*list_datasets(), *list_optimizers(), *list_schedules())}
     names = [*models, *recipe_names(), *choices]

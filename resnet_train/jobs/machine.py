@@ -16,7 +16,7 @@ from resnet_train.runtime.device import free_memory_bytes, select_device
 from resnet_train.runtime.environment import describe_environment
 from resnet_train.runtime.precision import cpu_capabilities
 
-UNITS = re.compile(r"amx|bf16|fp16|vnni|sve")  # what decides how fast a CPU multiplies matrices
+UNITS = re.compile(r"amx|bf16|fp16|vnni|sve")  # features that decide how fast a CPU multiplies matrices
 # Variables that change how a run behaves. No others are shown: they may hold secrets.
 VARIABLES = re.compile(r"(RESNET_TRAIN|OMP|GOMP|KMP|MKL|CUDA|NCCL|PYTORCH|TORCH|SLURM)_\w+|PYTHONPATH|LANG|LC_\w+|TERM")
 SECRET = re.compile(r"TOKEN|SECRET|KEY|PASS|CREDENTIAL|SLURM_(?!JOB_NUM_NODES|NNODES|NTASKS|GPUS|CPUS)")
@@ -49,7 +49,7 @@ def _describe_gpu(index: int) -> str:
 
 
 def hide_home(text: str) -> str:
-    """Return a text of paths with ~ for the home folder and USER for the name of the user."""
+    """Return text with ~ for the home folder and USER for the name of the user."""
     home = str(Path.home())
     if len(home) > 1:
         text = re.sub(rf"{re.escape(home)}(?![^/\\:;])", "~", text)

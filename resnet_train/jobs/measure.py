@@ -34,13 +34,13 @@ from resnet_train.training.trainer import Trainer, mark
 log = logging.getLogger(__name__)
 
 WARMUP_STEPS = EAGER_CALLS + 1  # the last of them captures a CUDA graph
-MAX_RANDOM_BYTES = 1 << 28  # all images of CIFAR-10; of larger images, as many as fit
+MAX_RANDOM_BYTES = 1 << 28  # enough for all images of CIFAR-10; larger images are fewer
 MATRIX_SIDES = {"cuda": 8192}  # large enough to fill the device
 MATRIX_SIDE, MATRIX_REPEATS = 1024, 10
 EVAL_BATCHES = {"cpu": 2, "mps": 2, "cuda": 19}
 PHASES = ("data", "forward", "backward", "optimizer", "host")
 
-# A training in progress: each `next` does one optimizer step and gives the number of its images.
+# Training in progress: each `next` does one optimizer step and returns the number of its images.
 Training = Generator[int, None, None]
 
 
@@ -59,7 +59,7 @@ class Spread:
 
     @classmethod
     def of_ratios(cls, values: Sequence[float], base: Sequence[float]) -> Spread:
-        """Return the spread of the ratios within each round; rounds that only `base` has do not count."""
+        """Return the spread of the ratios within each round; rounds that only `base` has are ignored."""
         return cls.of([value / reference for value, reference in zip(values, base)])
 
 
@@ -67,8 +67,8 @@ class Spread:
 
 
 def rate(start: Callable[[], Training], steps: int, device: torch.device, warmup: int = WARMUP_STEPS) -> float:
-    """Start a training and return its images per second over `steps` steps, after `warmup` untimed ones."""
-    # The clock starts and stops when the device has done everything that was launched.
+    """Start training and return the images per second over `steps` steps, after `warmup` untimed ones."""
+    # The clock starts and stops when the device has finished everything that was launched.
     with closing(start()) as training:
         sum(islice(training, warmup))
         synchronize(device)
@@ -85,13 +85,13 @@ def interleave(
 
     Args:
         measures: Functions that return a rate. Every second round calls them in reverse order, so that none always
-            follows the same other one.
+            follows the same one.
         rounds: Number of rounds.
         base: With `min_ratio`, the measure that the others are compared with.
         min_ratio: Measures below this share of the rate of `base` in the first round are not repeated.
     """
     rates: dict[str, list[float]] = {name: [] for name in measures}
-    # Measures that are far too slow are dropped after the first round.
+    # Drop measures that are far too slow after the first round.
     names = list(measures)
     for number in range(rounds):
         for name in names if number % 2 == 0 else reversed(names):
@@ -106,12 +106,11 @@ def interleave(
 def matrix_rate(device: torch.device, precision: torch.dtype | None, side: int | None = None) -> float:
     """Return the floating-point operations per second of the fastest of ten products of square matrices.
 
-    Convolutions on some CPUs are faster than torch's matrix product, so a share of this rate may exceed 1.
+    On some CPUs convolutions are faster than torch's matrix product, so a share of this rate may exceed 1.
 
     Args:
-        device: Where to multiply.
-        precision: Data type of the matrices. None is float32, which on a GPU means TF32 where torch may use it.
-        side: Rows and columns; by default enough to fill the device.
+        device: Where to multiply. precision: Data type of the matrices. None is float32, which on a GPU means TF32
+        where torch is allowed to use it. side: Rows and columns; by default enough to fill the device.
     """
     side = side or MATRIX_SIDES.get(device.type, MATRIX_SIDE)
     left, right = (torch.randn(side, side, device=device, dtype=precision or torch.float32) for _ in range(2))
@@ -145,7 +144,7 @@ def count_images(config: TrainConfig) -> tuple[int, int]:
 
 
 def random_images(num_images: int, image_size: int = 32, num_classes: int = 10) -> ImageDataset:
-    """Return random pixels and labels, equal in every call."""
+    """Return random pixels and labels, the same in every call."""
     # The statistics are those of CIFAR-10; normalization costs the same with any.
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, size=(num_images, 3, image_size, image_size), dtype=np.uint8)
@@ -183,7 +182,7 @@ def build_bench_trainer(config: TrainConfig, data: RunData, device: torch.device
 
 def train(trainer: Trainer, config: TrainConfig) -> Training:
     """Train endlessly, as an epoch of `resnet-train` does, with the threads and kernels of the config."""
-    # Several trainings are interleaved: each sets its threads and kernels and leaves the number of threads as it was.
+    # Several training loops are interleaved: each sets its threads and kernels and restores the number of threads.
     threads = torch.get_num_threads()
     prepare_machine(config.device, config.threads, config.deterministic)
     batches = chain.from_iterable(map(trainer.train_loader.epoch, count()))
@@ -205,9 +204,9 @@ def train(trainer: Trainer, config: TrainConfig) -> Training:
 def phases(
     start: Callable[[], Training], steps: int, device: torch.device, warmup: int = WARMUP_STEPS
 ) -> dict[str, float]:
-    """Profile a training and return the seconds of an average step by phase.
+    """Profile training and return the seconds of an average step by phase.
 
-    `data` is the wait for the batch, augmentation included. `forward` is the network and the loss. `host` is the rest:
+    `data` is the wait for the batch, including augmentation. `forward` is the network and the loss. `host` is the rest:
     gradient norm, the check for finite values, averaged weights, reads of the loss. The profiler slows a step down, so
     rates are measured without it.
     """
@@ -231,10 +230,10 @@ def phases(
 def add_up_phases(events: Iterable[Any]) -> dict[str, float]:
     """Return the seconds of each phase in the events of a profile; the mark "host" spans all steps.
 
-    Without device events these are the times between the host's marks. With them they are times on the device: an
-    operation belongs to the phase in which the host launched it, and so does the idle time before it.
+    Without device events, these are the times between the host's marks. With device events, they are times on the
+    device: an operation, with the idle time before it, belongs to the phase in which the host launched it.
     """
-    # Marks are annotations of the host; torch has some as well. On the device they repeat what they enclose.
+    # Marks are annotations on the host, where torch has its own. On the device they repeat what they enclose.
     marks, launches, operations = [], {}, []
     for event in events:
         on_host = event.device_type().name == "CPU"
@@ -247,13 +246,13 @@ def add_up_phases(events: Iterable[Any]) -> dict[str, float]:
     everything, *marks = sorted(marks, key=lambda event: (event.start_ns(), -event.end_ns()))
     nanoseconds = dict.fromkeys(PHASES, 0)
 
-    # Without a device: add up the marks; the host has the rest.
+    # Without a device, add up the marks; the rest belongs to the host.
     if not operations:
         for event in marks:
             nanoseconds[event.name()] += event.duration_ns()
         nanoseconds["host"] = everything.duration_ns() - sum(nanoseconds.values())
 
-    # With a device: add up the times from the end of one operation to the end of the next.
+    # With a device, add up the times from the end of one operation to the end of the next.
     starts, end = [event.start_ns() for event in marks], everything.start_ns()
     for operation in sorted(operations, key=lambda event: event.start_ns()):
         launch = launches.get(operation.linked_correlation_id(), -1)
@@ -307,7 +306,7 @@ def eval_rate(trainer: Trainer, num_batches: int) -> float:
 
 
 def size_stages(config: TrainConfig) -> list[tuple[int, float]]:
-    """Return each side in pixels that a run trains on, with its share of the steps; the full size comes last."""
+    """Return each image size in pixels that a run trains on, with its share of the steps; the full size comes last."""
     stages = [*(config.progressive_sizes or ()), (config.image_size, 1.0)]
     starts = [0.0, *(end for _, end in stages)]
     return [(side, end - start) for start, (side, end) in zip(starts, stages)]
@@ -316,7 +315,7 @@ def size_stages(config: TrainConfig) -> list[tuple[int, float]]:
 def rates_by_size(
     trainer: Trainer, config: TrainConfig, sides: Iterable[int], steps: int, warmup: int = WARMUP_STEPS
 ) -> dict[int, float]:
-    """Return the images per second of training by the side of the images."""
+    """Return the images per second of training by image size."""
     rates, size_at = {}, trainer.train_loader.size_at
     for side in sides:
         trainer.train_loader.size_at = lambda _step, side=side: side
@@ -337,17 +336,17 @@ def estimate_run(
     Args:
         config: The run.
         num_images: Numbers of training and evaluation images.
-        train_rates: Images per second of training by the side of the images.
+        train_rates: Images per second of training by image size.
         eval_rate: Images per second of evaluation.
         start_seconds: Time until the first step is done.
     """
-    # Training: each stage at the rate of its image size.
+    # Training: each stage at the rate for its image size.
     train_images, eval_images = num_images
     steps = config.epochs * (config.epoch_steps or train_images // config.batch_size)
     stages = [Stage(side=side, share=share, images_per_second=train_rates[side]) for side, share in size_stages(config)]
     train_seconds = sum(steps * stage.share * config.batch_size / stage.images_per_second for stage in stages)
 
-    # Evaluation: every `eval_every` epochs and after the last.
+    # Evaluation: every `eval_every` epochs and after the last one.
     eval_seconds = -(-config.epochs // config.eval_every) * eval_images / eval_rate
     return RunEstimate(
         epochs=config.epochs,

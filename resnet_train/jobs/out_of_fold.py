@@ -1,4 +1,4 @@
-"""Predict training images by networks that were not trained on them: short trainings that each leave out a part."""
+"""Predict training images with networks not trained on them, from short runs that each leave out a part."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from resnet_train.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the files of folds
+FORMAT = 1  # version of the fold files
 FOLDS_FOLDER = "folds"
-MIN_STEPS = 400  # of a training, so that few images are enough for a network that has learned something
-MIN_BATCHES = 8  # of an epoch: few images come in small batches
+MIN_STEPS = 400  # per training run, so that a network learns something even from few images
+MIN_BATCHES = 8  # per epoch: few images come in small batches
 VIEWS = "flip"
-CONTINUE = "the folds that are done are kept; continue with the same command"
+CONTINUE = "finished folds are kept; continue with the same command"
 
 Predictions = dict[str, np.ndarray]  # probabilities float32 [N, C] by split
 
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """What networks say about images that they were not trained on.
+    """What networks predict for images that they were not trained on.
 
     Attributes:
-        probabilities: float32 [N, C] of each split; those of other splits than "train" are means over all networks.
-        known: bool [N] of each split; of other images, no network has seen any image of their class.
-        num_folds, epochs: the trainings.
+        probabilities: float32 [N, C] for each split; for splits other than "train" they are means over all networks.
+        known: bool [N] for each split; False if no network has seen any image of that class.
+        num_folds, epochs: the training runs.
     """
 
     probabilities: Predictions
@@ -58,7 +58,7 @@ class OutOfFold:
 
 
 def plan_training(config: TrainConfig, num_images: int) -> TrainConfig:
-    """Return the settings of the training on `num_images` images: smaller batches and more epochs if they are few."""
+    """Return the settings for training on `num_images` images: smaller batches and more epochs if they are few."""
     values = {**to_plain(config), "tensorboard": False, "save_every_minutes": 0, "val_size": 0, "train_size": None}
     batch_size = max(2, min(config.batch_size, num_images // MIN_BATCHES))
     values["batch_size"] = max(config.accumulate, batch_size // config.accumulate * config.accumulate)
@@ -76,13 +76,13 @@ def predict_out_of_fold(
     Args:
         splits: "train", and "val" or "test" if there are such images.
         folds: int64 [N], the fold of each training image.
-        config: of the trainings; few images get smaller batches and more epochs.
-        folder: of finished folds: they are read, not trained again.
-        device: to train on.
+        config: settings of the training runs; few images get smaller batches and more epochs.
+        folder: folder of finished folds, which are read, not trained again.
+        device: the device to train on.
 
     Raises:
         Interrupted: by a signal; finished folds are kept.
-        NotFinite: a training failed.
+        NotFinite: a training run diverged.
     """
     # Train the folds that are not done.
     num_folds = int(folds.max()) + 1
@@ -94,7 +94,7 @@ def predict_out_of_fold(
     found = [_read_fold(path, key) for path, key in zip(paths, keys)]
     num_left = found.count(None)
     if 0 < num_left < num_folds:
-        log.info("%d of %d trainings are done already", num_folds - num_left, num_folds)
+        log.info("%d of %d training runs are already done", num_folds - num_left, num_folds)
     with _open_bar(num_left) as bar:
         for fold, part in enumerate(found):
             if part is None:
@@ -124,7 +124,7 @@ def _join(parts: list[Predictions], splits: dict[str, ImageDataset], folds: np.n
 def _predict_fold(
     splits: dict[str, ImageDataset], held: np.ndarray, config: TrainConfig, device: torch.device, bar: tqdm
 ) -> Predictions:
-    """Train on all training images but those held out, and return the probabilities of these and of other splits."""
+    """Train on all images but those held out, and return probabilities for the held-out images and the other splits."""
     # Nothing is evaluated or saved in between.
     train = splits["train"]
     data = RunData(train=train, test=None, train_indices=np.flatnonzero(~held), val_indices=np.empty(0, np.int64))
@@ -177,7 +177,7 @@ def _make_key(splits: dict[str, ImageDataset], held: np.ndarray, config: TrainCo
 
 
 def _read_fold(path: Path, key: str) -> Predictions | None:
-    """Return the predictions of a finished fold; None if there is none or it is of other images or settings."""
+    """Return the predictions of a finished fold; None if there is none or it has other images or settings."""
     with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), open_regular(path, "rb") as file:
         found = np.load(file, allow_pickle=False)
         if str(found["key"]) == key:

@@ -17,10 +17,10 @@ from resnet_train.data.layout import find_images, to_text
 from resnet_train.data.pictures import Header, read_header
 from resnet_train.jobs.audit_result import Problem, Share
 
-MAX_ASPECT = 2.0  # of a picture: beyond it, the crop to a square drops more than half
-MAX_SIZE_RATIO = 4.0  # of a picture's short side and the median
-RARE_SHARE = 0.01  # of pictures that have a mode which is called rare
-BLANK_DEVIATION = 2.0  # of 255 gray levels: a picture with less shows nothing
+MAX_ASPECT = 2.0  # beyond this aspect ratio, the square crop drops more than half of a picture
+MAX_SIZE_RATIO = 4.0  # between a picture's short side and the median
+RARE_SHARE = 0.01  # share of the pictures up to which a mode is called rare
+BLANK_DEVIATION = 2.0  # standard deviation in gray levels (of 255) below which a picture shows nothing
 READ_AT_ONCE = 1024
 
 
@@ -54,7 +54,7 @@ def find_blank(split: str, images: ImageDataset) -> list[Problem]:
 
 
 def read_headers(files: Sequence[Path], data_dir: Path) -> list[Header | None]:
-    """Return the header of each picture file, None if it can't be read any more."""
+    """Return the header of each picture file, None if it can no longer be read."""
 
     def read(path: Path) -> Header | None:
         with suppress(OSError, ValueError):
@@ -84,9 +84,9 @@ def find_odd(split: str, files: Sequence[Path], headers: Sequence[Header | None]
         elif not 1 / MAX_SIZE_RATIO <= short / median <= MAX_SIZE_RATIO:
             findings.append(("size", f"{size}, where the short side of most is about {median:g}"))
         if long > MAX_ASPECT * short:
-            findings.append(("shape", f"{size}: the crop to a square drops {1 - short / long:.0%}"))
+            findings.append(("shape", f"{size}: the square crop drops {1 - short / long:.0%}"))
         if modes[header.mode] <= RARE_SHARE * len(known):
-            findings.append(("mode", f"{header.mode}, as {modes[header.mode]:,} of {len(known):,} pictures"))
+            findings.append(("mode", f"{header.mode}, like {modes[header.mode]:,} of {len(known):,} pictures"))
         problems += [Problem(split=split, image=path.as_posix(), kind=kind, detail=detail) for kind, detail in findings]
     return problems
 

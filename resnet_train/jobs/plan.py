@@ -1,6 +1,6 @@
 """Plan a run that ends when its time is up.
 
-The machine is measured once, before the run. Then the length is part of the config, so the run is a function of its
+    The machine is measured once, before the run. Then the length is part of the config, so the run is a function of its
 config like any other, and it can be resumed.
 """
 
@@ -21,10 +21,10 @@ from resnet_train.runtime.duration import format_duration
 log = logging.getLogger(__name__)
 
 MEASURE_SHARE, MIN_MEASURE_SECONDS, MAX_MEASURE_SECONDS = 0.05, 3.0, 20.0
-RESERVED_SHARE = 0.015  # the run aims at this much less than its time, because rates vary by 3 %
-EPOCH_SECONDS = 0.03  # of logs and records between two epochs
-END_SECONDS = 1.0  # from the last step to the exit: the final files are written, the process is torn down
-MIN_STEPS = 10  # of a whole run
+RESERVED_SHARE = 0.015  # share of the time to leave unused, because rates vary by 3 %
+EPOCH_SECONDS = 0.03  # for logs and records between two epochs
+END_SECONDS = 1.0  # from the last step to the exit, to write the final files and tear down the process
+MIN_STEPS = 10  # in a whole run
 ROUNDS = 5
 
 
@@ -43,8 +43,8 @@ def plan_length(config: TrainConfig, data: RunData, device: torch.device, starte
     limit = 60 * config.minutes if config.minutes else 0.0
     trainer = measure.build_bench_trainer(config, data, device)
 
-    # Train on each image size of the run, longer on those with more steps. The rounds are interleaved and the median
-    # counts, so that another process that runs for a second does not.
+    # Train on each image size of the run, longer on those with more steps. The rounds are interleaved and the median is
+    # used, so that another process that runs for a second has no effect.
     seconds = min(MAX_MEASURE_SECONDS, max(MIN_MEASURE_SECONDS, MEASURE_SHARE * limit)) / ROUNDS
     stages = dict(measure.size_stages(config))
     first = measure.rates_by_size(trainer, config, stages, steps=1, warmup=2)
@@ -80,7 +80,7 @@ def choose_length(
     eval_rate: float,
     seconds: float,
 ) -> TrainConfig:
-    """Return the config with the most steps that fit into a time, evaluations included.
+    """Return the config with the most steps that fit into a time, including evaluations.
 
     Epochs are passes over the images. If a whole number of passes would leave time unused, there is one epoch more and
     all of them are shorter.
@@ -88,7 +88,7 @@ def choose_length(
     Args:
         config: the run.
         num_images: numbers of training and evaluation images.
-        train_rates: images per second of training by the side of the images.
+        train_rates: images per second of training by image size.
         eval_rate: images per second of evaluation.
         seconds: the time for all epochs.
 
@@ -100,11 +100,11 @@ def choose_length(
     step_seconds = sum(share * config.batch_size / train_rates[side] for side, share in measure.size_stages(config))
 
     def steps_of(epochs: int) -> float:
-        """Return how many steps each of these epochs may have."""
+        """Return how many steps each of these epochs can have."""
         evaluations = -(-epochs // config.eval_every) * eval_images / eval_rate
         return (seconds - evaluations - epochs * EPOCH_SECONDS) / step_seconds / epochs
 
-    # The first number of epochs that are not longer than a pass, or one less with whole passes.
+    # Take the first number of epochs that are no longer than a pass, or one less with whole passes.
     epochs = next(number for number in count(1) if steps_of(number) <= most)
     steps = int(steps_of(epochs))
     if (epochs - 1) * most >= epochs * steps:

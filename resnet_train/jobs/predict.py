@@ -1,4 +1,4 @@
-"""Predict what pictures show: any files, in batches, with calibrated probabilities."""
+"""Classify pictures: any files, in batches, with calibrated probabilities."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ClassProbability:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a network says about a picture.
+    """What a network predicts for a picture.
 
     Attributes:
         image: the file.
@@ -72,13 +72,13 @@ class Unreadable:
 
 
 class Predictor:
-    """A network with everything that is needed to say what a picture shows.
+    """A network with everything that is needed to classify pictures.
 
     Args:
         path: a checkpoint, or the folder of a run, which means its final model.
         best: use the model that the run chose on its validation split.
         device, threads: where to run.
-        arch, normalize: see `resnet_train.runs.foreign.Given`; for checkpoints of other code.
+        arch, normalize: see `resnet_train.runs.foreign.Given`; for checkpoints from other code.
 
     Raises:
         ValueError: no usable checkpoint.
@@ -116,7 +116,7 @@ class Predictor:
         Args:
             files: pictures of any size.
             top: number of classes for each picture.
-            batch_size: pictures at once.
+            batch_size: pictures per batch.
             explain: write an overlay of each picture to this folder, which must be empty or new.
 
         Raises:
@@ -140,7 +140,7 @@ class Predictor:
 def predict_pixels(
     subject: Subject, pixels: np.ndarray, top: int, overlays: Overlays | None = None
 ) -> list[tuple[tuple[ClassProbability, ...], bool | None, np.ndarray | None]]:
-    """Return the classes, whether it is unknown, and the overlay if wanted, for uint8 [B, 3, S, S]."""
+    """Return the classes, whether each is unknown, and the overlay if wanted, for uint8 [B, 3, S, S]."""
     calibration = subject.calibration
     images = subject.normalize(torch.from_numpy(pixels).to(subject.device))
     with torch.inference_mode():
@@ -174,7 +174,7 @@ class Overlays:
         self.count = 0
 
     def write(self, name: str, overlay: np.ndarray) -> None:
-        """Write an overlay; the number in front of the name keeps equal names apart."""
+        """Write an overlay; the number before the name keeps equal names apart."""
         self.count += 1
         (stem,) = safe_names([Path(name).stem])
         path = self.folder / f"{self.count:05}-{stem}.png"
@@ -183,7 +183,7 @@ class Overlays:
 
 
 def is_picture_source(argument: str) -> bool:
-    """Return whether an argument names pictures (a picture, a folder of them, stdin) and not a checkpoint or a run."""
+    """Return whether an argument names pictures (a file, a folder of them, stdin) rather than a checkpoint or a run."""
     path = Path(argument)
     if path.is_dir():
         return not RunFolder(path).checkpoints.is_dir() and not (path / EXPORTED).is_file()
@@ -200,8 +200,8 @@ def open_sources(arguments: Sequence[str]) -> Iterator[tuple[Iterable[PictureFil
     """Yield the pictures that a user named, and how many there are, None if that is not known yet.
 
     Args:
-        arguments: files; folders, whose pictures are taken with those of subfolders; or ``-``: a picture on stdin, or
-            one file name on each line.
+        arguments: files; folders, including their subfolders; or ``-``: a picture on stdin, or file names, one per
+            line.
 
     Raises:
         ValueError: a folder holds no pictures, or stdin is empty.
@@ -225,7 +225,7 @@ def _open_stdin(stream: IO[bytes]) -> Iterator[tuple[Iterable[PictureFile], int 
     """Yield the picture on stdin, or the files whose names are on its lines."""
     start = stream.peek(16)[:16] if hasattr(stream, "peek") else b""
     if not start:
-        raise ValueError("stdin is empty; it must hold a picture, or one file name on each line")
+        raise ValueError("stdin is empty; it must hold a picture, or file names, one per line")
     if not PICTURE_START.match(start):
         names = (line.rstrip(b"\r\n") for line in stream)
         yield (PictureFile(to_text(os.fsdecode(name)), Path(os.fsdecode(name))) for name in names if name), None

@@ -18,7 +18,7 @@ class PredictionTable:
     """Which images a network classifies correctly.
 
     Attributes:
-        path: of the CSV file.
+        path: the CSV file.
         labels: the label of each image, by its file or index.
         correct: bool [N], in the order of `labels`.
     """
@@ -37,7 +37,7 @@ def read_predictions(path: Path) -> PredictionTable:
     """Read a table of predictions.
 
     Raises:
-        ValueError: it is not one, or has an image twice.
+        ValueError: the file is not such a table, or has an image twice.
     """
     labels: dict[str, str] = {}
     correct: list[bool] = []
@@ -65,16 +65,16 @@ def align(table: PredictionTable, like: PredictionTable) -> np.ndarray:
     """Return whether each image is classified correctly, bool [N], in the order of another table.
 
     Raises:
-        ValueError: the tables have other images or labels.
+        ValueError: the tables have different images or labels.
     """
     if len(table.labels) != len(like.labels):
-        raise ValueError(f"{like.path} has {len(like.labels):,} images and {table.path} {len(table.labels):,}")
+        raise ValueError(f"{like.path} has {len(like.labels):,} images, but {table.path} has {len(table.labels):,}")
     places = {image: place for place, image in enumerate(table.labels)}
     for image, label in like.labels.items():
         if image not in places:
             raise ValueError(f"{table.path} has no image {image!r}, which {like.path} has")
         if table.labels[image] != label:
             raise ValueError(
-                f"the label of {image!r} is {label!r} in {like.path} and {table.labels[image]!r} in {table.path}"
+                f"the label of {image!r} is {label!r} in {like.path}, but {table.labels[image]!r} in {table.path}"
             )
     return table.correct[[places[image] for image in like.labels]]

@@ -1,4 +1,4 @@
-"""Train from one saved state to the next again, to compare what that gives."""
+"""Retrain from one saved state to the next, to compare the results."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from resnet_train.training.trainer import NotFinite, Trainer
 
 
 class Replay(Logger):
-    """The logger and saver of a trainer that trains up to a state again. It writes nothing.
+    """The logger and saver of a trainer that retrains up to a saved state. It writes nothing.
 
     Attributes:
-        is_reached: the trainer has come to the state.
+        is_reached: whether the trainer has reached the state.
         points: what was logged within epochs, as TensorBoard shows it.
         best_weights, best_epoch: the last model that was the best one so far, and its epoch.
     """
@@ -58,7 +58,7 @@ def train_again(trainer: Trainer, previous: RunCheckpoint | None, last: RunCheck
     """Train from a state, or from step 0, to where another one was saved; the trainer then has that state.
 
     Args:
-        trainer: new, with the settings of `last`: they are those of the process that trained this stretch.
+        trainer: a new trainer with the settings of `last`, which are those of the process that trained this stretch.
 
     Raises:
         Difference: the states can't be those of one run.
@@ -81,5 +81,5 @@ def train_again(trainer: Trainer, previous: RunCheckpoint | None, last: RunCheck
     except NotFinite as error:
         raise Difference(f"the replay: {error}") from None
     if not replay.is_reached:
-        raise Difference(f"last.pt: the replay does not come to step {last.step} of epoch {last.epoch}")
+        raise Difference(f"last.pt: the replay does not reach step {last.step} of epoch {last.epoch}")
     return replay

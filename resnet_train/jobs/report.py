@@ -42,7 +42,7 @@ PAGE, DATA = "report.html", "report.json"
 NUM_MISTAKES, NUM_LABEL_ERRORS, NUM_NEIGHBORS = 12, 24, 5
 MAX_PNG_SIDE = 64  # pixels; larger pictures are scaled down and become JPEGs, so that the page stays small
 JPEG_SIDE, OVERLAY_SIDE = 112, 128
-# Where a run is written and how it looks there is no part of what it computes.
+# Where a run is written, and in what form, does not affect what it computes.
 NOT_REPRODUCED = {"name", "output_dir"}
 
 
@@ -57,14 +57,14 @@ class Neighbor:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """An image that was classified wrong.
+    """A misclassified image.
 
     Attributes:
         image: its file, or its index in the data set.
         label, predicted: the classes.
         confidence: the probability of the predicted class.
         self_confidence: the probability of the label.
-        neighbors: the nearest training images, nearest first; empty if these are not here.
+        neighbors: the nearest training images, nearest first; empty if the training images are not here.
     """
 
     image: str
@@ -108,7 +108,7 @@ class Neighbors:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Parameters, and multiply-adds for an image, of all networks and views together."""
+    """Parameters, and multiply-adds per image, of all networks and views together."""
 
     params: int
     macs: int
@@ -116,26 +116,26 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What report.json holds, and a page shows.
+    """What report.json holds and a page shows.
 
     Attributes:
         evaluation: the numbers that `resnet-eval --json` prints.
         classes: the names of rows and columns of `confusion`.
-        confusion: how many images of the row's class were taken for the column's class.
-        mean_precision: over the classes for which it is defined; None if there is none.
+        confusion: how many images of the row's class were classified as the column's class.
+        mean_precision: the mean over the classes for which it is defined; None if there is none.
         bins: images by confidence.
-        mistakes: wrong images, most confident first.
+        mistakes: misclassified images, most confident first.
         label_errors: images whose label is probably wrong, least likely label first.
         num_label_errors: how many such images there are.
         no_neighbors: why the training images could not be compared; None if they were.
-        cost: of the network.
+        cost: the cost of the network.
         curves: columns of metrics.csv; empty if the checkpoint is not part of a run's folder.
-        config: all settings of the training.
+        config: all settings of training.
         changed: those of them that are not the defaults.
-        train_command: trains such a network; None if it was not trained by this program.
-        command: makes this report.
-        train_environment, environment: versions and hardware of the training, and of this evaluation.
-        date: of this evaluation, in UTC.
+        train_command: the command that trains such a network; None if it was not trained by this program.
+        command: the command that makes this report.
+        train_environment, environment: versions and hardware of training and of this evaluation.
+        date: the date of this evaluation, in UTC.
     """
 
     evaluation: EvaluationResult
@@ -185,14 +185,14 @@ def write_report(
     """Write report.json and report.html.
 
     Args:
-        folder: checked by `check_report_folder`.
+        folder: the folder, checked by `check_report_folder`.
         subject: what was evaluated.
-        data: on these images.
-        evaluation, result: what came of it.
-        command: that was given.
-        batch_size: of the training images, to which the mistakes are compared.
+        data: the images it was evaluated on.
+        evaluation, result: the results.
+        command: the command that was given.
+        batch_size: batch size for the training images, which the mistakes are compared with.
     """
-    # Find the images to show, and the training images that are nearest to them.
+    # Find the images to show and the training images nearest to them.
     probabilities = evaluation.logits.double().softmax(dim=1)
     mistakes, label_errors = (
         find_mistakes(evaluation)[:NUM_MISTAKES],
@@ -219,7 +219,7 @@ def write_report(
 
 
 def training_command(config: TrainConfig) -> str:
-    """Return the command that trains with these settings, for as many steps as `minutes` were planned to be."""
+    """Return the command that trains with these settings, for as many steps as were planned for `minutes`."""
     words = ["resnet-train"]
     for name, value in _changed(config).items():
         if name == "minutes" and is_planned(config):
@@ -338,14 +338,14 @@ def _find_neighbors(subject: Subject, data: SplitImages, positions: np.ndarray, 
     except (ValueError, OSError) as error:
         return Neighbors(nothing.astype(np.int64), nothing, missing=" ".join(str(error).split()))
 
-    # Compare the features of one batch after the other.
+    # Compare the features batch by batch.
     network = subject.first_network
     (queries,) = compute_features(network, [_load_batch(subject, data, positions)])
     loader = eval_loader(training.images, training.labels, subject.normalize, subject.device, indices, batch_size)
     bar = tqdm(loader.epoch(0), total=len(loader), desc="nearest training images", unit="", disable=None, leave=False)
     found, cosines = find_nearest(queries, compute_features(network, bar), NUM_NEIGHBORS + 1)
 
-    # An image of the training is nearest to itself: leave it out.
+    # A training image is nearest to itself: leave it out.
     nearest = indices[found.numpy()]  # [Q, K + 1]
     own = data.indices[positions] if data.split == "train" else np.full(len(positions), -1)
     keep = np.stack([np.flatnonzero(row)[:NUM_NEIGHBORS] for row in nearest != own[:, None]])  # [Q, K]

@@ -1,4 +1,4 @@
-"""The accuracy of a network on corrupted images, made here or read from CIFAR-10-C."""
+"""The accuracy of a network on corrupted images, generated here or read from CIFAR-10-C."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class RobustnessResult:
 
     Attributes:
         source: where the corrupted images come from.
-        clean_accuracy: on the images as they are.
-        mean_accuracy: over all corruptions and severities.
+        clean_accuracy: the accuracy on the original images.
+        mean_accuracy: the mean over all corruptions and severities.
         corruptions: one result for each.
     """
 
@@ -54,14 +54,14 @@ def evaluate_corruptions(
 
         return subject.evaluate_changed(images, indices, batch_size, change)
 
-    return _fill_table("made here", CORRUPTIONS.names(), evaluate, clean)
+    return _fill_table("generated here", CORRUPTIONS.names(), evaluate, clean)
 
 
 def evaluate_cifar10_c(subject: Subject, folder: Path, clean: Evaluation, batch_size: int) -> RobustnessResult:
     """Evaluate on the files of CIFAR-10-C.
 
     Raises:
-        ValueError: the files or the classes are others.
+        ValueError: these are not its files, or the classes are different.
     """
 
     def evaluate(name: str, severity: int) -> Evaluation:
@@ -74,7 +74,7 @@ def evaluate_cifar10_c(subject: Subject, folder: Path, clean: Evaluation, batch_
 def _fill_table(
     source: str, names: Iterable[str], evaluate: Callable[[str, int], Evaluation], clean: Evaluation
 ) -> RobustnessResult:
-    """Evaluate each corruption at each severity, with a bar."""
+    """Evaluate each corruption at each severity, with a progress bar."""
     cells = [(name, severity) for name in names for severity in SEVERITIES]
     found: dict[str, list[float]] = {}
     for name, severity in tqdm(cells, desc="corruptions", unit="", disable=None, leave=False):

@@ -31,8 +31,8 @@ class SeedResults:
     Attributes:
         runs: the finished ones, in the order of the seeds.
         not_finite: the seeds whose runs ended because a loss, a gradient or a weight was not finite.
-        split: that the accuracies are measured on.
-        mean, sd: of the final accuracies, as shares; the sd is None for a single run.
+        split: the split that the accuracies are measured on.
+        mean, sd: mean and sd of the final accuracies, as shares; the sd is None for a single run.
     """
 
     runs: tuple[RunResult, ...]
@@ -54,16 +54,16 @@ def train_seeds(
     make_name: Callable[[TrainConfig], str] = default_name,
     started: float | None = None,
 ) -> SeedResults | None:
-    """Train a run for each seed; resume those that were stopped, and take those that are finished as they are.
+    """Train a run for each seed; resume those that were stopped, and keep those that are finished.
 
-    Each is the run that `train` gives with this seed alone. What a run chooses by measuring the machine, its number
-    format and its length in minutes, is chosen once, by the first.
+    Each is the run that `train` gives with this seed alone. What depends on measuring the machine, the number format
+    and a length in minutes, is chosen once, by the first run.
 
     Args:
-        config: all settings but the seed. A name in it is the start of the names of all runs, which end in -seed0 etc.
-        seeds: all different.
+        config: all settings but the seed. A name in it begins the names of all runs, which end in -seed0 and so on.
+        seeds: the seeds, all different.
         given: the settings that the user chose; a run that is resumed keeps its settings except these.
-        make_name: the name of a run if the config has none.
+        make_name: returns the name of a run if the config has none.
         started: see `train`.
 
     Returns:
@@ -75,14 +75,14 @@ def train_seeds(
         ValueError: bad input.
     """
     results, not_finite = [], []
-    base = re.sub(r"-seed\d+$", "", config.name) if config.name else None  # of the config.yaml of one of the runs
+    base = re.sub(r"-seed\d+$", "", config.name) if config.name else None  # as in the config.yaml of one of the runs
     with join_processes() as processes:
         for number, seed in enumerate(seeds, start=1):
             own = {"seed": seed} | ({"name": f"{base}-seed{seed}"} if base else {})
             run = make_config({**to_plain(config), **own})
             log.info("seed %d (%d of %d)", seed, number, len(seeds))
             if run.compile:
-                torch.compiler.reset()  # its limit of versions counts the networks of earlier seeds
+                torch.compiler.reset()  # its limit on versions counts the networks of earlier seeds
             try:
                 result = train(run, {**(given or {}), **own}, "auto", make_name(run), started=started)
             except NotFinite as error:
@@ -91,7 +91,7 @@ def train_seeds(
                 last_error = error
                 continue
             except Interrupted as error:
-                message = f"{error}; the same command resumes it and trains the seeds that are left"
+                message = f"{error}; the same command resumes it and trains the remaining seeds"
                 raise Interrupted(error.signal_number, message) from None
             if processes.rank == 0:
                 results.append(result)

@@ -14,7 +14,7 @@ HEAD = """\
 
 Each is a flag of `resnet-train` and `resnet-bench` (`--batch-size 64`) and a key of YAML files (`batch_size: 64`). A
 switch is turned off by `--no-…`, or by `false` in YAML. Settings marked *free* may change when a run is resumed.
-`epochs` may be raised. All others are part of the experiment: a run with another value is another run.
+`epochs` may be raised. All others are part of the experiment: a run with another value is a different run.
 
 This page is printed by `resnet-info options`, and `resnet-info schema` prints the
 [JSON schema](recipe.schema.json). With the YAML extension of VS Code, or another editor with yaml-language-server,
@@ -27,7 +27,7 @@ this first line of a recipe gives completion, help and checks while you type:
 FOOT = """\
 ## Names from other programs
 
-The command line also takes these: {aliases}. Case does not count, and `_` is `-`.
+The command line also accepts these: {aliases}. Case does not matter, and `_` is the same as `-`.
 """
 
 
@@ -105,7 +105,7 @@ def _describe_values(name: str) -> str:
 
 
 def settings_schema(names: dict[str, list[str]]) -> dict[str, Any]:
-    """Return a JSON schema of YAML files of settings.
+    """Return a JSON schema for YAML files of settings.
 
     Args:
         names: the known values of settings that are names; others are allowed, because plugins may add some.

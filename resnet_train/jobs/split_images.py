@@ -30,7 +30,7 @@ def load_images(subject: Subject, dataset: str | None, data_dir: Path | str | No
     """Load the images to evaluate on; what is not given is taken from the first checkpoint.
 
     Raises:
-        ValueError: there are none, they have other classes, or they are not those of the training.
+        ValueError: there are none, they have other classes, or they are not the images used in training.
     """
     checkpoint, path = subject.checkpoints[0], subject.paths[0]
     config = subject.config
@@ -49,7 +49,7 @@ def load_images(subject: Subject, dataset: str | None, data_dir: Path | str | No
 
 
 def names_are_assumed(checkpoint: AnyCheckpoint, images: ImageDataset) -> bool:
-    """Return whether a checkpoint of other code, which has no class names, has as many classes as these images."""
+    """Return whether a checkpoint from other code, which has no class names, has as many classes as these images."""
     return checkpoint.origin is not None and len(checkpoint.about.classes) == len(images.classes)
 
 
@@ -59,7 +59,7 @@ def _load_split(
     """Return the split's name, the data set it is part of, and the indices of its images (None: all of them)."""
     if split not in (None, "test", "val", "train"):
         raise ValueError(f"unknown split {split!r}; use test, val or train")
-    # Test images, then those that the data set has for validation.
+    # The test images, then the data set's own validation images.
     place = (data_dir, config.image_size, dict(config))
     if split != "train":
         for name in ("test", "val") if split is None else (split,):
@@ -81,14 +81,14 @@ def _load_split(
 
 
 def load_training_images(subject: Subject, data: SplitImages) -> tuple[ImageDataset, np.ndarray]:
-    """Load the data set that the first checkpoint was trained on, and the indices of the images that it was trained on.
+    """Load the data set that the first checkpoint was trained on, and the indices of its training images.
 
     Args:
         subject: the checkpoints.
-        data: the images of an evaluation; the training images may be beside them.
+        data: the images of an evaluation; the training images may be next to them.
 
     Raises:
-        ValueError, OSError: they are nowhere.
+        ValueError, OSError: they are not found.
     """
     checkpoint, config = subject.checkpoints[0], subject.config
     is_same = data.dataset == config.dataset

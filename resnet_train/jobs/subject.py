@@ -28,7 +28,9 @@ from resnet_train.runs.restore import restore_model
 from resnet_train.runtime.device import memory_format
 from resnet_train.runtime.precision import choose_precision
 
-Change = Callable[[np.ndarray, np.ndarray], np.ndarray]  # images uint8 [B, 3, H, W] and their indices, to such images
+Change = Callable[
+    [np.ndarray, np.ndarray], np.ndarray
+]  # from images uint8 [B, 3, H, W] and their indices to such images
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,11 @@ class Subject:
 
     Attributes:
         paths, checkpoints: what it was loaded from.
-        network: from normalized images to logits, on the device and in evaluation mode.
-        normalize: from uint8 pixels to normalized images.
+        network: maps normalized images to logits, on the device and in evaluation mode.
+        normalize: maps uint8 pixels to normalized images.
         device: where it runs.
-        precision: the number format of its training, which it computes in; None is float32.
-        calibration: what the validation images say about its outputs; None if nothing does.
+        precision: the number format of training, which it computes in; None is float32.
+        calibration: the calibration of its outputs on validation images; None if there is none.
     """
 
     paths: tuple[Path, ...]
@@ -59,12 +61,12 @@ class Subject:
 
     @property
     def image_size(self) -> int:
-        """Return the side of the images in pixels."""
+        """Return the side length of the images in pixels."""
         return self.checkpoints[0].about.image_size
 
     @property
     def config(self) -> TrainConfig:
-        """Return the settings of the training, of the first checkpoint."""
+        """Return the training settings of the first checkpoint."""
         return read_settings(self.checkpoints[0], self.paths[0])
 
     @property
@@ -115,13 +117,13 @@ class Subject:
 
 
 def load_subject(paths: Sequence[Path], tta: str | None, device: torch.device, given: Given = NOTHING) -> Subject:
-    """Load one checkpoint, or several whose probabilities are averaged, as are those of the views of `tta`.
+    """Load one checkpoint, or several; probabilities are averaged over checkpoints and over the views of `tta`.
 
     Args:
-        paths: checkpoints of this package or of other code.
+        paths: checkpoints of this package or from other code.
         tta: a key of `TTA_VIEWS`.
         device: where to run.
-        given: what is said about the checkpoints of other code.
+        given: what is said about the checkpoints from other code.
 
     Raises:
         ValueError: a checkpoint is not usable, they don't fit together, or there is no such `tta`.
@@ -143,7 +145,7 @@ def load_subject(paths: Sequence[Path], tta: str | None, device: torch.device, g
             rescale = Rescale((first.mean, first.std), (about.mean, about.std))
             networks[number] = nn.Sequential(rescale, networks[number])
 
-    # Averages have outputs of another kind, which the calibration of one network says nothing about.
+    # The calibration of one network does not apply to averages.
     is_average = len(networks) > 1 or tta is not None
     network = Average(networks, TTA_VIEWS[tta] if tta else (keep,)) if is_average else networks[0]
     config = read_settings(checkpoints[0], paths[0])
@@ -164,7 +166,7 @@ def with_classes(images: ImageDataset, classes: tuple[str, ...]) -> ImageDataset
     Raises:
         ValueError: the images have another class.
     """
-    known = [to_text(name) for name in classes]  # older versions stored names as the file system has them
+    known = [to_text(name) for name in classes]  # older versions stored names as the file system spells them
     unknown = sorted(set(images.classes) - set(known))
     if unknown:
         raise ValueError(

@@ -42,10 +42,10 @@ from resnet_train.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-# A run on a CPU is called long before its first step.
+# When a run on a CPU is called long, before its first step.
 LONG_SECONDS = 2 * 3600.0
-LONG_FLOPS = 1e14  # less takes minutes on any CPU and is not looked at
-REACHED_SHARE = 0.6  # of the rate of matrix products that training reaches: 0.47 with resnet20, 0.73 with resnet18
+LONG_FLOPS = 1e14  # less takes minutes on any CPU and is not checked
+REACHED_SHARE = 0.6  # share of the matrix-product rate that training reaches: 0.47 with resnet20, 0.73 with resnet18
 SHORT_RECIPE, SHORT_ARCH = "resnet20-10min", "resnet20"
 
 
@@ -57,15 +57,15 @@ def train(
     profile_steps: int = 0,
     started: float | None = None,
 ) -> RunResult:
-    """Train a run; under torchrun, in all of its processes, of which rank 0 alone reads and writes the run's folder.
+    """Train a run; under torchrun, in all of its processes, of which only rank 0 reads and writes the run's folder.
 
     Args:
         config: all settings.
-        given: those that the user chose; a run that is resumed by its path keeps its settings except these.
+        given: the settings that the user chose; a run resumed by its path keeps its settings except these.
         resume: None for a new run, "auto" for the newest run with the same settings or a new one, or the path of a run,
             whose config then replaces `config`. A finished run is not trained again.
-        name: of a new run if the config has none; if not given, it is made from the settings.
-        profile_steps: steps to profile, in trace.json of the run's folder; 0 profiles none.
+        name: the name of a new run if the config has none; if not given, it is made from the settings.
+        profile_steps: number of steps to profile, in trace.json in the run's folder; 0 profiles none.
         started: when the `minutes` of the config began, on the clock of `time.monotonic`; if not given, now.
 
     Returns:
@@ -83,7 +83,7 @@ def train(
         if processes.rank == 0:
             if resume in (None, "auto"):
                 config = resolve_weights(config, given)
-                name = name or default_name(config)  # of the settings as they were given
+                name = name or default_name(config)  # from the settings as they were given
                 device = prepare_machine(config.device, config.threads, config.deterministic)
                 config, reason = resolve_auto(config, device)
             start = find_start(config, pin_given(given), resume, lambda config: load_data(config).fingerprints, name)
@@ -99,7 +99,7 @@ def train(
             return processes.share()
         config, state, pretrained = shared
 
-        # Build the parts: the same for new and resumed runs, on all ranks.
+        # Build the parts, the same for new and resumed runs on all ranks.
         check_config(config, resumed=state is not None)
         device = prepare_machine(config.device, config.threads, config.deterministic)
         data = load_data(config)
@@ -113,7 +113,7 @@ def train(
         if pretrained is not None:
             load_weights(trainer, pretrained, config, data.train.classes)
 
-        # Restore the state. One that does not fit is refused by every rank, and rank 0 has the one before.
+        # Restore the state. A state that does not fit is refused by every rank, and rank 0 has the previous one.
         if state is not None:
             try:
                 restore_trainer(trainer, state, config, data.fingerprints)
@@ -132,7 +132,7 @@ def train(
             if frozen := describe_frozen(trainer.model):
                 log.info(frozen)
 
-        # Train the epochs that are left.
+        # Train the remaining epochs.
         final = trainer.fit()
         if start is None:
             return processes.share()
@@ -163,16 +163,16 @@ def _attach_files(
     settings, environment = to_plain(config), describe_environment(trainer.device)
     if plugins := describe_plugins(config.plugin):
         environment["plugins"] = plugins
-    if state is None:  # else with the first save: until then the folder describes the checkpoint
+    if state is None:  # else at the first save: until then the folder describes the checkpoint
         folder.write_description(settings, environment)
 
-    # Records go to the loggers, and states to the saver, which adds the description to each.
+    # Records go to the loggers, states to the saver, which adds the description to each.
     data_path = str(config.data_dir.absolute())
     description = Description(about=about, config=settings, environment=environment, data_path=data_path)
     saver = Saver(folder, description, describes=state is not None)
     trainer.attach(loggers, saver, f"the state is saved; continue with: resnet-train --resume {folder.path}")
 
-    # From here on, train.log has all messages and the error that ends the run.
+    # From here on, train.log gets all messages and the error that ends the run.
     log_file = stack.enter_context(LogFile(folder.path / "train.log"))
     if state is not None:
         warn_about_changes(state, environment, trainer.processes.num_ranks)
@@ -185,7 +185,7 @@ def _attach_files(
 
     _warn_if_long(config, trainer, info)
 
-    # Curves continue where the state ends; a new run first shows what the network sees.
+    # Curves continue where the state ends; a new run first shows augmented images.
     for logger in loggers:
         stack.callback(logger.close)
         logger.start(info)
@@ -197,10 +197,10 @@ def _attach_files(
 
 
 def _warn_if_long(config: TrainConfig, trainer: Trainer, info: RunInfo) -> None:
-    """Warn before the first step that a run takes hours on this CPU, and name the way out."""
+    """Warn before the first step that a run takes hours on this CPU, and suggest a remedy."""
     if trainer.device.type != "cpu":
         return
-    # Count the arithmetic that is left, and compare it with the arithmetic that this CPU can do.
+    # Compare the remaining arithmetic with the rate of this CPU.
     pixels, start = 0, info.first_step
     for side, end in info.sizes:
         pixels += max(0, end - start) * side**2 * config.batch_size

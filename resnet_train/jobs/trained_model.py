@@ -28,10 +28,10 @@ class TrainedModel(nn.Module):
     Attributes:
         network: the network itself, an instance of its architecture's class.
         path: the checkpoint.
-        classes: their names, in the order of the logits.
+        classes: the class names, in the order of the logits.
         about: what the checkpoint says about the network and its data.
-        config: all settings of the training.
-        calibration: what the validation images say about the logits; None without them.
+        config: all settings of training.
+        calibration: the calibration of the logits on validation images; None without them.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -50,7 +50,7 @@ class TrainedModel(nn.Module):
     def transform(self, pictures: Picture | Sequence[Picture]) -> Tensor:
         """Return pictures as normalized images float [B, 3, S, S] on the device of the network.
 
-        They are prepared as `resnet-predict` does it: upright, on white, the short side resized, the center cropped.
+        They are prepared as by `resnet-predict`: upright, on white, the short side resized, the center cropped.
 
         Args:
             pictures: one or several: PIL images, paths, uint8 arrays or tensors (see `as_pixels`); or uint8
@@ -80,11 +80,11 @@ def load_model(
     """Load the network of a checkpoint.
 
     Args:
-        path: a checkpoint of this package or of other code, or the folder of a run, which means its final model; by
+        path: a checkpoint of this package or from other code, or the folder of a run, which means its final model; by
             default the network that comes with the package.
         best: use the model that the run chose on its validation split.
         device: where to load it: cpu, cuda, cuda:1, mps, or auto.
-        arch, normalize: of a checkpoint of other code; see `resnet_train.runs.foreign.Given`.
+        arch, normalize: for a checkpoint from other code; see `resnet_train.runs.foreign.Given`.
 
     Raises:
         ValueError: no usable checkpoint, or no such device.
@@ -94,7 +94,7 @@ def load_model(
 
 
 def as_list(pictures: Picture | Sequence[Picture]) -> list[Picture]:
-    """Return one or several pictures as a list; a batch [B, …] of pixels is several."""
+    """Return one or several pictures as a list; a batch [B, …] of pixels counts as several."""
     if isinstance(pictures, np.ndarray | Tensor):
         return list(pictures) if pictures.ndim == 4 else [pictures]
     if isinstance(pictures, Image.Image | str | Path) or not isinstance(pictures, Iterable):

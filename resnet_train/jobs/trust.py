@@ -25,14 +25,14 @@ from resnet_train.records import Calibration
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationResult:
-    """How far confidence and accuracy are apart: expected calibration errors over 15 bins, 0–1.
+    """How far apart confidence and accuracy are: expected calibration errors over 15 bins, 0–1.
 
     Attributes:
         n: images that both errors were measured on.
-        ece, ece_ci95: of the probabilities of the network.
-        calibrated_ece, calibrated_ci95: after division of the logits by a temperature; None if not possible.
-        temperatures: the one that was fitted on the validation images, or those of both halves of these images.
-        fitted_on: says which.
+        ece, ece_ci95: the error of the network's probabilities.
+        calibrated_ece, calibrated_ci95: the error after division of the logits by a temperature; None if not possible.
+        temperatures: the one fitted on the validation images, or those of both halves of the evaluated images.
+        fitted_on: the images that they were fitted on.
     """
 
     n: int
@@ -46,7 +46,7 @@ class CalibrationResult:
 
 @dataclass(frozen=True, kw_only=True)
 class UnknownResult:
-    """How well images that show none of the classes are told apart from those that do.
+    """How well images that show none of the classes are distinguished from those that do.
 
     Attributes:
         title, n: these images.
@@ -66,9 +66,9 @@ def measure_calibration(evaluation: Evaluation, stored: Calibration | None, spli
     """Measure the calibration errors of an evaluation, before and after a temperature.
 
     Args:
-        evaluation: of the images of `split`.
-        stored: has the temperature; without it, each half of the images is calibrated with the temperature of the other
-            half, so that no image is measured with a temperature that it helped to fit.
+        evaluation: the evaluation of the images of `split`.
+        stored: the stored temperature; without it, each half of the images is calibrated with the temperature of the
+            other half, so that no image is measured with a temperature that it helped to fit.
         split: "test", "val" or "train".
     """
     logits, labels = evaluation.logits, evaluation.labels
@@ -95,13 +95,13 @@ def measure_calibration(evaluation: Evaluation, stored: Calibration | None, spli
 
 
 def measure_unknown(subject: Subject, source: str, known: Evaluation, batch_size: int) -> UnknownResult:
-    """Measure how well images of another kind are told apart from those of an evaluation.
+    """Measure how well images of another kind are distinguished from those of an evaluation.
 
     Args:
         subject: a single network, because averaged probabilities have no such score.
-        source: a data set, of which the test images are taken, or a folder of pictures.
+        source: a data set, whose test images are used, or a folder of pictures.
         known: the evaluation.
-        batch_size: of the evaluation of the others.
+        batch_size: batch size for the other images.
 
     Raises:
         ValueError: there are no such images.

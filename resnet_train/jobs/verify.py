@@ -1,4 +1,4 @@
-"""Check that the files of a run agree with each other, and train its last stretch again to compare every bit."""
+"""Check that the files of a run agree with each other, and retrain its last stretch to compare every bit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 # Bits are comparable only if these are the same.
 MACHINE = ("torch", "device", "device_name", "cpu", "threads")
-MAX_REPLAY_MINUTES = 10  # of a run that was saved once, at its end
+MAX_REPLAY_MINUTES = 10  # for a run that was saved once, at its end
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Verification:
     Attributes:
         run: its folder.
         difference: the first thing that differs, None if everything that was checked agrees.
-        num_tensors: tensors of the state that a replay gave again, bit for bit.
+        num_tensors: tensors of the state that a replay reproduced bit for bit.
         checked, not_checked: what was compared, and what could not be and why.
     """
 
@@ -73,7 +73,7 @@ class Run:
 
     Attributes:
         last, previous: the two states; None if there is no such file.
-        model, best, waiting: the final model, and by split the best one and the one that waits for a state.
+        model, best, waiting: the final model, and by split the best one and the one waiting for a state.
     """
 
     folder: RunFolder
@@ -92,7 +92,7 @@ class Run:
 
     @property
     def history(self) -> list[EpochRecord]:
-        """Return the records that are known: all, or the last one if the states were deleted."""
+        """Return the known records: all, or only the last one if the states were deleted."""
         if self.last is not None:
             return self.last.history
         return [record] if (record := self.newest.metrics) else []
@@ -119,7 +119,7 @@ def verify(path: Path) -> Verification:
     if not is_folder or not (folder.has_checkpoint() or folder.model.is_file()):
         raise ValueError(f"{path} is not the folder of a run with checkpoints/last.pt or model.pt")
     if writer := folder.find_writer():
-        raise ValueError(f"{path} is being written by {writer}; verify it when that has ended")
+        raise ValueError(f"{path} is being written by {writer}; verify it when that process has ended")
 
     result = Verification(str(folder.path))
     try:
@@ -135,11 +135,11 @@ def verify(path: Path) -> Verification:
     return result
 
 
-# --- What can be compared as it is -----------------------------------------------------------------------------------
+# --- Comparisons of files --------------------------------------------------------------------------------------------
 
 
 def _read_run(folder: RunFolder) -> Run:
-    """Read all checkpoints; a damaged one is a difference."""
+    """Read all checkpoints; a damaged one counts as a difference."""
 
     def read(path: Path, kind: type[Any]) -> Any:
         if not path.is_file():
@@ -160,7 +160,7 @@ def _read_run(folder: RunFolder) -> Run:
         {split: found for split, found in waiting.items() if found},
     )
     if run.last is None and run.previous is not None:
-        raise Difference("checkpoints/last.pt is missing, though there is previous.pt")
+        raise Difference("checkpoints/last.pt is missing, though previous.pt is there")
     return run
 
 
@@ -176,9 +176,9 @@ def _check_descriptions(run: Run, result: Verification) -> None:
         compare_states(newest.about.model_dump(), other.about.model_dump(), f"{other_name}: about", name)
         for setting, (now, before) in changed_settings(config, _config_of(other, other_name)).items():
             if setting != "epochs" or before > now:
-                raise Difference(f"{other_name}: config.{setting} is {before}, and {now} in {name}")
+                raise Difference(f"{other_name}: config.{setting} is {before}, but {now} in {name}")
 
-    # A run that is killed between its state and its description is described by the state before.
+    # A run that was killed between saving its state and its description is described by the previous state.
     described = [newest] if run.is_finished or run.previous is None else [newest, run.previous]
     try:
         found = to_plain(make_config(read_yaml(run.folder.path / "config.yaml")))
@@ -190,12 +190,12 @@ def _check_descriptions(run: Run, result: Verification) -> None:
         if value != expected[setting]:
             accepted = [part.config.get(setting) for part in described]
             if setting in fixed or value not in accepted:
-                raise Difference(f"config.yaml: {setting} is {value}, and {expected[setting]} in {name}")
+                raise Difference(f"config.yaml: {setting} is {value}, but {expected[setting]} in {name}")
     if all(environment != part.environment for part in described):
         compare_states(newest.environment, environment, "environment.json", name)
     result.checked.append("config.yaml, environment.json and what each checkpoint says about itself")
 
-    # The states follow each other.
+    # Check that the states follow each other.
     if run.last is None or run.previous is None:
         return
     before, now = run.previous.history, run.last.history
@@ -222,7 +222,7 @@ def _check_csv(run: Run, result: Verification) -> None:
         if run.last is None and rows:  # only the last epoch is known
             rows = [rows[0], *rows[-1:]] if len(rows) > 1 else rows
         if run.is_finished and len(rows) > len(expected):
-            raise Difference(f"{path.name} has {len(rows) - 1} rows, and the run {len(expected) - 1} epochs")
+            raise Difference(f"{path.name} has {len(rows) - 1} rows, but the run has {len(expected) - 1} epochs")
         header = expected[0] if is_whole else ["epoch", "step", *(name.partition("/")[2] for name in TIMING)]
         for number, row in enumerate([header, *expected[1:]]):
             found = rows[number] if number < len(rows) else []
@@ -231,7 +231,7 @@ def _check_csv(run: Run, result: Verification) -> None:
                 raise Difference(f"{where} is {'missing' if not found else ','.join(found)[:80]}")
             for name, cell, cell_found in zip(header, row, found):
                 if is_whole and cell != cell_found:
-                    raise Difference(f"{where} has {name} {cell_found}, and the checkpoint {cell}")
+                    raise Difference(f"{where} has {name} {cell_found}, but the checkpoint has {cell}")
     count = f"{len(expected) - 1} epoch{'s' if len(expected) != 2 else ''}"
     result.checked.append(f"metrics.csv ({count}), timing.csv (its epochs)")
 
@@ -258,7 +258,7 @@ def _check_events(run: Run, result: Verification) -> Points:
         result.not_checked.append("event files: the run has none")
         return points
 
-    # Each epoch has its points.
+    # Check that each epoch has its points.
     rows = {row[0]: row[2:] for row in read_rows(run.folder.path / "timing.csv")[1:]}
     for record in run.history:
         timing = dict(zip(TIMING, rows.get(str(record.epoch), [])))
@@ -273,9 +273,9 @@ def _check_events(run: Run, result: Verification) -> Points:
                 source = "timing.csv" if name in timing else "the checkpoint"
                 shown = "missing" if found_value is None else f"{found_value:.9g}"
                 where = f"{'/'.join(curve)} at epoch {record.epoch}"
-                raise Difference(f"event files: {where} is {shown}, and {value!r} in {source}")
+                raise Difference(f"event files: {where} is {shown}, but {value!r} in {source}")
 
-    # All other points, and what is in no other file.
+    # Check all other points, which are in no other file.
     if problems:
         raise Difference(f"event files: {problems[0]}")
     if unmarked:  # written by an earlier version, or not since TensorBoard was switched off
@@ -311,7 +311,7 @@ def _read_points(split: str, files: list[Path], last: int) -> tuple[Points, str 
                     points[split, value.tag, event.step] = value.simple_value
                 end = next_end
         except ValueError as error:
-            if path != files[-1] or not is_marked:  # what a kill tore after the save is cut on resume
+            if path != files[-1] or not is_marked:  # what was torn by a kill after the save is cut off on resume
                 raise Difference(f"event files: {error}") from None
         digest.update(content)
     return points, problem, is_marked
@@ -329,25 +329,25 @@ def _to_float(cell: str) -> float:
 
 
 def _check_models(run: Run, result: Verification) -> None:
-    """Compare the records of best and final model with the history, and the final weights with the state."""
+    """Compare the records of the best and the final model with the history, and the final weights with the state."""
     model, last = run.model, run.last
     if last is None:
         assert model is not None
         result.not_checked.append("the replay: last.pt and previous.pt are not here")
     elif model is not None:
         if not run.is_finished:
-            raise Difference(f"model.pt is there, though only {last.epoch} epochs are done")
+            raise Difference(f"model.pt exists, though only {last.epoch} epochs are done")
         compare_states(_plain(last.metrics), _plain(model.metrics), "model.pt: metrics", "last.pt")
         compare_states(dict(last.weights), dict(model.model), "model.pt: model", "last.pt")
     elif run.is_finished:
         result.not_checked.append("model.pt: not written yet; --resume writes it")
     if model is not None and model.chosen_on is not None:
-        raise Difference(f"model.pt: chosen_on is {model.chosen_on!r}, and the final model is not chosen")
+        raise Difference(f"model.pt: chosen_on is {model.chosen_on!r}, but the final model is not chosen")
 
-    # The best model is of an epoch in the history, and of the split that chooses.
+    # Check that the best model is from an epoch in the history and the split that selects.
     expected, split = find_best_record(run.history), best_split(run.history)
     for other in set(run.best) - {split}:
-        raise Difference(f"{run.folder.best(other).name} is there, though {split} chooses the best epoch")
+        raise Difference(f"{run.folder.best(other).name} exists, though {split} selects the best epoch")
     if last is None:
         result.not_checked.append("the best epoch: the history is in last.pt")
         return
@@ -355,11 +355,11 @@ def _check_models(run: Run, result: Verification) -> None:
     if waiting is not None and is_same_record(waiting.metrics, expected):  # killed right after the state was saved
         name, best = run.folder.next_best(split).name, waiting
     if (best is None) != (expected is None):
-        raise Difference(f"{name} is {'missing' if best is None else 'there, though no epoch was evaluated'}")
+        raise Difference(f"{name} is {'missing' if best is None else 'present, though no epoch was evaluated'}")
     if best is not None and expected is not None:
         compare_states(_plain(expected), _plain(best.metrics), f"{name}: metrics", "last.pt")
         if best.chosen_on != split:
-            raise Difference(f"{name}: chosen_on is {best.chosen_on!r}, and must be {split!r}")
+            raise Difference(f"{name}: chosen_on is {best.chosen_on!r}, but must be {split!r}")
         if is_same_record(expected, last.metrics) and not last.steps_after_epoch:
             compare_states(dict(last.weights), dict(best.model), f"{name}: model", "last.pt")
     names = [name] * (best is not None) + ["model.pt"] * (model is not None)
@@ -370,11 +370,11 @@ def _plain(record: EpochRecord | None) -> dict[str, Any]:
     return record.to_plain() if record else {}
 
 
-# --- What is computed again ------------------------------------------------------------------------------------------
+# --- Comparisons by computing again ----------------------------------------------------------------------------------
 
 
 def _check_by_training(run: Run, points: Points, result: Verification) -> None:
-    """Compare the data with the run's, evaluate the best model again, and train the last stretch again."""
+    """Compare the data with the run's, evaluate the best model again, and retrain the last stretch."""
     newest, name = run.newest, "last.pt" if run.last else "model.pt"
     config = make_config(newest.config)
     try:
@@ -420,12 +420,12 @@ def _why_not_here(newest: RunCheckpoint | ModelCheckpoint) -> str | None:
         return str(error)
     name = device_name(here)
     if here.type != wanted or (here.type != "cpu" and name != newest.environment.get("device_name")):
-        return f"the run was trained on {newest.environment.get('device_name')}, and here is {name}"
+        return f"the run was trained on {newest.environment.get('device_name')}, but this is {name}"
     return None
 
 
 def _unlike_bits(checkpoint: RunCheckpoint | ModelCheckpoint, config: TrainConfig, device: torch.device) -> str | None:
-    """Return why bits may differ here though nothing was changed, None if they may not."""
+    """Return why bits may differ here although nothing was changed, None if they may not."""
     now, before = describe_environment(device), checkpoint.environment
     changed = [f"{key} was {before.get(key)} and is {now[key]}" for key in MACHINE if before.get(key) != now[key]]
     if device.type != "cpu" and not config.deterministic:
@@ -441,7 +441,7 @@ def _replay(run: Run, trainer: Trainer, points: Points, unlike: str | None, resu
         result.not_checked.append("the replay: previous.pt is missing, and training all steps again takes too long")
         return
     if previous is None and any(record.lr != trainer.lr_at(record.step - 1) for record in last.history):
-        result.not_checked.append("the replay: previous.pt is missing, and the schedule before was another one")
+        result.not_checked.append("the replay: previous.pt is missing, and the schedule was different before")
         return
     if previous is not None and len(previous.sums) > 1:
         result.not_checked.append(f"the replay: previous.pt was saved by {len(previous.sums)} processes")
@@ -457,7 +457,7 @@ def _replay(run: Run, trainer: Trainer, points: Points, unlike: str | None, resu
         except ValueError as error:
             result.not_checked.append(f"the replay: it starts from weights that are not here: {error}")
             return
-    log.info("training steps %d to %d of %s again", first + 1, last.step, run.folder.path)
+    log.info("retraining steps %d to %d of %s", first + 1, last.step, run.folder.path)
     replay = train_again(trainer, previous, last)
     try:
         count = compare_states(_trained_part(dump(trainer.state())), _trained_part(dump(last)), "last.pt", "the replay")
@@ -469,14 +469,14 @@ def _replay(run: Run, trainer: Trainer, points: Points, unlike: str | None, resu
     except Difference as difference:
         if unlike is None:
             raise
-        result.not_checked.append(f"the replay's bits, as {unlike}; they differ first here: {difference}")
+        result.not_checked.append(f"the replay's bits, because {unlike}; they first differ here: {difference}")
         return
     result.num_tensors = count
     result.checked.append(f"the replay from step {first} to {last.step}: every bit of the state")
 
 
 def _took_longer_than_a_save(run: Run, last: RunCheckpoint) -> bool:
-    """Return whether the training up to a state took longer than the time between two saves."""
+    """Return whether training up to a state took longer than the time between two saves."""
     config, header = make_config(last.config), [name.partition("/")[2] for name in TIMING]
     rows = [dict(zip(header, row[2:])) for row in read_rows(run.folder.path / "timing.csv")[1:]]
     seconds = last.epoch_seconds + sum(_to_float(row["train_seconds"]) for row in rows)
@@ -484,7 +484,7 @@ def _took_longer_than_a_save(run: Run, last: RunCheckpoint) -> bool:
 
 
 def _trained_part(state: dict[str, Any]) -> dict[str, Any]:
-    """Return what training gives again: all of a trainer's state but its clock."""
+    """Return what training reproduces: all of a trainer's state but its clock."""
     return {name: state[name] for name in TrainerState.model_fields if name != "epoch_seconds"}
 
 
@@ -493,7 +493,7 @@ def _compare_points(points: Points, replayed: Points) -> None:
     for (split, tag, step), value in replayed.items():
         found = points.get((split, tag, step), value)
         if _float32(found) != _float32(value):
-            raise Difference(f"event files: {tag} at step {step} is {found:.9g}, and {value!r} in the replay")
+            raise Difference(f"event files: {tag} at step {step} is {found:.9g}, but {value!r} in the replay")
 
 
 def _evaluate_again(run: Run, trainer: Trainer, config: TrainConfig, result: Verification) -> None:
@@ -519,7 +519,9 @@ def _evaluate_again(run: Run, trainer: Trainer, config: TrainConfig, result: Ver
             except Difference as difference:
                 if unlike is None:
                     raise
-                result.not_checked.append(f"the scores of {name}, as {unlike}; they differ first here: {difference}")
+                result.not_checked.append(
+                    f"the scores of {name}, because {unlike}; they first differ here: {difference}"
+                )
                 break
         else:
             result.checked.append(f"the scores of {name}, which was evaluated again")

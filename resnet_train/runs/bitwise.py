@@ -24,13 +24,13 @@ def compare_states(expected: Any, found: Any, where: str, source: str) -> int:
         if isinstance(one, Tensor) and isinstance(other, Tensor):
             count += 1
             if one.shape != other.shape or one.dtype != other.dtype:
-                raise Difference(f"{where}{path} is {_describe(other)}, and {_describe(one)} in {source}")
+                raise Difference(f"{where}{path} is {_describe(other)}, but {_describe(one)} in {source}")
             if (index := _first_difference(one, other)) is not None:
                 shown = f"[{', '.join(map(str, index))}]" if index else ""
                 values = other[index].item(), one[index].item()
-                raise Difference(f"{where}{path}{shown} is {values[0]!r}, and {values[1]!r} in {source}")
+                raise Difference(f"{where}{path}{shown} is {values[0]!r}, but {values[1]!r} in {source}")
         elif type(one) is not type(other) or repr(one) != repr(other):
-            raise Difference(f"{where}{path} is {_shown(other)}, and {_shown(one)} in {source}")
+            raise Difference(f"{where}{path} is {_shown(other)}, but {_shown(one)} in {source}")
     return count
 
 
