@@ -38,7 +38,7 @@ from resnet_train.runtime.precision import choose_precision, resolve_amp
 from resnet_train.training.trainer import Trainer, list_scalars
 
 PRECISION_NAMES = {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-# Batches made at once on a GPU, in float32 bytes: 21,845 images of 32 pixels, so that one launch serves many steps.
+# Size of the batches made at once on a GPU, in float32 bytes: 21,845 images of 32 pixels; one launch serves many steps.
 CUDA_CHUNK_BYTES = 1 << 28
 
 
@@ -49,7 +49,7 @@ class RunData:
     Attributes:
         train, test: the splits of the data set; some data sets have no test images.
         train_indices, val_indices: int64, the training images to train on and those held out (may be empty).
-        val: validation images that the data set has itself; then none are held out.
+        val: the data set's own validation images; if it has any, none are held out.
     """
 
     train: ImageDataset
@@ -60,7 +60,7 @@ class RunData:
 
     @property
     def fingerprints(self) -> tuple[str, str, str]:
-        """Return the fingerprints of the training, the test and the validation images, "" without any."""
+        """Return the fingerprints of the training, test and validation images, "" if there are none."""
         test, val = (part.fingerprint if part else "" for part in (self.test, self.val))
         return self.train.fingerprint, test, val
 
@@ -90,7 +90,7 @@ def describe_network(config: TrainConfig, data: RunData) -> About:
 
 
 def describe_run(config: TrainConfig, data: RunData, trainer: Trainer, folder: Path) -> RunInfo:
-    """Return what loggers learn about a run before its first step."""
+    """Return what loggers are told about a run before its first step."""
     return RunInfo(
         name=folder.name,
         folder=str(folder),
@@ -129,16 +129,16 @@ def check_config(config: TrainConfig, *, resumed: bool = False) -> None:
     # What plugins registered.
     for switch in AUGMENTATIONS.names():
         if switch not in TrainConfig.model_fields:
-            raise ValueError(f"augmentation {switch!r} needs a setting of its name, which switches it on")
+            raise ValueError(f"augmentation {switch!r} needs a setting with its name, which switches it on")
 
-    # The names of all components.
+    # Check the names of all components.
     choices = ((DATASETS, config.dataset), (OPTIMIZERS, config.optimizer), (SCHEDULES, config.schedule))
     for registry, name in choices:
         registry[name]  # raises if the name is unknown
     if not resumed:
         _check_effects(config)
 
-    # The network: on the meta device building it takes no memory and no arithmetic.
+    # Build the network on the meta device, which takes no memory and no arithmetic.
     with torch.device("meta"):
         model = create_model(config.arch, **arch_options(config))
         freeze(model, config.freeze or ())
@@ -148,7 +148,7 @@ def check_config(config: TrainConfig, *, resumed: bool = False) -> None:
     if config.normalize is not None:
         parse_normalization(config.normalize)
 
-    # The smallest images that it will see.
+    # Check the smallest images that it will see.
     smallest = config.progressive_sizes[0][0] if config.progressive_sizes else config.image_size
     if smallest < stride:
         name = "progressive_sizes (from " if config.progressive_sizes else "image_size (="
@@ -164,14 +164,14 @@ def _check_effects(config: TrainConfig) -> None:
     """Check that each setting that differs from its default is used by a component of the run.
 
     A component uses the settings that its signature names. Those in the help panel of the setting that selects the
-    component belong to components of this kind; the others, as the image size, have an effect in any case.
+    component belong to components of this kind; the others, such as the image size, always have an effect.
 
     Raises:
         ValueError: a setting has no effect; the message names the components that use it.
     """
     changed = [name for name, field in TrainConfig.model_fields.items() if getattr(config, name) != field.default]
 
-    # One of several components is selected by its name.
+    # Components that are selected by name.
     for registry, selector in ((OPTIMIZERS, "optimizer"), (SCHEDULES, "schedule"), (DATASETS, "dataset")):
         chosen = getattr(config, selector)
         for name in _of_same_panel(changed, selector):
@@ -179,7 +179,7 @@ def _check_effects(config: TrainConfig) -> None:
             if users and chosen not in users and not accepts(Trainer, name):
                 raise _without_effect(config, name, f"{selector} {chosen}", ", ".join(users))
 
-    # Each augmentation is switched on by its setting.
+    # Augmentations, each switched on by its setting.
     for name in changed:
         switches = [s for s in AUGMENTATIONS.names() if name in _of_same_panel([name], s)]
         users = [switch for switch in switches if accepts(AUGMENTATIONS[switch], name)]
@@ -187,7 +187,7 @@ def _check_effects(config: TrainConfig) -> None:
             shown = " or ".join(f"--{user.replace('_', '-')}" for user in users)
             raise _without_effect(config, name, f"{users[0]} {getattr(config, users[0])}", shown)
 
-    # Values whose components are chosen, but which change nothing.
+    # Values that change nothing although their components are selected.
     if config.schedule == "step" and len(config.milestones or ()) > 1:
         raise ValueError(
             f"milestones (={_shown(config.milestones)}) must be a single period with schedule step; "
@@ -226,7 +226,7 @@ def load_data(config: TrainConfig) -> RunData:
         chosen = parse_normalization(config.normalize)
         train_set = replace(train_set, mean=chosen.mean, std=chosen.std)
 
-    # There must be something to learn and something to evaluate on.
+    # Check that there is something to learn and something to evaluate on.
     for name, part in (("validation", val_set), ("test", test_set)):
         if part is not None and part.classes != train_set.classes:
             raise ValueError(f"train and {name} images have different classes")
@@ -237,12 +237,12 @@ def load_data(config: TrainConfig) -> RunData:
         )
     if test_set is None and val_set is None and not config.val_size:
         raise ValueError(
-            f"{config.data_dir} has no test images; hold out images to evaluate on, as --test-size 1000 or "
+            f"{config.data_dir} has no test images; hold out images to evaluate on, with --test-size 1000 or "
             f"--val-size 1000"
         )
     if len(train_set.classes) < 2:
         raise ValueError(
-            f"{config.data_dir} has one class only ({train_set.classes[0]!r}); there is nothing to tell apart"
+            f"{config.data_dir} has only one class ({train_set.classes[0]!r}); there is nothing to tell apart"
         )
 
     train_indices, val_indices = split_indices(train_set.labels, config.val_size, config.train_size)
@@ -256,7 +256,7 @@ def arch_options(config: TrainConfig) -> dict[str, Any]:
 
 
 def resolve_auto(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, str]:
-    """Return the config with the number format that `amp` means on this device, and a sentence that says why."""
+    """Return the config with the number format that `amp` resolves to on this device, and a sentence that says why."""
     amp, reason = resolve_amp(config.amp, device)
     message = f"amp auto is {amp} here: {reason}" if reason else ""
     return config.model_copy(update={"amp": amp}), message
@@ -285,7 +285,7 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
         raise ValueError(f"compile (=true) needs {needs}, which is not here; install one, or leave --compile out")
     if config.capture and (device.type != "cuda" or processes.num_ranks > 1):
         where = f"on {device.type}" if device.type != "cuda" else f"with {processes.num_ranks} processes"
-        raise ValueError(f"capture (=true) works on one CUDA GPU only, not {where}; leave --capture out")
+        raise ValueError(f"capture (=true) works only on one CUDA GPU, not {where}; leave --capture out")
     if config.epoch_steps is not None and config.epoch_steps > num_images // config.batch_size:
         raise ValueError(
             f"epoch_steps (={config.epoch_steps}) must be at most {num_images // config.batch_size}, a pass over the "
@@ -339,17 +339,17 @@ def balanced_class_weights(labels: np.ndarray, num_classes: int) -> torch.Tensor
 
 
 def build_model(config: TrainConfig, num_classes: int, device: torch.device) -> nn.Module:
-    """Build the network on its device, with initial weights that depend on the seed alone."""
+    """Build the network on its device, with initial weights that depend only on the seed."""
     # Weights are drawn on the CPU, so they do not depend on the device.
     torch.manual_seed(config.seed)
     model = create_model(config.arch, num_classes, **arch_options(config))
     model = model.to(device).to(memory_format=memory_format(config.channels_last))
 
-    # Batch norm as the config has it.
+    # Configure batch norm.
     set_bn_momentum(model, config.bn_momentum)
     if config.sync_bn:
         if device.type != "cuda":
-            raise ValueError(f"sync_bn (=true) works on CUDA GPUs only, not on {device.type}")
+            raise ValueError(f"sync_bn (=true) works only on CUDA GPUs, not on {device.type}")
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     freeze(model, config.freeze or ())
     return model
@@ -358,7 +358,7 @@ def build_model(config: TrainConfig, num_classes: int, device: torch.device) -> 
 def build_loaders(
     config: TrainConfig, data: RunData, device: torch.device, processes: Processes = ALONE
 ) -> tuple[BatchLoader, dict[str, BatchLoader]]:
-    """Return the training loader, and the evaluation loaders by split."""
+    """Return the training loader and the evaluation loaders by split."""
     # Training draws its augmentations from the plan of each epoch.
     settings = dict(config)
     normalize = Normalize(data.train.mean, data.train.std, config.channels_last)

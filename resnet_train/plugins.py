@@ -1,8 +1,8 @@
-"""Plugins: Python files of the user, and installed packages, that register networks, augmentations and so on.
+"""Plugins: the user's Python files, and installed packages, that register networks, augmentations and so on.
 
 A plugin registers where it is imported, as the package's own files do; docs/plugins/README.md shows how. A file is run
-when the user names it, and never because a checkpoint does. An installed package announces its modules as entry points
-of the group `resnet_train.plugins`.
+when the user names it, never because a checkpoint does. An installed package announces its modules as entry points
+in the group `resnet_train.plugins`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ GROUP = "resnet_train.plugins"
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plugin that is loaded.
+    """A loaded plugin.
 
     Attributes:
-        name: of the file, or of the entry point.
+        name: the name of the file or of the entry point.
         version: the SHA-256 of the file, or the name and version of the package.
         path: the file; None if it is installed.
-        unload: calls that take back what it has registered.
+        unload: calls that undo what it has registered.
     """
 
     name: str
@@ -43,12 +43,12 @@ _LOADED: dict[str, Plugin] = {}
 
 
 def loaded_plugins() -> dict[str, Plugin]:
-    """Return the plugins that are loaded, by name."""
+    """Return the loaded plugins by name."""
     return dict(_LOADED)
 
 
 def load_plugins(paths: Iterable[str]) -> None:
-    """Load the files that are not loaded yet, and again those that have changed since.
+    """Load the files that are not loaded yet, and reload those that have changed since.
 
     Raises:
         ValueError: a file can't be read, fails, or registers a name that is taken; or two files have one name.
@@ -74,7 +74,7 @@ def load_plugin(path: Path | str) -> None:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"cannot read plugin {path}: {reason}") from None
 
-    # A file that was edited replaces what it registered before.
+    # An edited file replaces what it registered before.
     version = hashlib.sha256(source).hexdigest()
     if (before := _LOADED.get(path.name)) is not None:
         if before.version == version:
@@ -97,13 +97,13 @@ def load_installed() -> None:
 
 
 def unload(name: str) -> None:
-    """Take back what a plugin has registered."""
+    """Undo what a plugin has registered."""
     for call in _LOADED.pop(name).unload:
         call()
 
 
 def _register(plugin: Plugin, run: Callable[[], object]) -> None:
-    """Run a plugin and note what it registers; if it fails, nothing of it is left.
+    """Run a plugin and record what it registers; if it fails, undo all of it.
 
     Raises:
         ValueError: it fails; the message has the line.
@@ -122,7 +122,7 @@ def _register(plugin: Plugin, run: Callable[[], object]) -> None:
 
 
 def _run_file(path: Path, source: bytes) -> None:
-    """Run a file as a module of its name, which dataclasses and pickles look for."""
+    """Run a file as a module with its name, which dataclasses and pickles look for."""
     name = f"{GROUP}.{path.stem}"
     module = ModuleType(name)
     module.__file__ = str(path)

@@ -15,7 +15,7 @@ from yaml.composer import ComposerError
 from resnet_train.registry import nearest
 from resnet_train.text import escape
 
-# The longest first: that of UTF-32 starts with that of UTF-16.
+# The longest first, because the mark of UTF-32 starts with that of UTF-16.
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -27,11 +27,11 @@ BYTE_ORDER_MARKS = {
 class _Loader(yaml.SafeLoader):
     """Load scalars as in YAML 1.2: 1e-3 is a number, 010 is ten, and on, off, yes, no and 1:30 are strings.
 
-    A key that stands twice in one mapping is an error. A key may override one that a merge (`<<`) brings in.
+    A key that occurs twice in one mapping is an error. A key may override one that a merge (`<<`) brings in.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Return a mapping as it is written, before merges.
+        """Return a mapping as written, before merges.
 
         Raises:
             ComposerError: it has a key twice.
@@ -43,7 +43,7 @@ class _Loader(yaml.SafeLoader):
                 continue
             if (key.tag, key.value) in lines:
                 first = lines[key.tag, key.value] + 1
-                problem = f"{reprlib.repr(key.value)} is set twice, first in line {first}"
+                problem = f"{reprlib.repr(key.value)} is set twice, first on line {first}"
                 raise ComposerError(None, None, problem, key.start_mark)
             lines[key.tag, key.value] = key.start_mark.line
         return node

@@ -26,17 +26,17 @@ class About(BaseModel):
     dataset: str
     title: str  # of the data set
     fingerprint: str  # of the training images
-    test_fingerprint: str | None = None  # of the test images, "" without any; None in files of older versions
-    val_fingerprint: str | None = None  # of validation images that are not held out of the training images, likewise
+    test_fingerprint: str | None = None  # of the test images, "" if there are none; None in files of older versions
+    val_fingerprint: str | None = None  # likewise, of validation images that are not held out of the training images
 
 
 class Origin(BaseModel):
-    """Where the weights of a network come from that other code trained.
+    """Where the weights of a network that other code trained come from.
 
     Attributes:
         layout: the repository whose parameter names the file had.
         entry: the entry of the file that held the weights, "" if the file was a `state_dict` itself.
-        normalize: the mean and the standard deviation of its images as they were given or assumed.
+        normalize: the mean and the standard deviation of its images, as given or assumed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,12 +47,12 @@ class Origin(BaseModel):
 
 
 class Calibration(BaseModel):
-    """What the validation images say about the outputs of a model; stored beside its weights.
+    """What the validation images say about the outputs of a model; stored with its weights.
 
     Attributes:
         temperature: logits divided by it give calibrated probabilities.
         known_from: 95 % of the validation images have at least this score; an image with less is called unknown.
-        num_images: that both were fitted on.
+        num_images: the number of images that both were fitted on.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
@@ -64,11 +64,11 @@ class Calibration(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """The numbers of one finished epoch: a function of config and seed alone, so it holds no times.
+    """The numbers of one finished epoch: a function of config and seed alone, so without times.
 
     The scores of the split "train" are those of training itself: on augmented images, with weights that change from
     step to step, and with label smoothing, mixing and class weights in the loss. The other splits are evaluated on
-    plain images, and every image counts the same in their loss.
+    plain images, and every image counts equally in their loss.
 
     Attributes:
         epoch: finished epochs.
@@ -78,7 +78,7 @@ class EpochRecord:
         scores: metrics by split; accuracies are 0–1.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")  # of records that are read from a file
+    __pydantic_config__ = ConfigDict(extra="forbid")  # for records that are read from a file
 
     epoch: int
     step: int
@@ -87,7 +87,7 @@ class EpochRecord:
     scores: Scores
 
     def scalars(self) -> Scalars:
-        """Return the flat names and values that loggers take, as ``{"lr": 0.1, "test/accuracy": 0.93}``."""
+        """Return the flat names and values that loggers take, such as ``{"lr": 0.1, "test/accuracy": 0.93}``."""
         scores = {f"{split}/{name}": value for split, row in self.scores.items() for name, value in row.items()}
         return {"lr": self.lr, "grad_norm": self.grad_norm, **scores}
 
@@ -115,14 +115,14 @@ class RunInfo:
     """What is known about a run before its first step.
 
     Attributes:
-        name: of the run's folder.
+        name: the name of the run's folder.
         folder: its path.
-        title: of the data set.
+        title: the name of the data set.
         config: all settings as plain values.
-        device, precision: as a person calls them.
-        num_params, num_classes: of the network.
-        num_images: by split, "train" first.
-        sizes: each side of the training images in pixels, and the step at which it ends; the full size comes last.
+        device, precision: their names for readers.
+        num_params, num_classes: the size of the network.
+        num_images: images by split, "train" first.
+        sizes: each size of the training images in pixels, and the step at which it ends; the full size comes last.
         epochs, steps_per_epoch, batch_size: the extent of the run.
         first_step: steps that are already done; greater than 0 if the run is resumed.
         history: records of the epochs that are already done.
@@ -154,14 +154,14 @@ class RunResult:
     """The outcome of a finished run.
 
     Attributes:
-        name, folder: of the run.
-        title: of the data set.
+        name, folder: those of the run.
+        title: the name of the data set.
         arch, seed, epochs: as in the config.
         final: the record of the last epoch.
-        records: of all epochs; of the last one only, if the run is finished and its states were deleted.
-        num_images: images that its accuracy is measured on; None if that is not known any more.
-        seconds: of training and evaluation in all epochs; None if that is not known.
-        best_split, best_epoch, best_accuracy: the epoch with the highest accuracy on the split that chooses.
+        records: those of all epochs; only that of the last one if the run is finished and its states were deleted.
+        num_images: images that its accuracy is measured on; None if no longer known.
+        seconds: the time of training and evaluation in all epochs; None if unknown.
+        best_split, best_epoch, best_accuracy: the epoch with the highest accuracy on the split that selects.
         best_test_accuracy: test accuracy of the epoch chosen on the validation split; None without such a split.
     """
 

@@ -40,7 +40,7 @@ def import_modules(package: str, folder: Iterable[str], first: Iterable[str] = (
     Args:
         package: its name.
         folder: its `__path__`.
-        first: modules to import in this order, before the others in that of their names.
+        first: modules to import in this order, before the others in alphabetical order.
         never: modules that register nothing and take long to import.
     """
     found = sorted(module.name for module in pkgutil.iter_modules(folder))
@@ -49,13 +49,13 @@ def import_modules(package: str, folder: Iterable[str], first: Iterable[str] = (
             importlib.import_module(f"{package}.{name}")
 
 
-# How to take back what the plugin that is being loaded has registered; None while the package registers its own.
+# How to undo what the plugin being loaded has registered; None while the package registers its own.
 _UNDO: ContextVar[list[Callable[[], object]] | None] = ContextVar("undo", default=None)
 
 
 @contextmanager
 def recording() -> Iterator[list[Callable[[], object]]]:
-    """Yield a list of calls, the last one first, that take back every registration made while entered."""
+    """Yield a list of calls, to be made in reverse order, that undo every registration made while entered."""
     undo: list[Callable[[], object]] = []
     token = _UNDO.set(undo)
     try:
@@ -65,7 +65,7 @@ def recording() -> Iterator[list[Callable[[], object]]]:
 
 
 def on_unload(undo: Callable[[], object]) -> None:
-    """Note how to take back a registration, for the case that a plugin makes it."""
+    """Record how to undo a registration, in case a plugin makes it."""
     if (calls := _UNDO.get()) is not None:
         calls.insert(0, undo)
 
@@ -90,7 +90,7 @@ class Registry(Generic[Function]):
 
         def add(function: Function) -> Function:
             if name in self._functions:
-                raise ValueError(f"{self.kind} {name!r} exists already; choose another name")
+                raise ValueError(f"{self.kind} {name!r} already exists; choose another name")
             self._functions[name] = function
             on_unload(partial(self._functions.pop, name))
             return function

@@ -9,9 +9,9 @@ from typing import Any
 
 
 def escape(text: str, encoding: str = "utf-8") -> str:
-    """Return the text with backslash escapes for what a terminal may obey, or hide, or cannot show.
+    """Return the text with backslash escapes for what a terminal may obey, hide, or be unable to show.
 
-    These are control characters (newlines as well), bidirectional overrides and other invisible characters, bytes of
+    These are control characters (including newlines), bidirectional overrides and other invisible characters, bytes of
     names that are not UTF-8, and characters that the encoding lacks.
     """
     if not text.isprintable():

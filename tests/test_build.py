@@ -305,13 +305,13 @@ def test_networks_are_compiled_in_place_if_asked(settings, num_networks, monkeyp
 
 
 def test_synchronized_norms_are_refused_without_a_gpu():
-    with pytest.raises(ValueError, match=r"^sync_bn \(=true\) works on CUDA GPUs only, not on cpu$"):
+    with pytest.raises(ValueError, match=r"^sync_bn \(=true\) works only on CUDA GPUs, not on cpu$"):
         tiny_trainer(sync_bn=True)
 
 
 def test_capture_is_refused_with_several_processes():
     config = make_config({**TINY, "capture": True})
-    with pytest.raises(ValueError, match=r"^capture \(=true\) works on one CUDA GPU only, not with 2 processes; leave"):
+    with pytest.raises(ValueError, match=r"^capture \(=true\) works only on one CUDA GPU, not with 2 processes; leave"):
         build.build_trainer(config, tiny_data(), torch.device("cuda"), Processes(0, 2))
 
 
@@ -615,7 +615,7 @@ def test_classes_must_be_the_same_and_at_least_two(monkeypatch):
     with pytest.raises(ValueError, match=r"^train and test images have different classes$"):
         load(monkeypatch, test=replace(tiny, classes=("a", "b", "d")))
     one = replace(tiny, classes=("a",), labels=np.zeros_like(tiny.labels))
-    with pytest.raises(ValueError, match=r"^there has one class only \('a'\)"):
+    with pytest.raises(ValueError, match=r"^there has only one class \('a'\)"):
         load(monkeypatch, train=one)
     two = replace(tiny, classes=("a", "b"), labels=tiny.labels % 2)
     assert load(monkeypatch, train=two)[0].train is two

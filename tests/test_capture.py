@@ -172,5 +172,5 @@ def test_parts_of_others_are_captured_on_request_only() -> None:
 def test_capture_is_refused_without_a_gpu(run_cli: RunCli, tmp_path: Path) -> None:
     outcome = run_cli("resnet-train", *ON_DIGITS, "--capture", cwd=tmp_path)
     assert outcome.code == 2
-    assert outcome.error == "error: capture (=true) works on one CUDA GPU only, not on cpu; leave --capture out"
+    assert outcome.error == "error: capture (=true) works only on one CUDA GPU, not on cpu; leave --capture out"
     assert not (tmp_path / "runs").exists()

@@ -159,7 +159,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--dataset", "folder", "--data-dir", "a-folder"], "a-folder holds no images in folders named after classes"),
         (
             ["--dataset", "folder", "--data-dir", "one-class"],
-            "one-class has one class only \\('cat'\\); there is nothing",
+            "one-class has only one class \\('cat'\\); there is nothing",
         ),
         (["--dataset", "cifar10", "--image-size", "8"], r"image_size \(=8\) must be 32 for CIFAR-10"),
     ],

@@ -237,15 +237,15 @@ def test_an_installed_package_is_a_plugin(tmp_path: Path) -> None:
         ("def f():\n    raise KeyError('a')\nf()", r"own.py, line 2: KeyError: 'a'"),
         (
             "from resnet_train.optim.optimizers import OPTIMIZERS\n@OPTIMIZERS.register('sgd')\ndef sgd(): ...",
-            r"own.py, line 2: optimizer 'sgd' exists already; choose another name",
+            r"own.py, line 2: optimizer 'sgd' already exists; choose another name",
         ),
         (
             "from resnet_train.models import register_model\n@register_model('x')\ndef resnet18(): ...",
-            r"own.py, line 2: architecture 'resnet18' exists already",
+            r"own.py, line 2: architecture 'resnet18' already exists",
         ),
         (
             "from resnet_train.config import add_setting\nadd_setting('lr', float, 1.0, 'x')",
-            r"own.py, line 2: setting 'lr' exists already",
+            r"own.py, line 2: setting 'lr' already exists",
         ),
         (
             "from resnet_train.config import add_setting\nadd_setting('model_dump', int, 1, 'x')",
@@ -293,7 +293,7 @@ def test_plugins_of_one_name_are_refused(run_cli: RunCli, tmp_path: Path) -> Non
 def test_an_augmentation_needs_its_setting(run_cli: RunCli, tmp_path: Path) -> None:
     write(tmp_path, "from resnet_train.data.augment import AUGMENTATIONS\nAUGMENTATIONS.register('blur')(lambda: None)")
     outcome = run_cli("resnet-train", "--plugin", "own.py", cwd=tmp_path)
-    assert outcome.error == "error: augmentation 'blur' needs a setting of its name, which switches it on"
+    assert outcome.error == "error: augmentation 'blur' needs a setting with its name, which switches it on"
 
 
 def test_a_plugin_that_was_edited_is_loaded_again(tmp_path: Path) -> None:
@@ -474,6 +474,6 @@ def test_the_logger_names_its_package(examples: Path, run_cli: RunCli, monkeypat
 
 
 def test_a_setting_of_the_package_is_not_taken_back() -> None:
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         add_setting("epochs", int, 3, "x")
     assert TrainConfig().epochs == 200

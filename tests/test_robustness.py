@@ -125,7 +125,7 @@ def test_cifar10_1_is_a_data_set(cifar_checkpoint: Path, run_cli: RunCli, tmp_pa
     assert images is not None
     raw = np.load(tmp_path / "v6" / "cifar10.1_v6_data.npy")
     assert np.array_equal(images.images[3], raw[3].transpose(2, 0, 1))
-    with pytest.raises(ValueError, match="has test images only; train on cifar10"):
+    with pytest.raises(ValueError, match="has only test images; train on cifar10"):
         load_dataset("cifar10.1", "train", tmp_path / "v6")
 
 

@@ -37,11 +37,11 @@ MAX_DESCRIPTION_BYTES = 1 << 28
 
 
 class CacheSource(BaseModel):
-    """What a cache is of.
+    """What a cache was made from.
 
     Attributes:
         dataset: The name of the data set.
-        split: The part of it.
+        split: The split of the data set.
         image_size: Height and width of the images.
         fingerprint: Hexadecimal digest of the sources.
         num_classes: The number of classes.
@@ -59,17 +59,17 @@ class CacheSource(BaseModel):
 
     @property
     def name(self) -> str:
-        """Return what is cached, as `folder-train-32`; a newer cache of the same name replaces an older one."""
+        """Return what is cached, such as `folder-train-32`; a newer cache of the same name replaces an older one."""
         return f"{self.dataset}-{self.split}-{self.image_size}"
 
     @property
     def folder_name(self) -> str:
-        """Return the name of the cache's folder, which tells apart other sources."""
+        """Return the name of the cache's folder, which is different for different sources."""
         return f"{self.name}-{self.fingerprint[:20]}"
 
 
 class Facts(BaseModel):
-    """What is stored beside the arrays; a data set that knows more adds fields."""
+    """What is stored with the arrays; a data set that knows more adds fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -106,7 +106,7 @@ def open_or_build(
 
     Args:
         data_dir: The folder of the data.
-        source: What must be cached.
+        source: What is to be cached.
         facts_type: The type that the stored facts must have.
         fill: Writes `images.npy` and `labels.npy` into a folder and returns the facts.
 
@@ -132,13 +132,13 @@ def open_or_build(
     return _open(folder, source, facts_type)
 
 
-# --- Where caches are ------------------------------------------------------------------------------------------------
+# --- Locations of caches ---------------------------------------------------------------------------------------------
 
 
 def _places(data_dir: Path) -> list[Path]:
-    """Return the folders in which a cache may be, in the order of preference."""
+    """Return the folders in which a cache may be, in order of preference."""
     places = [data_dir / ".resnet_train"]
-    with suppress(RuntimeError):  # there is no home: HOME is not set and the user has no name
+    with suppress(RuntimeError):  # there is no home folder: HOME is not set and the user has no name
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         digest = zlib.crc32(os.fsencode(data_dir.resolve()))
         places.append(home / "resnet_train" / f"{digest:08x}")
@@ -159,11 +159,11 @@ def _is_writable(root: Path) -> bool:
 
 @cache
 def _temporary_place() -> Path:
-    """Return a folder of this process, which is deleted at its end."""
+    """Return a folder for this process, which is deleted when it ends."""
     root = Path(tempfile.mkdtemp(prefix="resnet_train-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     log.warning(
-        "neither the data folder nor a cache folder in your home can be written: the decoded images are kept in the "
+        "neither the data folder nor the cache folder in your home is writable: the decoded images are kept in the "
         "temporary folder %s until the program ends (XDG_CACHE_HOME chooses another place)",
         root,
     )
@@ -171,7 +171,7 @@ def _temporary_place() -> Path:
 
 
 def _remove(path: Path) -> None:
-    """Delete a folder, or whatever has its name; a link is not followed."""
+    """Delete a folder, or whatever has its name; links are not followed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -181,7 +181,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def _builder_lock(root: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of the only builder in `root`; whoever takes it deletes what killed builders left half built.
+    """Hold the lock of the only builder in `root`; whoever takes it deletes what killed builders left unfinished.
 
     Where files can't be locked, processes build at the same time and nothing is deleted. If another process holds the
     lock and `wait` is false, continue without it.
@@ -255,13 +255,13 @@ def _open(folder: Path, source: CacheSource, facts_type: type[F]) -> CachedArray
     """Open and verify a cache.
 
     Raises:
-        ValueError: A file is not a regular file, differs in a single bit from what was written, or is of other sources.
-        Exception: Another error of a parser.
+        ValueError: A file is not regular, differs in a single bit from what was written, or has other sources.
+        Exception: Any other error from a parser.
     """
     if folder.is_symlink():
         raise ValueError("it is a link")
 
-    # The description vouches for itself first, then for the files.
+    # Verify the description by its own checksum, then the files by the description.
     with open_regular(folder / "cache.json", "rb") as file:
         described = json.loads(file.read(MAX_DESCRIPTION_BYTES))
     content = described["content"]
@@ -272,7 +272,7 @@ def _open(folder: Path, source: CacheSource, facts_type: type[F]) -> CachedArray
     _check_source(CacheSource.model_validate(content["source"]), source)
     facts = facts_type.model_validate(content["facts"])
     if len(facts.classes) != source.num_classes or source.classes not in (None, facts.classes):
-        raise ValueError(f"it has {len(facts.classes)} other classes")
+        raise ValueError(f"it has {len(facts.classes)} different classes")
 
     images, labels = (_map_array(folder / name, content["crc32"][name]) for name in FILES)
     shape = (3, source.image_size, source.image_size)
@@ -287,10 +287,10 @@ def _open(folder: Path, source: CacheSource, facts_type: type[F]) -> CachedArray
 
 
 def _check_source(found: CacheSource, wanted: CacheSource) -> None:
-    """Check that a cache is of the wanted sources.
+    """Check that a cache has the wanted sources.
 
     Raises:
-        ValueError: It is of others; the message names the first difference.
+        ValueError: It has others; the message names the first difference.
     """
     for name in CacheSource.model_fields:
         if getattr(found, name) != getattr(wanted, name):
@@ -298,7 +298,7 @@ def _check_source(found: CacheSource, wanted: CacheSource) -> None:
 
 
 def _map_array(path: Path, checksum: int) -> np.ndarray:
-    """Map an array file into memory, after its checksum is verified.
+    """Map an array file into memory after verifying its checksum.
 
     A header of a few bytes can claim an array of any size. Mapping raises if the file is smaller.
     """

@@ -65,7 +65,7 @@ class DatasetFacts:
 # (split, data_dir, image_size, settings that its signature names) → the split, or None if it has no such images.
 LoadSplit = Callable[..., ImageDataset | None]
 DATASETS: Registry[LoadSplit] = Registry("data set")
-FACTS: dict[str, DatasetFacts] = {}  # of the data sets whose content is fixed, by name
+FACTS: dict[str, DatasetFacts] = {}  # by name, for data sets whose content is fixed
 
 
 def load_dataset(
@@ -77,11 +77,11 @@ def load_dataset(
         name: A name registered in `DATASETS`.
         split: "train", "val" or "test".
         data_dir: Where the files are, or where they are downloaded to.
-        image_size: Side in pixels.
-        settings: Others, of which the data set takes those that it names; the defaults if not given.
+        image_size: Side length in pixels.
+        settings: Other settings, of which the data set takes those that it names; the defaults if not given.
 
     Returns:
-        The split, or None if the data set has no such images. Most have no images for validation.
+        The split, or None if the data set has no such images. Most have no validation images.
 
     Raises:
         ValueError: The name or the split is unknown, the image size is wrong, or files are missing or unusable.
@@ -106,10 +106,10 @@ def find_data_dir(config: TrainConfig, data_path: str | None) -> Path:
         data_path: the absolute path that `config.data_dir` had; None if the checkpoint does not have it.
 
     Returns:
-        The first of both that is here; if none is, the default for a data set that can be downloaded.
+        The first of the two that is here; if neither is, the default for a data set that can be downloaded.
 
     Raises:
-        ValueError: none of both is here.
+        ValueError: neither is here.
     """
     found = [path for path in (Path(data_path or config.data_dir), config.data_dir) if path.is_dir()]
     if found:
@@ -121,7 +121,7 @@ def find_data_dir(config: TrainConfig, data_path: str | None) -> Path:
 
 
 def split_indices(labels: np.ndarray, val_size: int, train_size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted indices of the training and of the validation images, equal for every seed.
+    """Return the sorted indices of the training and of the validation images, the same for every seed.
 
     Validation images are held out in proportion to the classes. Training images are drawn class-balanced.
 
@@ -136,7 +136,7 @@ def split_indices(labels: np.ndarray, val_size: int, train_size: int | None) -> 
 
 
 def hold_out(labels: np.ndarray, size: int, option: str = "val_size") -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the other images, each prefix as class-balanced as possible, and of those held out.
+    """Return the indices of the remaining images, each prefix as class-balanced as possible, and of those held out.
 
     Raises:
         ValueError: A class would keep no image; the message names the option.
@@ -148,7 +148,7 @@ def hold_out(labels: np.ndarray, size: int, option: str = "val_size") -> tuple[n
     if size > largest:
         raise ValueError(f"{option} (={size}) must be at most {largest}, so that every class keeps a training image")
 
-    # Largest remainder: every class gives its share rounded down, then those that lack most of it give one more.
+    # Largest remainder: every class gives its share rounded down, then those with the largest fractions give one more.
     held = counts * size // len(labels)
     while (missing := size - held.sum()) > 0:
         lacking = np.where(held < counts - 1, counts * size - held * len(labels), -len(labels) * len(labels))
@@ -164,7 +164,7 @@ def hold_out(labels: np.ndarray, size: int, option: str = "val_size") -> tuple[n
 
 
 def assign_folds(labels: np.ndarray, groups: np.ndarray, num_folds: int) -> np.ndarray:
-    """Return the fold of each image, int64 [N]: in each class equally many of all folds, and groups together.
+    """Return the fold of each image, int64 [N]: folds have equally many images of each class, and groups stay together.
 
     Args:
         labels: int64 [N].
@@ -179,7 +179,7 @@ def assign_folds(labels: np.ndarray, groups: np.ndarray, num_folds: int) -> np.n
 
 
 def _fixed_order(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a permutation that is equal for every run, and each image's place in it among those of its class."""
+    """Return a permutation that is the same for every run, and each image's place in it among those of its class."""
     shuffled = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
     rank_in_class = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):

@@ -1,4 +1,4 @@
-"""Which files of a folder are the pictures of a split, and what class each of them has."""
+"""Find the files of a folder that are the pictures of a split, and the class of each."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ EXTENSIONS = (
     *(".bmp", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-# Folders that systems and programs leave among pictures; hidden ones are left out in any case.
+# Folders that systems and programs leave among pictures; hidden ones are always skipped.
 LEFT_OUT = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
-EXPECTED = "it must hold train/<class>/* and, if there are any, val/<class>/* and test/<class>/*; or <class>/*"
+EXPECTED = "it must hold train/<class>/* and, if you have them, val/<class>/* and test/<class>/*; or <class>/*"
 
 
 class SourceFile(NamedTuple):
@@ -41,7 +41,7 @@ class Listing:
         files: The pictures, by class, folder and name.
         classes: The class names, sorted.
         folder: Where they are.
-        skipped: Everything else in the class folders: the path and its kind, as ".txt".
+        skipped: Everything else in the class folders: the path and its kind, such as ".txt".
     """
 
     files: list[SourceFile]
@@ -51,12 +51,12 @@ class Listing:
 
 
 def to_text(name: str) -> str:
-    """Return a file name as text that can be written anywhere: composed, with escapes for bytes that are not UTF-8."""
+    """Return a file name as text that can be written anywhere: in NFC, with escapes for bytes that are not UTF-8."""
     return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
 def find_layout(data_dir: Path) -> dict[str, Path]:
-    """Return the folder of each split that there is; one flat folder of classes is all training images.
+    """Return the folder of each split that exists; a flat folder of classes is all training images.
 
     Raises:
         ValueError: It is not a folder, or a split has two folders.
@@ -72,7 +72,7 @@ def find_layout(data_dir: Path) -> dict[str, Path]:
         if matches:
             found[split] = matches[0]
 
-    # A class may be called train, as the vehicle: it has pictures, not classes, and other classes beside it.
+    # A class may be called train, like the vehicle: it has pictures, not classes, and other classes next to it.
     if found and len(folders) > len(found) and not any(_folders_in(path) for path in found.values()):
         found = {}
     return found or {"train": data_dir}
@@ -82,10 +82,10 @@ def find_images(data_dir: Path, split: str, test_size: int = 0) -> Listing | Non
     """Return the pictures of a split, or None if there are no such pictures.
 
     The classes are the folders of the training images, or those of the split if there is no train/. Without a folder
-    of test images, `test_size` of the training images are the test images.
+    of test images, `test_size` of the training images become the test images.
 
     Raises:
-        ValueError: The layout is another one, or a class has no training images.
+        ValueError: The layout is not as expected, or a class has no training images.
     """
     layout = find_layout(data_dir)
     if split not in layout:
@@ -108,7 +108,7 @@ def find_images(data_dir: Path, split: str, test_size: int = 0) -> Listing | Non
 
 
 def count_kinds(skipped: list[tuple[Path, str]]) -> str:
-    """Return how many files of each kind were skipped, as `14 skipped: 12 .svg, 2 .txt`."""
+    """Return how many files of each kind were skipped, such as `14 skipped: 12 .svg, 2 .txt`."""
     counts = Counter(kind for _, kind in skipped)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
     remedy = f"; {HEIC_REMEDY}" if {".heic", ".heif"} & counts.keys() else ""
@@ -116,7 +116,7 @@ def count_kinds(skipped: list[tuple[Path, str]]) -> str:
 
 
 def _folders_in(directory: Path) -> list[Path]:
-    """Return the folders in a folder, sorted, without hidden ones and those of systems."""
+    """Return the folders in a folder, sorted, without hidden and system folders."""
     with os.scandir(directory) as entries:
         names = [e.name for e in entries if e.name[0] != "." and e.name not in LEFT_OUT and _is(e, "dir")]
     return [directory / name for name in sorted(names)]
@@ -131,7 +131,7 @@ def _is(entry: os.DirEntry[str], kind: str) -> bool:
 
 
 def _find_classes(directory: Path) -> dict[str, list[Path]]:
-    """Return the folders of each class, sorted by name; names composed and decomposed are one class."""
+    """Return the folders of each class, sorted by name; names that differ only in NFC and NFD are one class."""
     classes: dict[str, list[Path]] = {}
     for path in _folders_in(directory):
         classes.setdefault(to_text(path.name), []).append(path)
@@ -139,7 +139,7 @@ def _find_classes(directory: Path) -> dict[str, list[Path]]:
 
 
 def _list_split(folder: Path, classes: tuple[str, ...], *, is_train: bool) -> Listing:
-    """Collect the pictures class by class; a training class must not be empty, another may.
+    """Collect the pictures class by class; training classes must not be empty, others may.
 
     Raises:
         ValueError: A class is unknown, a training class is empty, or there are no pictures.
@@ -168,7 +168,7 @@ def _list_split(folder: Path, classes: tuple[str, ...], *, is_train: bool) -> Li
 def _walk(folders: list[Path], outside: set[tuple[int, int]]) -> tuple[list[Path], list[tuple[Path, str]]]:
     """Return the pictures in folders and their subfolders, by folder and name, and the path and kind of all else.
 
-    Every folder is entered once, so links that form a loop end.
+    Every folder is entered once, so links that form a loop do no harm.
     """
     pictures: list[Path] = []
     skipped: list[tuple[Path, str]] = []

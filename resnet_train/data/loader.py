@@ -25,7 +25,7 @@ from resnet_train.runtime.distributed import ALONE, Processes
 
 PREFETCHED_BATCHES = 2
 EVAL_BATCH_SIZE = 500
-RESIDENT_SHARE = 4  # images stay on the device if they fill at most one in four of its free bytes
+RESIDENT_SHARE = 4  # images stay on the device if they fill at most a quarter of its free bytes
 
 Gathered = tuple[Tensor, Tensor]  # positions int64 [B], images uint8 [B, 3, H, W]
 
@@ -34,7 +34,7 @@ class ResidentImages:
     """Images that live on the training device: a batch is one gather."""
 
     def __init__(self, images: np.ndarray, indices: np.ndarray, device: torch.device) -> None:
-        # All images in their order need no copy on the host.
+        # All images in their original order need no copy on the host.
         everything = len(indices) == len(images) and bool((np.diff(indices) == 1).all())
         chosen = np.asarray(images if everything else images[indices])
         with warnings.catch_warnings():
@@ -98,15 +98,15 @@ class BatchLoader:
         images: uint8 [M, 3, H, W], a data set; copied to the device if `resident`, else read batch by batch.
         labels: int64 [M].
         batch_size: Images of one step over all ranks.
-        normalize: From uint8 pixels to floats.
-        plan: From an epoch to its draws, for N images.
+        normalize: Maps uint8 pixels to floats.
+        plan: Maps an epoch to its draws, for N images.
         device: Where the batches are built.
         transforms: The augmentations whose parameters the plan draws.
         indices: The images to use, int64 [N]; None uses all of them.
         resident: Whether to keep the images on the device.
         drop_last: Whether to leave out a last, smaller batch (training).
-        num_batches: Batches of an epoch, as many as its plan has images for; None is a pass over all images.
-        size_at: From an optimizer step to the side in pixels that the images are scaled down to; None keeps the size.
+        num_batches: Batches per epoch, as many as its plan has images for; None is a pass over all images.
+        size_at: Maps an optimizer step to the size in pixels that images are scaled down to; None keeps the size.
         chunk_bytes: Build as many batches at once as fill this many bytes; 0 builds them one by one.
         rank: This process takes every num_ranks-th image of each batch, from `rank` on.
         num_ranks: The number of processes.
@@ -226,7 +226,7 @@ def eval_loader(
     batch_size: int = EVAL_BATCH_SIZE,
     processes: Processes = ALONE,
 ) -> BatchLoader:
-    """Return a loader of every image (of `indices` if given) once over all ranks, only normalized."""
+    """Return a loader of every image (of `indices` if given), once over all ranks and only normalized."""
     num_images = len(labels) if indices is None else len(indices)
     return BatchLoader(
         images,

@@ -37,8 +37,8 @@ class Mix:
 
     Attributes:
         mixup: The weight of a blend is drawn from Beta(mixup, mixup); 0 is off.
-        cutmix: The area kept beside a pasted box is drawn from Beta(cutmix, cutmix); 0 is off.
-        image_size: Side in pixels.
+        cutmix: The area kept around a pasted box is drawn from Beta(cutmix, cutmix); 0 is off.
+        image_size: Side length in pixels.
     """
 
     mixup: float

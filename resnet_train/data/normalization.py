@@ -1,4 +1,4 @@
-"""The mean and the standard deviation of pixels that images are normalized with, as a user gives them."""
+"""The mean and the standard deviation of pixels for normalization, as a user gives them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from resnet_train.data.dataset import FACTS
 
-# Of the 1.2 million training images, as in torchvision and in most code that uses it.
+# From the 1.2 million training images, as in torchvision and in most code that uses it.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CHANNELS = 3
 
@@ -24,7 +24,7 @@ class Normalization:
 
 
 def parse_normalization(text: str) -> Normalization:
-    """Return what `cifar10`, `cifar100`, `imagenet`, or 2 or 6 numbers `M,S` mean: one or three of each.
+    """Return the meaning of `cifar10`, `cifar100`, `imagenet`, or of numbers `M,S`, one or three of each.
 
     Raises:
         ValueError: it is none of these.

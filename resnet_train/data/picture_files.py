@@ -14,7 +14,7 @@ import numpy as np
 from resnet_train.data.layout import EXTENSIONS
 from resnet_train.data.pictures import read_image
 
-AHEAD = 256  # pictures that are decoded before they are asked for: small arrays
+AHEAD = 256  # pictures, as small arrays, that are decoded before they are requested
 
 
 class PictureFile(NamedTuple):
@@ -35,7 +35,7 @@ def list_pictures(folder: Path) -> list[Path]:
 
 
 def read_pictures(files: Iterable[PictureFile], image_size: int) -> Iterator[tuple[PictureFile, np.ndarray | str]]:
-    """Yield each file with its picture, uint8 [3, S, S], or with the reason why it can't be read, in order.
+    """Yield each file, in order, with its picture, uint8 [3, S, S], or with the reason why it can't be read.
 
     Threads decode a few hundred pictures ahead, so the memory does not grow with the number of files.
     """

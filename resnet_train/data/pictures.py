@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, features
 
-# What a file is, is read from its content. Pillow knows more formats, and would run Ghostscript for PostScript.
+# The format of a file is read from its content. Pillow knows more formats, and would run Ghostscript for PostScript.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *(["AVIF"] if features.check("avif") else []))
 FORMAT_NAMES = "PNG, JPEG, WebP, AVIF, TIFF, GIF, BMP or PNM"
 HEAD_BYTES = 64
@@ -29,12 +29,12 @@ AVIF_REMEDY = "this Pillow has no AVIF decoder: upgrade it (`pip install -U pill
 
 MEMORY_BYTES = 1 << 29  # 512 MiB for all pictures that are being decoded
 LARGE_BYTES = 1 << 25  # pictures that take more are decoded one at a time
-MAX_PIXELS = 60_000_000  # after a JPEG was reduced while decoding; beyond it, a file is taken for a bomb
+MAX_PIXELS = 60_000_000  # after a JPEG was reduced while decoding; a larger file is considered a bomb
 
-# Bytes per pixel that Pillow keeps, and that converting to RGB takes; 4 and 4 for other modes.
+# Bytes per pixel that Pillow keeps, and that conversion to RGB takes; 4 and 4 for other modes.
 KEPT_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2}
 COPIED_BYTES = {"1": 1, "L": 0, "P": 4, "I;16": 6, "I;16L": 6, "I;16B": 6}
-WEBP_BYTES, AVIF_BYTES = 20, 12  # of their decoders, which keep several copies
+WEBP_BYTES, AVIF_BYTES = 20, 12  # per pixel in their decoders, which keep several copies
 
 
 class MemoryBudget:
@@ -75,7 +75,7 @@ def read_image(path: Path, image_size: int) -> np.ndarray:
         head = file.read(HEAD_BYTES)
         file.seek(0)
         _check_known(head)
-        if head.startswith(b"RIFF"):  # the decoder of WebP takes its memory when it is opened
+        if head.startswith(b"RIFF"):  # the WebP decoder takes its memory when it is opened
             width, height = _webp_size(head)
             num_bytes = WEBP_BYTES * width * height
             decode = partial(_decode, partial(_open, file, head), num_bytes, image_size)
@@ -91,7 +91,7 @@ def read_image(path: Path, image_size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Header:
-    """What a picture says about itself before it is decoded: its format, Pillow's name of its mode, and its pixels."""
+    """What a picture says about itself before it is decoded: its format, Pillow's name of its mode, and its size."""
 
     format: str
     mode: str
@@ -127,9 +127,9 @@ def to_pixels(picture: Image.Image | np.ndarray, image_size: int) -> np.ndarray:
     if isinstance(picture, np.ndarray):
         picture = _from_array(picture)
     elif isinstance(picture, ImageFile.ImageFile) and picture.tile and os.path.isfile(picture.filename):  # noqa: PTH113
-        # It is not decoded yet: a file is decoded to what is needed, which differs from decoding and reducing.
+        # It is not decoded yet: a file is decoded only as far as needed, which differs from decoding and reducing.
         return read_image(Path(os.fsdecode(picture.filename)), image_size)
-    upright = ImageOps.exif_transpose(picture)  # a copy, so that the caller's picture stays
+    upright = ImageOps.exif_transpose(picture)  # a copy, so that the caller's picture stays unchanged
     return np.asarray(_to_square(upright, image_size)).transpose(2, 0, 1)
 
 
@@ -183,7 +183,7 @@ def _open(file: IO[bytes], head: bytes) -> ImageFile.ImageFile:
 
 
 def _webp_size(head: bytes) -> tuple[int, int]:
-    """Return width and height, which the three kinds of WebP have in different places."""
+    """Return the width and height, which the three kinds of WebP store in different places."""
     kind = head[12:16]
     if kind == b"VP8X":
         return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
@@ -201,11 +201,11 @@ def _webp_has_alpha(head: bytes) -> bool:
 
 
 class _Parts(io.RawIOBase):
-    """Parts of a file, read as if they were all of it."""
+    """Parts of a file, read as if they were the whole file."""
 
     def __init__(self, file: IO[bytes], parts: list[tuple[int, int]]) -> None:
         self.file, self.starts = file, [start for start, _ in parts]
-        self.ends = list(accumulate(length for _, length in parts))  # in what is read
+        self.ends = list(accumulate(length for _, length in parts))  # positions in the joined parts
         self.position = 0
 
     def readable(self) -> bool:
@@ -232,7 +232,7 @@ class _Parts(io.RawIOBase):
 
 
 def _without_texts(file: IO[bytes]) -> IO[bytes]:
-    """Return a PNG without its texts and color profile: Pillow refuses large ones, which are not needed here."""
+    """Return a PNG without its text and color profile: Pillow refuses large ones, which are not needed here."""
     num_bytes = os.fstat(file.fileno()).st_size
     parts, position = [(0, 8)], 8
     while position < num_bytes:
@@ -252,7 +252,7 @@ def _check_size(width: int, height: int, num_bytes: int) -> None:
     """Check that a picture may be decoded.
 
     Raises:
-        ValueError: It has too many pixels, or takes more memory than there is for pictures.
+        ValueError: It has too many pixels, or takes more memory than is available for pictures.
     """
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width} × {height} pixels are more than {MAX_PIXELS}, the limit for one picture: reduce it")
@@ -264,7 +264,7 @@ def _check_size(width: int, height: int, num_bytes: int) -> None:
 
 
 def _pixel_bytes(image: Image.Image) -> int:
-    """Return the bytes per pixel for the decoded picture and for a copy that is turned, converted or premultiplied."""
+    """Return the bytes per pixel for the decoded picture and for a copy that is rotated, converted or premultiplied."""
     kept = KEPT_BYTES.get(image.mode, 4)
     copied = COPIED_BYTES.get(image.mode, 4)
     if image.has_transparency_data and image.mode not in ("RGBA", "LA", "PA"):
@@ -273,7 +273,7 @@ def _pixel_bytes(image: Image.Image) -> int:
 
 
 def _decoder_bytes(image: ImageFile.ImageFile, image_size: int) -> int:
-    """Return the bytes that a decoder keeps beside the picture; let JPEGs be decoded at a fraction of their size."""
+    """Return the bytes that a decoder keeps besides the picture; let JPEGs be decoded at a fraction of their size."""
     width, height = image.size
     if image.format in ("JPEG", "MPO"):
         several_scans = _has_several_scans(image)

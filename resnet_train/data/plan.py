@@ -1,4 +1,4 @@
-"""Randomness as a function: the draws of an epoch depend on the seed, the epoch and a stream's name, on nothing else.
+"""Randomness as a function: the draws of an epoch depend only on the seed, the epoch and a stream's name.
 
 No generator state lives between epochs, so an exact resume needs no saved state, and switching one augmentation on
 leaves the draws of all others as they were.
@@ -53,7 +53,7 @@ def draw_plan(
         seed, epoch: what the draws depend on.
         num_images: N.
         transforms, mix: the augmentations.
-        length: images of an epoch; if not given, all of them.
+        length: number of images in an epoch; if not given, all of them.
     """
     order = draw_order(seed, epoch, num_images, length or num_images)
     parameters = {}
@@ -68,8 +68,8 @@ def draw_plan(
 def draw_order(seed: int, epoch: int, num_images: int, length: int) -> np.ndarray:
     """Return the positions of an epoch, int64 [length].
 
-    A shorter epoch continues the pass over all images in which the one before it stopped, so that no image is used more
-    often than others.
+    A shorter epoch continues the pass over all images where the previous one stopped, so that all images are used
+    equally often.
     """
     first, last = epoch * length, (epoch + 1) * length - 1
     passes = range(first // num_images, last // num_images + 1)

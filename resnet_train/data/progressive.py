@@ -9,13 +9,13 @@ from torch.nn import functional as F
 
 
 def size_schedule(stages: Sequence[tuple[int, float]], full_size: int, total_steps: int) -> Callable[[int], int]:
-    """Return a function from an optimizer step (0-based, counted from the start) to the side of the images in pixels.
+    """Return a function from an optimizer step (0-based, counted from the start) to the image size in pixels.
 
     Howard 2018, DAWNBench (fast.ai, "Training Imagenet in 3 hours for $25"); Tan & Le 2021 (arXiv:2104.00298).
 
     Args:
-        stages: Pairs of a side in pixels and the share of the run at which it ends; both rise.
-        full_size: The side after the last stage.
+        stages: Pairs of a size in pixels and the share of the run at which it ends; both increase.
+        full_size: The size after the last stage.
         total_steps: The number of steps of the whole run.
     """
     ends = stage_ends(stages, full_size, total_steps)
@@ -23,7 +23,7 @@ def size_schedule(stages: Sequence[tuple[int, float]], full_size: int, total_ste
 
 
 def stage_ends(stages: Sequence[tuple[int, float]], full_size: int, total_steps: int) -> tuple[tuple[int, int], ...]:
-    """Return each side in pixels with the step at which it ends; the full size comes last."""
+    """Return each size in pixels with the step at which it ends; the full size comes last."""
     return *((size, round(share * total_steps)) for size, share in stages), (full_size, total_steps)
 
 

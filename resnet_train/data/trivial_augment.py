@@ -22,7 +22,7 @@ class Operation(NamedTuple):
     """One operation of the space.
 
     Attributes:
-        apply: From images, uint8 [B, 3, H, W], and signed strengths, float32 [B], to images uint8 [B, 3, H, W].
+        apply: Maps images, uint8 [B, 3, H, W], and signed strengths, float32 [B], to images uint8 [B, 3, H, W].
         strengths: The strength of each bin, float [NUM_BINS].
         signed: Whether the strength gets a random sign.
     """
@@ -175,7 +175,7 @@ def _equalize(images: Tensor, strength: Tensor) -> Tensor:
     histogram.scatter_add_(2, flat, torch.ones_like(flat))
     cumulative = histogram.cumsum(2)
 
-    # The highest filled bin does not count towards the step, because it maps to 255.
+    # The highest filled bin does not count toward the step, because it maps to 255.
     last = histogram.gather(2, flat.amax(2, keepdim=True))
     step = (cumulative[..., -1:] - last) // 255
     table = (torch.cat([torch.zeros_like(step), cumulative[..., :-1]], 2) + step // 2) // step.clamp(min=1)

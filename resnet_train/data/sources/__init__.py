@@ -2,5 +2,5 @@
 
 from resnet_train.registry import import_modules
 
-# `resnet-info datasets` lists them in this order, and then those of other files.
+# `resnet-info datasets` lists these first, in this order, then those of other files.
 import_modules(__name__, __path__, first=("cifar", "cifar10_tests", "digits", "folder"))

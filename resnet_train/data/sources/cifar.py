@@ -130,7 +130,7 @@ def _load(
 
 
 def fetch_archive(data_dir: Path, filename: str, md5: str) -> None:
-    """Unpack the archive in `data_dir`, and download it first if it isn't there or is damaged.
+    """Unpack the archive in `data_dir`, after downloading it if it is missing or damaged.
 
     Raises:
         ConnectionError: No mirror has a file with this MD5; the message says what was tried and what to do.
@@ -155,7 +155,7 @@ def _has_md5(path: Path, md5: str) -> bool:
 def _download(archive: Path, md5: str) -> None:
     """Try all mirrors in turn; the archive appears under its name only when it is complete."""
     if not may_download.get():
-        raise ConnectionError(f"{archive} is not here, and nothing may be downloaded")
+        raise ConnectionError(f"{archive} is not here, and downloads are not allowed")
     # Remember why each mirror failed, for the error message.
     archive.parent.mkdir(parents=True, exist_ok=True)
     failures = []

@@ -25,7 +25,7 @@ def cifar10_1(split: str, data_dir: Path, image_size: int) -> ImageDataset | Non
     if split == "val":
         return None
     if split != "test":
-        raise ValueError("cifar10.1 has test images only; train on cifar10")
+        raise ValueError("cifar10.1 has only test images; train on cifar10")
     _check_size(image_size, "CIFAR-10.1")
     versions = [version for version in CIFAR10_1_VERSIONS if (data_dir / f"cifar10.1_{version}_data.npy").is_file()]
     if not versions:
@@ -57,7 +57,7 @@ def open_cifar10_c(folder: Path, name: str, image_size: int) -> list[ImageDatase
     images = _open_images(folder / f"{name}.npy")
     labels = _open_labels(folder / "labels.npy", len(images))
     if len(images) % NUM_SEVERITIES:
-        raise ValueError(f"{folder / name}.npy holds {len(images)} images, which is no multiple of 5 severities")
+        raise ValueError(f"{folder / name}.npy holds {len(images)} images, which is not a multiple of 5 severities")
     parts = zip(np.split(images, NUM_SEVERITIES), np.split(labels, NUM_SEVERITIES))
     return [_dataset(part, part_labels, f"CIFAR-10-C {name}") for part, part_labels in parts]
 

@@ -28,9 +28,9 @@ class FolderFacts(Facts):
     """What a cache of pictures also stores.
 
     Attributes:
-        mean, std: Of the pixels per channel, on a 0–1 scale.
-        unreadable: The files that were left out, as `path (reason)`.
-        unreadable_indices: Their places among all files.
+        mean, std: Mean and standard deviation of the pixels per channel, on a 0–1 scale.
+        unreadable: The files that were skipped, as `path (reason)`.
+        unreadable_indices: Their positions among all files.
     """
 
     mean: tuple[float, ...] = Field(min_length=3, max_length=3)
@@ -48,7 +48,7 @@ def folder(split: str, data_dir: Path, image_size: int, test_size: int, max_unre
     if listing.skipped:
         log.warning("%s: %s", to_text(str(listing.folder)), count_kinds(listing.skipped))
 
-    # The cache belongs to these files: a file added, removed, renamed or changed gives another fingerprint.
+    # The cache belongs to these files: adding, removing, renaming or changing a file changes the fingerprint.
     lines = "\n".join(f"{path.relative_to(data_dir)} {size} {time}" for path, _, size, time in listing.files)
     digest = hashlib.blake2b(f"{listing.classes}\n{lines}".encode("utf-8", "surrogateescape")).hexdigest()
     source = CacheSource(
@@ -101,10 +101,10 @@ def _warn_about_unreadable(unreadable: tuple[str, ...], split: str) -> None:
 
 
 def _check_unreadable(unreadable: list[str], num_files: int, max_unreadable: float) -> None:
-    """Check that a few files are unreadable at most: many are a mistake that the user must know about.
+    """Check that at most a few files are unreadable: many are a mistake that the user must know about.
 
     Raises:
-        ValueError: There are more, and more than one unless none is allowed; or no file can be read.
+        ValueError: More are unreadable, and more than one unless none is allowed; or no file can be read.
     """
     limit = max(1, max_unreadable * num_files) if max_unreadable else 0
     if len(unreadable) > limit or len(unreadable) == num_files:
@@ -125,7 +125,7 @@ def fill_from_files(target: Path, files: list[SourceFile], image_size: int, max_
     """Decode all pictures on all cores into `images.npy` and `labels.npy`.
 
     Returns:
-        The unreadable files, which are left out, as `path (reason)` by index, in order.
+        The unreadable files, which are skipped, as `path (reason)` by index, in order.
 
     Raises:
         ValueError: Too many pictures can't be read.
@@ -175,7 +175,7 @@ def _create_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
 
 
 def _copy(source: Path, kept: np.ndarray, target: Path) -> None:
-    """Write some of the images of an array file to another, a part at a time."""
+    """Write some of the images of an array file to another file, in parts."""
     images = np.load(source, mmap_mode="r", allow_pickle=False)
     compact = _create_array(target, (len(kept), *images.shape[1:]))
     for start in range(0, len(kept), COPIED_AT_ONCE):
