@@ -399,7 +399,7 @@ def build_loaders(
 
 
 def build_loggers(config: TrainConfig, folder: Path, check: Callable[[], None]) -> list[Logger]:
-    """Return the loggers of a run in the order of their calls; `check` raises if the folder must not be written."""
+    """Return the loggers of a run in the order of their calls; `check` raises if the folder must not be written to."""
     settings = {**dict(config), "folder": folder}
     built = [call_with(LOGGERS[name], settings) for name in LOGGERS.names()]
     return [Guard(check), *(logger for logger in built if logger is not None)]

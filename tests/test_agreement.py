@@ -79,7 +79,7 @@ def test_a_best_model_of_an_unknown_epoch_is_removed(run: RunFolder, caplog: pyt
     make_model(run, run.best("val"), 3)
     follow_checkpoint(run, state_of(run.last))
     assert epoch_of(run.best("val")) is None
-    assert "best.pt is not of epoch 1, the best one" in caplog.text
+    assert "best.pt is not from epoch 1, the best one" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "kept"), [("last", True), ("previous", False)])

@@ -152,7 +152,7 @@ def test_a_capture_that_fails_leaves_an_eager_run(
         for trainer in (captured, eager):
             steps_of(trainer, EAGER_CALLS + 4)
     assert [record.getMessage() for record in caplog.records] == [
-        "no CUDA graph, each kernel is launched on its own: a value of the device was read"
+        "no CUDA graph, each kernel is launched separately: a value of the device was read"
     ]
     assert_same_training(captured, eager)
 

@@ -327,7 +327,9 @@ def test_a_long_run_is_estimated_once(monkeypatch: pytest.MonkeyPatch, lines: Li
         logger.log(step_scalars(), step=step)
     logger.close()
     (estimate,) = lines()[4:]
-    assert re.fullmatch(r"about 5 h [345]0 min, done .* \(measured on the first steps, evaluation included\)", estimate)
+    assert re.fullmatch(
+        r"about 5 h [345]0 min, done .* \(measured on the first steps, including evaluation\)", estimate
+    )
 
 
 def test_a_short_run_has_no_estimate(monkeypatch: pytest.MonkeyPatch, lines: Lines) -> None:

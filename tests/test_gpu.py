@@ -73,7 +73,7 @@ def test_a_step_that_reads_a_value_is_not_captured(caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.WARNING):
         steps_of(captured, 20)
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
-        "no CUDA graph, each kernel is launched on its own"
+        "no CUDA graph, each kernel is launched separately"
     ]
     assert_same_tensors(captured.state(), steps_of(eager, 20).state())
 

@@ -36,7 +36,7 @@ def test_a_profile_of_more_steps_than_the_run_has_is_written(run_cli: RunCli, tm
 def test_a_run_of_one_step_has_no_profile_and_says_so(run_cli: RunCli, tmp_path: Path) -> None:
     outcome = run_cli("resnet-train", *QUICK, "--epochs", 1, "--batch-size", 64, "--profile", 1, cwd=tmp_path)
     assert outcome.code == 0, outcome
-    assert "--profile leaves the first one out" in outcome.stderr
+    assert "--profile skips the first one" in outcome.stderr
     assert not (tmp_path / "runs" / "x" / "trace.json").exists()
 
 

@@ -124,7 +124,7 @@ def test_a_run_that_was_never_saved_to_is_started_over(content: str, run_cli: Ru
 def test_a_run_that_was_never_saved_to_is_named_with_the_way_out(run_cli: RunCli, tmp_path: Path) -> None:
     (tmp_path / "runs" / "exp").mkdir(parents=True)
     error = run_cli("resnet-train", *QUICK, "--name", "exp", cwd=tmp_path).error
-    assert error.endswith("continue it with --resume auto, which starts it again")
+    assert error.endswith("continue it with --resume auto, which restarts it")
 
 
 @pytest.mark.parametrize("target", ["runs/exp", "runs", "."])
@@ -190,7 +190,7 @@ def test_auto_refuses_a_chosen_name_of_another_experiment(
     before = files_below(exp)
     line = [*QUICK, "--epochs", 1, *change, "--name", "exp", "--resume", "auto"]
     error = run_cli("resnet-train", *line, cwd=tmp_path).error
-    assert error.startswith("error: runs/exp is a run with other settings (")
+    assert error.startswith("error: runs/exp is a run with different settings (")
     assert str(change[0]).removeprefix("--no-").strip("-").replace("-", "_") in error
     assert error.endswith("or extend it with --resume runs/exp --epochs 3") == (change[0] == "--epochs")
     assert files_below(exp) == before

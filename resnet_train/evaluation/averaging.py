@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 View = Callable[[Tensor], Tensor]  # images float [B, 3, H, W] to images of the same shape
-SHIFT_SHARE = 32  # views are shifted by 1/32 of the side, at least one pixel
+SHIFT_SHARE = 32  # views are shifted by 1/32 of the side length, at least one pixel
 
 
 def keep(images: Tensor) -> Tensor:
-    """Return the images as they are."""
+    """Return the images unchanged."""
     return images
 
 

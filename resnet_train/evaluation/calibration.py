@@ -18,12 +18,12 @@ from resnet_train.records import Calibration
 NUM_BINS = 15  # of confidence, equally wide, as in Guo et al.
 NUM_RESAMPLES = 1000
 MAX_LOG_TEMPERATURE = 4.0  # temperatures from 0.018 to 55
-KNOWN_SHARE = 0.95  # of the validation images, which the threshold accepts
+KNOWN_SHARE = 0.95  # share of the validation images that the threshold accepts
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfidenceBin:
-    """The images whose confidence is above `low` and at most `high`; `mean_confidence` is None without any."""
+    """The images whose confidence is above `low` and at most `high`; `mean_confidence` is None if there are none."""
 
     low: float
     high: float
@@ -58,7 +58,7 @@ def bin_by_confidence(probabilities: Tensor, labels: Tensor) -> tuple[Confidence
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
-    """Return the expected calibration error, 0–1: how far confidence and accuracy are apart, averaged over bins.
+    """Return the expected calibration error, 0–1: how far apart confidence and accuracy are, averaged over bins.
 
     Args:
         probabilities: float [N, C].
@@ -131,7 +131,7 @@ def cross_calibrate(logits: Tensor, labels: Tensor) -> tuple[Tensor, tuple[float
 
 
 def known_scores(logits: Tensor) -> Tensor:
-    """Return a score for each image, float [N]; it is low for images unlike those of the training."""
+    """Return a score for each image, float [N]; it is low for images unlike the training images."""
     return logits.logsumexp(dim=1)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from resnet_train.registry import Registry
 
 SEVERITIES = (1, 2, 3, 4, 5)
-REFERENCE_SIDE = 32  # of the images that the strengths were chosen for
+REFERENCE_SIDE = 32  # side length of the images that the strengths were chosen for
 
 # (images uint8 [B, 3, H, W], severity 1 … 5, the index of each image) → images of the same shape and type.
 Corrupt = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
@@ -48,7 +48,7 @@ def blur(images: np.ndarray, severity: int, indices: np.ndarray) -> np.ndarray:
 
 @CORRUPTIONS.register("contrast")
 def contrast(images: np.ndarray, severity: int, indices: np.ndarray) -> np.ndarray:
-    """Pull every pixel towards the mean of its channel."""
+    """Pull every pixel toward the mean of its channel."""
     share = (0.75, 0.5, 0.4, 0.3, 0.15)[severity - 1]
     values = images / 255
     mean = values.mean(axis=(2, 3), keepdims=True)  # [B, 3, 1, 1]

@@ -1,4 +1,4 @@
-"""Images that are there twice: equal ones, and ones that were shifted, mirrored or encoded again.
+"""Images that occur twice: equal ones, and ones that were shifted, mirrored or re-encoded.
 
 Near duplicates are found in two steps. Each image is compared with all others by a descriptor of 8×8 cells, which
 changes little if the image is shifted by a pixel. Then the nearest pairs are laid over each other at all small shifts,
@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SIDE = 32  # pixels, at which images are compared; larger ones are averaged down
-CELLS = 8  # of a descriptor, in each direction
-NUM_CANDIDATES = 8  # nearest images by their descriptors, straight and mirrored, that are looked at closely
-MIN_COSINE = 0.9  # of the descriptors of candidates
+SIDE = 32  # pixels at which images are compared; larger ones are averaged down
+CELLS = 8  # cells of a descriptor in each direction
+NUM_CANDIDATES = 8  # nearest images by their descriptors, straight and mirrored, that are examined closely
+MIN_COSINE = 0.9  # between the descriptors of candidates
 MAX_SHIFT = 2  # pixels
-# Correlation of the details of near duplicates: at least the first; more if unrelated images are as similar by chance,
-# as pictures with few details are, but never more than the second.
+# Correlation of the details of near duplicates: at least the first; more if unrelated images are that similar by
+# chance, as pictures with few details are, but never more than the second.
 MIN_SIMILARITY, MAX_SIMILARITY = 0.85, 0.95
-NUM_RANDOM_PAIRS, MIN_IMAGES = 1024, 50  # from which chance is estimated, and images that are enough for it
-SURROUNDINGS_SHARE = 8  # of the side, the radius of what a pixel is compared with: 4 pixels of 32
+NUM_RANDOM_PAIRS, MIN_IMAGES = 1024, 50  # to estimate chance from, and the fewest images for which it is estimated
+SURROUNDINGS_SHARE = 8  # a pixel is compared with those up to 1/8 of the side length away: 4 pixels of 32
 CHUNK, ROWS_AT_ONCE, PAIRS_AT_ONCE = 1024, 256, 1024  # images and pairs, so that memory stays small
 
 Progress = Callable[[Iterable[int]], Iterable[int]]  # shows how many of the steps are done
@@ -36,10 +36,9 @@ class NearDuplicates:
     """Pairs of images that are nearly the same, most similar first.
 
     Attributes:
-        pairs: int64 [P, 2], the lower index first.
-        similarity: float [P], the correlation of their details, at most 1.
-        mirrored: bool [P].
-        shifts: int64 [P, 2], how far the second image is shifted, down and to the right, in pixels of those compared.
+        pairs: int64 [P, 2], the lower index first. similarity: float [P], the correlation of their details, at most 1.
+        mirrored: bool [P]. shifts: int64 [P, 2], how far the second image is shifted, down and to the right, in pixels
+        of the compared size.
     """
 
     pairs: np.ndarray
@@ -65,7 +64,7 @@ def shrink(images: np.ndarray) -> np.ndarray:
 
 
 def group_equal(images: Iterable[np.ndarray]) -> list[np.ndarray]:
-    """Return the indices of the images of each group of equal ones, int64, for images uint8 [3, H, W]."""
+    """Return the indices, int64, of the images in each group of equal ones, for images uint8 [3, H, W]."""
     groups: dict[bytes, list[int]] = {}
     for index, image in enumerate(images):
         groups.setdefault(hashlib.blake2b(image.tobytes(), digest_size=16).digest(), []).append(index)
@@ -80,14 +79,14 @@ def find_near(images: np.ndarray, device: torch.device, progress: Progress = ite
 
     Args:
         images: uint8 [N, 3, S, S] with S of at most 32, all different.
-        device: to compute on.
+        device: the device to compute on.
         progress: wraps the steps.
     """
     candidates, mirrored = _find_candidates(images, device, progress)
     similarity, shifts = _measure(images, candidates, mirrored, device)
     least = _find_threshold(images, device)
 
-    # Keep the similar pairs, most similar first, each once: an image may be like another and like its reflection.
+    # Keep the similar pairs, most similar first, each once: an image may resemble another and its reflection.
     order = np.argsort(-similarity, kind="stable")
     order = order[similarity[order] >= least]
     _, first = np.unique(candidates[order], axis=0, return_index=True)
@@ -96,7 +95,7 @@ def find_near(images: np.ndarray, device: torch.device, progress: Progress = ite
 
 
 def join_groups(count: int, pairs: Iterable[Sequence[int]]) -> np.ndarray:
-    """Return for each of `count` images the lowest index of those that pairs connect it with, int64 [N]."""
+    """Return for each of `count` images the lowest index among those that pairs connect it with, int64 [N]."""
     from scipy.sparse import coo_array  # takes 0.2 s to import
     from scipy.sparse.csgraph import connected_components
 
@@ -143,7 +142,8 @@ def _measure(
 def _find_threshold(images: np.ndarray, device: torch.device) -> float:
     """Return the similarity that no pair of unrelated images should reach, within the two limits.
 
-    Fisher's transform of correlations is about normal; the highest of N² such numbers is that many deviations away.
+    Fisher's transform of correlations is about normal; the highest of N² such numbers lies a known number of standard
+    deviations away.
     """
     if len(images) < MIN_IMAGES:
         return MIN_SIMILARITY
@@ -183,7 +183,7 @@ def _correlate(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         first, second: details float [B, 3, S, S].
     """
-    # Without color, find the shift at which they are most alike.
+    # Without color, find the shift at which they are most similar.
     margin = min(MAX_SHIFT, (first.shape[-1] - 1) // 4)
     steps = range(-margin, margin + 1)
     shifts = torch.tensor([(down, right) for down in steps for right in steps], device=first.device)  # [25, 2]

@@ -38,7 +38,7 @@ class Evaluation:
 
     @cached_property
     def confusion(self) -> np.ndarray:
-        """Return int64 [C, C]: how many images of the row's class were taken for the column's class."""
+        """Return int64 [C, C]: how many images of the row's class were classified as the column's class."""
         num_classes = self.logits.shape[1]
         # Each pair of label and prediction is one cell of the flat matrix.
         cells = self.labels * num_classes + self.logits.argmax(1)
@@ -63,11 +63,11 @@ def evaluate(
 ) -> Evaluation:
     """Run the model in evaluation mode on every batch and collect its outputs.
 
-    The outputs stay on the device, so the host waits for it once, at the end. Each process brings its part of the
-    batches, which may be empty; every process gets the result for all images.
+    The outputs stay on the device, so the host waits for it only once, at the end. Each process contributes its part of
+    the batches, which may be empty; every process gets the result for all images.
 
     Args:
-        forward: from a batch to the model's logits, which the next call may overwrite; by default in float32.
+        forward: maps a batch to the model's logits, which the next call may overwrite; by default in float32.
     """
     forward = forward or partial(compute_logits, model, None)
 

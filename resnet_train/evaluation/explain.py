@@ -1,4 +1,4 @@
-"""Where a network looks: heat maps of the pixels that speak for a class, and a check that they do.
+"""Where a network looks: heat maps of the pixels that support a class, and a check that they do.
 
 Draelos & Carin 2020, "Use HiResCAM instead of Grad-CAM for faithful explanations": activations times gradients, summed
 over channels. The last feature map of most networks for small images has 4×4 pixels, so the last larger one is used.
@@ -15,20 +15,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SMALLEST_SIDE = 5  # of a feature map whose heat map is more than a blob
-DELETED_SHARE = 0.2  # of the pixels, in the check
-OVERLAY_SIDE = 256  # at least, in pixels
+SMALLEST_SIDE = 5  # side length of a feature map whose heat map is more than a blob
+DELETED_SHARE = 0.2  # share of the pixels deleted in the check
+OVERLAY_SIDE = 256  # smallest side length in pixels
 OPACITY = 0.6  # of the hottest pixel
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeletionResult:
-    """How far the probability of a class falls when a fifth of the pixels is replaced by the mean color.
+    """How far the probability of a class drops when a fifth of the pixels is replaced by the mean color.
 
     Attributes:
-        n: images.
-        drop: mean fall, 0–1, if the hottest pixels are replaced.
-        random_drop: mean fall if the same mask is moved to a random place of the image.
+        n: number of images.
+        drop: mean drop, 0–1, if the hottest pixels are replaced.
+        random_drop: mean drop if the same mask is moved to a random place in the image.
         share_better: share of the images on which the first is larger.
     """
 
@@ -39,7 +39,7 @@ class DeletionResult:
 
 
 def heat_maps(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """Return how much each pixel speaks for a class, float [B, H, W] from 0 to 1.
+    """Return how much each pixel supports a class, float [B, H, W] from 0 to 1.
 
     Args:
         model: in evaluation mode.
@@ -47,7 +47,7 @@ def heat_maps(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
         classes: int64 [B], one for each image.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        # Clones are no inference tensors, and gradients of the images reach the layer even if all weights are frozen.
+        # Clones are not inference tensors, and gradients of the images reach the layer even if all weights are frozen.
         images, classes = images.clone().requires_grad_(), classes.clone()
         with _outputs(model, _find_layer(model, images[:1])) as outputs:
             logits = model(images)  # [B, C]
@@ -92,14 +92,14 @@ def _outputs(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def check_by_deletion(model: nn.Module, images: Tensor, classes: Tensor, maps: Tensor, seed: int = 0) -> DeletionResult:
-    """Replace the hottest pixels by the mean color, and as many others, and compare how far the probability falls.
+    """Replace the hottest pixels with the mean color, then as many others, and compare how far the probability drops.
 
     Args:
         model: in evaluation mode.
         images: normalized, float [B, 3, H, W], so that the mean color is 0.
         classes: int64 [B].
         maps: float [B, H, W].
-        seed: of the places that the masks are moved to.
+        seed: the seed of the places that the masks are moved to.
     """
     num_images, side = len(images), maps.shape[-1]
     hottest = maps.flatten(1).argsort(dim=1, descending=True)[:, : int(DELETED_SHARE * maps[0].numel())]
@@ -121,7 +121,7 @@ def check_by_deletion(model: nn.Module, images: Tensor, classes: Tensor, maps: T
 
 
 def draw_overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Return an enlarged picture with the heat over it, from no color over red to yellow.
+    """Return an enlarged picture with the heat over it, from transparent through red to yellow.
 
     Args:
         image: uint8 [3, H, W].

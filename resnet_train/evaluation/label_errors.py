@@ -1,4 +1,4 @@
-"""Images whose label is probably wrong, by the probabilities of a network that was not trained on them.
+"""Images whose label is probably wrong, judging by the probabilities of a network that was not trained on them.
 
 Northcutt et al. 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels".
 """
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def find_label_errors(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Return the positions of images that the network confidently gives another class, least likely label first.
+    """Return the positions of images for which another class is predicted confidently, least likely label first.
 
-    Confident means: at least as sure as it is of that class, on average, for the images that have it as their label.
+    Confident means at least as sure as it is of that class, on average, for the images that have it as their label.
 
     Args:
         probabilities: float [N, C].
@@ -24,7 +24,7 @@ def find_label_errors(probabilities: Tensor, labels: Tensor) -> Tensor:
     num_classes = probabilities.shape[1]
     self_confidence = probabilities.gather(1, labels[:, None])[:, 0]  # [N], of the label
     sums = torch.zeros(num_classes, dtype=probabilities.dtype).index_add_(0, labels, self_confidence)
-    thresholds = sums / torch.bincount(labels, minlength=num_classes)  # [C]; not a number for a class without images
+    thresholds = sums / torch.bincount(labels, minlength=num_classes)  # [C]; NaN for a class without images
     confidence, predicted = probabilities.max(dim=1)
     found = torch.nonzero((predicted != labels) & (confidence >= thresholds[predicted]))[:, 0]
     return found[self_confidence[found].argsort(stable=True)]

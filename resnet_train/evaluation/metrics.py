@@ -71,7 +71,7 @@ def top5(evaluation: Evaluation) -> float | None:
 def confidence_interval(correct: int, n: int) -> tuple[float, float]:
     """Return the 95 % interval of a share, `correct` out of `n` (Wilson 1927).
 
-    It says where the accuracy on endlessly many images of the same kind would lie.
+    It says where the accuracy on infinitely many images of the same kind would lie.
     """
     share, z2 = correct / n, Z95**2
     center = share + z2 / (2 * n)

@@ -17,7 +17,7 @@ def compute_features(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Ten
 
     Args:
         model: in evaluation mode.
-        batches: of normalized images.
+        batches: batches of normalized images.
     """
     inputs: list[Tensor] = []
     (*_, last) = (module for module in model.modules() if isinstance(module, nn.Linear))
@@ -37,7 +37,7 @@ def find_nearest(queries: Tensor, batches: Iterable[Tensor], count: int) -> tupl
     Args:
         queries: float [Q, D] of length 1.
         batches: features of length 1, float [B, D] each.
-        count: to find for each query.
+        count: number of features to find for each query.
 
     Returns:
         Positions in the order of the batches, int64 [Q, K], nearest first, and cosines, float [Q, K]; on the CPU. K is
@@ -47,7 +47,7 @@ def find_nearest(queries: Tensor, batches: Iterable[Tensor], count: int) -> tupl
     positions = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     start = 0
     for features in batches:
-        # The best so far compete with the batch.
+        # Merge the best so far with the batch.
         found = torch.cat([cosines, queries @ features.T], dim=1)
         numbers = torch.arange(start, start + len(features), device=queries.device).expand(len(queries), -1)
         cosines, best = found.topk(min(count, found.shape[1]), dim=1)

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-LEVEL = 0.05  # of every test; intervals have 95 %
+LEVEL = 0.05  # significance level of every test; intervals have 95 %
 POWER = 0.8  # a difference that is found with this probability is called detectable
 MAX_SEEDS = 8192  # more are never suggested
-NODES = 24  # of the quadrature over each sample variance; 16 give the same power within 0.001
-PRIOR_DF = 1.0  # degrees of freedom with which the pooled variance counts in those of the test
+NODES = 24  # of the quadrature over each sample variance; 16 nodes give the same power within 0.001
+PRIOR_DF = 1.0  # degrees of freedom that the pooled variance contributes to those of the test
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Spread:
 
     Attributes:
         low, high: the bounds of its 95 % interval.
-        p: the probability of so large a difference where there is none.
+        p: the probability of so large a difference if there is none.
         method: how both were computed.
     """
 
@@ -41,13 +41,13 @@ class Spread:
 def compare_seeds(before: Sequence[float], after: Sequence[float]) -> Spread:
     """Compare the accuracies of two groups of runs by Welch's t-test, which lets their variances differ.
 
-    With two or three runs of each, Welch's degrees of freedom are too few on average, because they come from the
-    sample variances: where there is no difference, 2.3 and 3.5 % of the p-values are below 0.05. So these variances are
-    first moved towards the pooled one, which then counts like one more run: 4.0 and 4.2 %. With more runs it makes no
+    With two or three runs each, Welch's degrees of freedom are too few on average, because they come from the sample
+    variances: where there is no difference, 2.3 and 3.5 % of the p-values are below 0.05. So these variances are first
+    moved toward the pooled one, which then counts like one more run: 4.0 and 4.2 %. With more runs this makes no
     difference. A permutation test of three runs each can't have a p-value below 0.1.
 
     Args:
-        before, after: at least two each, and not all equal within both groups.
+        before, after: at least two values each, not all equal within both groups.
     """
     from scipy import stats
 
@@ -76,11 +76,11 @@ def sd_interval(sd: float, df: int) -> tuple[float, float]:
 def seeds_power(difference: float, sds: tuple[float, float], sizes: tuple[int, int]) -> float:
     """Return the probability that `compare_seeds` finds a difference (p < 0.05).
 
-    It is the mean over the sample variances that two normal distributions give, by quadrature. The noncentral t
-    distribution, which takes them as known, is off by up to 8 points with two runs of each and by 20 with two and five.
+    It is the mean, by quadrature, over the sample variances that two normal distributions give. The noncentral t
+    distribution, which takes them as known, is off by up to 8 points with two runs each and by 20 with two and five.
 
     Args:
-        difference: the true one.
+        difference: the true difference.
         sds: the true standard deviations of single runs in both groups.
         sizes: the numbers of runs.
     """
@@ -108,14 +108,14 @@ def detectable_by_seeds(sd: float, sizes: tuple[int, int]) -> float:
 
 
 def seeds_needed(difference: float, sd: float) -> int | None:
-    """Return how many runs of each find this difference with a probability of 80 %; None if that is over 8,192."""
+    """Return how many runs per group find this difference with a probability of 80 %; None if that is over 8,192."""
     enough = 2
     while seeds_power(abs(difference), (sd, sd), (enough, enough)) < POWER:
         if enough >= MAX_SEEDS:
             return None
         enough *= 2
 
-    # Between the last two powers of two.
+    # Search between the last two powers of two.
     too_few = enough // 2
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
@@ -180,8 +180,8 @@ def images_power(difference: float, disputed: float, num_images: int) -> float:
     """Return the probability that `compare_networks` finds a difference (p < 0.05), by the normal distribution.
 
     Args:
-        difference: the true one.
-        disputed: the share of images that one of both networks alone classifies correctly.
+        difference: the true difference.
+        disputed: the share of images that only one of the two networks classifies correctly.
         num_images: all images.
     """
     from scipy import stats

@@ -2,7 +2,7 @@
 
 from resnet_train.registry import import_modules
 
-# They are called in this order, and then those of other files.
+# These are called first, in this order, then those of other files.
 import_modules(
     __name__,
     __path__,

@@ -13,9 +13,9 @@ from resnet_train.registry import Registry, on_unload
 CURVE_FOLDERS = ("train", "val", "test")  # the event files of each split
 EVENTS = "events.out.tfevents.*"
 
-EVENT_BYTES = 128  # at most, of one point of a curve in TensorBoard
-MAX_POINTS = 4000  # of a curve over the steps in TensorBoard, which draws 1,000 of them
-PICTURE_BYTES = 200_000  # about, of the pictures of a run
+EVENT_BYTES = 128  # at most, per point of a curve in TensorBoard
+MAX_POINTS = 4000  # per curve over the steps in TensorBoard, which draws 1,000 of them
+PICTURE_BYTES = 200_000  # about, for the pictures of a run
 
 
 class Logger:
@@ -28,13 +28,13 @@ class Logger:
         """Prepare for a run, which is resumed if `info.first_step` is not 0."""
 
     def tick(self, step: int) -> None:
-        """Note that an optimizer step is done; called after each one, so it must cost nothing."""
+        """Note that an optimizer step is done; called after each one, so it must cost almost nothing."""
 
     def log(self, scalars: Scalars, *, step: int, epoch: int | None = None) -> None:
         """Log scalars.
 
         Args:
-            scalars: values by name; a name with a slash is a split and its metric, as ``test/accuracy``.
+            scalars: values by name; a name with a slash is a split and its metric, such as ``test/accuracy``.
             step: optimizer steps since the start of the run.
             epoch: finished epochs if the scalars describe the one that ends here; None within an epoch.
         """
@@ -55,9 +55,9 @@ _FILES: dict[str, tuple[str, ...]] = {}  # by logger
 
 
 def register_logger(name: str, files: Sequence[str] = ()) -> Callable[[BuildLogger], BuildLogger]:
-    """Return a decorator that registers a subclass of `Logger`, or a function that returns one or None for none.
+    """Return a decorator that registers a subclass of `Logger`, or a function that returns a logger or None.
 
-    It is called with the settings that its signature names, of which `folder` is that of the run. Loggers are called in
+    It is called with the settings that its signature names, where `folder` is the run's folder. Loggers are called in
     the order in which they were registered.
 
     Args:

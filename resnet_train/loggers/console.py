@@ -1,6 +1,6 @@
 """Progress: what is trained, a live bar on a terminal or in a notebook, and a table with a row per epoch.
 
-It is on stderr, or in a notebook, which shows stderr as if all of it were errors, on stdout.
+It goes to stderr, or to stdout in a notebook, which shows everything on stderr as an error.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ with warnings.catch_warnings():
 
 log = logging.getLogger(__name__)
 
-MEASURED_SECONDS = 2.5  # of steps, before the time of the run is estimated
+MEASURED_SECONDS = 2.5  # time of steps to measure before the time of the run is estimated
 SHORT_SECONDS = 10  # shorter runs need no estimate
-HAS_WIDGETS = any(kind.__name__ == "tqdm_notebook" for kind in tqdm.__mro__)  # the bar is one
-WIDTH_WITH_LOSS = 70  # from this width on, the bar has the loss
+HAS_WIDGETS = any(kind.__name__ == "tqdm_notebook" for kind in tqdm.__mro__)  # whether the bar is a widget
+WIDTH_WITH_LOSS = 70  # from this width on, the bar shows the loss
 
 
 def screen() -> TextIO | None:
@@ -65,7 +65,7 @@ class _LevelFormatter(LineFormatter):
 
 @contextmanager
 def shown_log() -> Iterator[None]:
-    """While entered, show the log of the package, unless the caller has given its logger a handler."""
+    """While entered, show the log of the package, unless the caller has added a handler to its logger."""
     logger = logging.getLogger("resnet_train")
     if logger.handlers:
         yield
@@ -80,7 +80,7 @@ def shown_log() -> Iterator[None]:
 
 
 def show_log() -> None:
-    """Show the log of the package on stderr, in a notebook on stdout; ranks other than 0 show errors only."""
+    """Show the log of the package on stderr, in a notebook on stdout; ranks other than 0 show only errors."""
     handler = BarHandler()
     handler.setFormatter(_LevelFormatter())
     logger = logging.getLogger("resnet_train")
@@ -139,7 +139,7 @@ class Console(Logger):
         self.bar.epoch, self.bar.time_left = epoch, self.time_left
 
     def _restart_bar(self, step: int) -> None:
-        """Use the widget again for an epoch: a notebook keeps a blank line for each one that was closed."""
+        """Reuse the widget for an epoch: a notebook keeps a blank line for each widget that was closed."""
         assert self.bar is not None
         assert self.info is not None
         self.bar.epoch = (step - 1) // self.info.steps_per_epoch
@@ -152,7 +152,7 @@ class Console(Logger):
             self.has_estimate = True
             if seconds > SHORT_SECONDS:
                 about, end = format_estimate(seconds), format_end(seconds)
-                log.info("%s, done %s (measured on the first steps, evaluation included)", about, end)
+                log.info("%s, done %s (measured on the first steps, including evaluation)", about, end)
 
     def log(self, scalars: Scalars, *, step: int, epoch: int | None = None) -> None:
         """Show the scores in the bar, or after an epoch in a row of the table."""
@@ -187,14 +187,14 @@ class Console(Logger):
 class _Bar(tqdm):
     """A bar of one epoch whose time left is that of the whole run."""
 
-    monitor_interval = 0  # no thread that watches the bar, as every step updates it
+    monitor_interval = 0  # no thread to watch the bar, because every step updates it
     step, epoch = 0, 0
     scores = ""
     time_left: TimeLeft | None = None
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        """Return what tqdm formats the bar from."""
+        """Return the values from which tqdm formats the bar."""
         values = super().format_dict
         speed = f"{values['rate']:9,.0f}/s" if values["rate"] else ""
         if self.time_left is not None and (left := self.time_left.seconds(self.step, self.epoch)) is not None:

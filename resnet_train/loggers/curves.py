@@ -1,4 +1,4 @@
-"""Curves for TensorBoard, or without it, the event files of an earlier start cut to the checkpoint."""
+"""Curves for TensorBoard; without it, the event files of an earlier start are cut to the checkpoint."""
 
 from __future__ import annotations
 

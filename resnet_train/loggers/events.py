@@ -1,4 +1,4 @@
-"""TensorBoard's event files: written in one order whatever the clock says, read back, cut to a checkpoint.
+"""TensorBoard's event files: written in order whatever the clock says, read back, and cut to a checkpoint.
 
 TensorBoard reads the files of a folder in the order of their names, which begin with the second they were made in. A
 `SessionLog` record marks each save with the SHA-256 of everything before it, in this file and in those before.
@@ -24,10 +24,10 @@ from resnet_train.records import RunInfo
 from resnet_train.runtime.files import explain_write_errors, open_regular
 
 PREFIX = "events.out.tfevents."
-RUN = ""  # the run's folder itself, beside those of the splits
+RUN = ""  # the run's folder itself, which contains those of the splits
 LENGTH = struct.Struct("<QI")  # of a record: its number of bytes, and the checksum of that number
 Points = dict[tuple[str, str, int], float]  # of curves, by folder, tag, and step or epoch
-CHECKSUM = struct.Struct("<I")  # of the bytes, after them
+CHECKSUM = struct.Struct("<I")  # checksum of the bytes, stored after them
 
 
 def find_curve(name: str, *, within_epoch: bool) -> tuple[str, str] | None:
@@ -56,7 +56,7 @@ def read_events(path: Path, *, check: bool = False) -> Iterator[tuple[int, Event
         check: verify the checksums of the events, which takes a second per megabyte.
 
     Raises:
-        ValueError: the file has an event that is torn or damaged; those before it were yielded.
+        ValueError: the file has an incomplete or damaged event; those before it were yielded.
     """
     with open_regular(path, "rb") as file:
         end = 0
@@ -91,11 +91,11 @@ def is_checkpoint(event: Event) -> bool:
 
 
 def cut_events(folder: Path, last: int | None) -> None:
-    """Truncate the event files of a folder to what a checkpoint knows.
+    """Truncate the event files of a folder to what a checkpoint contains.
 
     Args:
-        folder: of one split, or of the run.
-        last: the greatest step, or epoch in the folder of a split, that the checkpoint knows; None removes everything.
+        folder: the folder of one split, or of the run.
+        last: the last step, or epoch in the folder of a split, that the checkpoint contains; None removes everything.
     """
 
     def is_known(event: Event) -> bool:
@@ -104,7 +104,7 @@ def cut_events(folder: Path, last: int | None) -> None:
 
     for path in find_event_files(folder):
         end = 0
-        with suppress(ValueError):  # what follows a torn event is cut with it
+        with suppress(ValueError):  # what follows an incomplete event is cut with it
             for next_end, event in read_events(path):
                 if not is_known(event):
                     break
@@ -117,14 +117,14 @@ def cut_events(folder: Path, last: int | None) -> None:
 class EventCut(Logger):
     """Cut the event files of a run that is resumed without TensorBoard; write nothing.
 
-    A state that was saved within the evaluation of an epoch knows the epoch's last step, but not the epoch.
+    A state that was saved during the evaluation of an epoch contains the epoch's last step, but not the epoch.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def start(self, info: RunInfo) -> None:
-        """Cut the files to what the checkpoint knows."""
+        """Cut the files to what the checkpoint contains."""
         for split in (RUN, *info.splits):
             known = info.first_step if split == RUN else len(info.history)
             cut_events(self.folder / split, known if info.first_step else None)
@@ -133,13 +133,13 @@ class EventCut(Logger):
 class EventFile:
     """A new event file, which TensorBoard reads after those in its folder.
 
-    It is opened once, so that it follows a folder that is moved.
+    It is opened only once, so writing continues if the folder is moved.
     """
 
     def __init__(self, folder: Path) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        # Continue the order and the clock of the files before, should the clock have been set back.
+        # Continue the order and the time of the earlier files, in case the clock has been set back.
         self.wall_time, second, self.digest = 0.0, int(time.time()), hashlib.sha256()
         self.last_steps: dict[str, int] = {}  # by tag
         for path in find_event_files(folder):
@@ -157,7 +157,7 @@ class EventFile:
         self.add(Event(file_version="brain.Event:2"))
 
     def add(self, event: Event) -> None:
-        """Append an event. Its time is now, or that of the event before if the clock was set back."""
+        """Append an event. Its time is now, or that of the previous event if the clock was set back."""
         self.wall_time = event.wall_time = max(self.wall_time, time.time())
         self.records.write(event.SerializeToString())
 
@@ -170,7 +170,7 @@ class EventFile:
         self.add_summary(Summary(value=[Summary.Value(tag=tag, simple_value=value)]), step)
 
     def add_start(self, step: int) -> None:
-        """Let a TensorBoard that has already read the events from `step` on forget them."""
+        """Make a TensorBoard that has already read the events from `step` on discard them."""
         self.add(Event(session_log=SessionLog(status=SessionLog.START), step=step))
 
     def add_checkpoint(self, step: int) -> None:

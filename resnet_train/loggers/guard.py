@@ -11,7 +11,7 @@ from resnet_train.records import RunInfo, Scalars
 
 
 class Guard(Logger):
-    """Call `check`, which raises if the folder must not be written, before each write of the loggers after it."""
+    """Call `check`, which raises if the folder must not be written to, before each write of the loggers after it."""
 
     def __init__(self, check: Callable[[], None]) -> None:
         self.check = check

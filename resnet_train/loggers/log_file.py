@@ -43,14 +43,14 @@ class LogFile:
         return self
 
     def write(self, level: int, message: str) -> None:
-        """Write a line to the file only."""
+        """Write a line only to the file."""
         record = {"levelno": level, "levelname": logging.getLevelName(level), "msg": message}
         self.handler.handle(logging.makeLogRecord(record))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:  # to the file only, because the command shows it to the user
+        if error is not None:  # only to the file, because the command shows it to the user
             self.write(logging.ERROR, f"{type(error).__name__}: {error}")
         logging.getLogger("resnet_train").removeHandler(self.handler)
         with suppress(OSError):  # the disk is full

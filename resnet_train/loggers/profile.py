@@ -18,7 +18,7 @@ NAME_WIDTH = 44
 
 
 class Profile(Logger):
-    """Profile the steps after the first one, write a Chrome trace, and log the ten operations that cost most."""
+    """Profile the steps after the first one, write a Chrome trace, and log the ten most expensive operations."""
 
     def __init__(self, folder: Path, num_steps: int, device_type: str) -> None:
         self.path, self.num_steps = folder / "trace.json", num_steps
@@ -37,22 +37,22 @@ class Profile(Logger):
             self.close()
 
     def close(self) -> None:
-        """Write the trace, also if the run ends before its last step."""
+        """Write the trace, even if the run ends before the last step to profile."""
         profiler, self.profiler = self.profiler, None
         if profiler is None:
             return
         profiler.stop()
         if (steps := min(self.num_ticks - 1, self.num_steps)) == 0:
-            log.warning("the run ended before there was a step to profile; --profile leaves the first one out")
+            log.warning("the run ended before there was a step to profile; --profile skips the first one")
             return
         profiler.export_chrome_trace(str(self.path))
-        log.info("%s has %d steps (open it in ui.perfetto.dev); what cost most:", self.path, steps)
+        log.info("%s has %d steps (open it in ui.perfetto.dev); the most expensive operations:", self.path, steps)
         for line in describe_operations(profiler.key_averages(), steps):
             log.info(line)
 
 
 def describe_operations(averages: Any, steps: int) -> list[str]:
-    """Return a table of the operations with the most time of their own, on the device or else on the CPU."""
+    """Return a table of the operations with the most time to themselves, on the device or else on the CPU."""
     on_device = any(event.self_device_time_total for event in averages)
     field = "self_device_time_total" if on_device else "self_cpu_time_total"
     milliseconds = [(getattr(event, field) / 1000, event) for event in averages if not event.is_user_annotation]

@@ -9,9 +9,9 @@ from resnet_train.records import RunInfo, Scalars
 from resnet_train.runtime.duration import format_clock
 from resnet_train.runtime.terminal import WIDTH
 
-INDENT = 11  # of what follows a label
-WIDE = 100  # from this width on, the table has the learning rate
-# If the table is too wide for the terminal, its columns are left out in this order.
+INDENT = 11  # column of what follows a label
+WIDE = 100  # from this width on, the table shows the learning rate
+# If the table is too wide for the terminal, its columns are dropped in this order.
 LEFT_OUT_FIRST = ("rate", "train/loss", "val/loss", "test/loss", "train/accuracy", "left", "val/accuracy")
 
 
@@ -52,7 +52,7 @@ def _lay_out(label: str, text: str, right: str, width: int) -> list[str]:
 
 
 class EpochTable:
-    """Rows of epochs in columns that fit the width; a split that is not in the run has none."""
+    """Rows of epochs in columns that fit the width; a split that is not in the run has no columns."""
 
     def __init__(self, info: RunInfo, width: int) -> None:
         self.epochs = info.epochs

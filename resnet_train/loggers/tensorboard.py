@@ -18,9 +18,9 @@ ALWAYS_SHOWN = ("arch", "lr", "seed")
 
 
 class TensorBoard(EventCut):
-    """Write event files into the run folder. When a run is resumed, those before are first cut to its checkpoint.
+    """Write event files into the run folder. When a run is resumed, older ones are first cut to its checkpoint.
 
-    TensorBoard draws one line for each folder, and puts the lines of one tag into one chart. So each split has a
+    TensorBoard draws one line per folder, and puts the lines with the same tag into one chart. So each split has a
     folder, and train, validation and test accuracy share a chart. Their axis is the epoch. The axis of the run's
     folder itself is the optimizer step.
     """
@@ -33,7 +33,7 @@ class TensorBoard(EventCut):
         self.log_interval = 1
 
     def start(self, info: RunInfo) -> None:
-        """Cut the event files to what the checkpoint knows, and open another one for each split."""
+        """Cut the event files to what the checkpoint contains, and open a new one for each split."""
         # One event file for each split and each start of the run.
         super().start(info)
         self.info, self.step, self.epoch = info, info.first_step, len(info.history)
@@ -42,11 +42,11 @@ class TensorBoard(EventCut):
             self.writers[split] = EventFile(self.folder / split)
             self.writers[split].add_start(self._position(split) + 1 if is_resumed else 0)
 
-        # Of long runs with small batches, leave out points that no screen could show.
+        # In long runs with small batches, leave out points that no screen could show.
         log_every = int(info.config.get("log_every", 1))
         self.log_interval = log_every * -(-info.epochs * info.steps_per_epoch // (log_every * MAX_POINTS))
 
-        # A new run also shows its settings.
+        # Log the settings of a new run.
         if not is_resumed:
             rows = "\n".join(f"| {key} | {_to_utf8(str(value))} |" for key, value in info.config.items())
             table = summary.text("config", f"| setting | value |\n|---|---|\n{rows}")
@@ -113,9 +113,9 @@ class TensorBoard(EventCut):
 
 
 def describe_settings(plain: dict[str, Any]) -> dict[str, int | float | str]:
-    """Return the settings that distinguish a run from others: a number or a text each.
+    """Return the settings that distinguish a run from others, each as a number or a string.
 
-    TensorBoard shows a switch that some runs lack as off, so switches are texts.
+    TensorBoard shows a switch that some runs lack as off, so switches are strings.
     """
     config = make_config(plain)
     names = [*ALWAYS_SHOWN, *(name for name in changed_settings(TrainConfig(), config) if name not in ALWAYS_SHOWN)]
@@ -124,7 +124,7 @@ def describe_settings(plain: dict[str, Any]) -> dict[str, int | float | str]:
 
 
 def _to_utf8(text: str) -> str:
-    """Return a text with escapes for what is not UTF-8, as in file names; protocol buffers hold no such text."""
+    """Return text with escapes for what is not UTF-8, as in file names; protocol buffers can't hold such text."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from resnet_train.records import RunInfo
 
-MEMORY = 0.99  # weight of a measured step after each further one: the mean of about the last hundred
+MEMORY = 0.99  # decay of a step's weight with each further step: the mean is over about the last hundred
 # Measured with resnet20 on two CPU cores at 16, 24 and 32 pixels: 66, 132 and 213 ms.
-FIXED_SHARE = 0.25  # of a step on small images, spent on what does not depend on their size
-EVAL_RATIO = 0.37  # seconds of evaluating an image over those of training on it, until they are measured
+FIXED_SHARE = 0.25  # share of a step on small images that does not depend on their size
+EVAL_RATIO = 0.37  # time of evaluating an image relative to training on it, until it is measured
 
 
 class TimeLeft:
-    """Measure the steps of a run and predict its remaining seconds, evaluations included.
+    """Measure the steps of a run and predict its remaining seconds, including evaluations.
 
     Attributes:
         measured_seconds: the time that the measured steps took.
@@ -19,15 +19,15 @@ class TimeLeft:
 
     def __init__(self, info: RunInfo) -> None:
         self.info = info
-        self.sums: dict[int, tuple[float, float]] = {}  # weight and weighted seconds of steps, by side of the images
-        self.eval_seconds: float | None = None  # of one evaluation of all splits
+        self.sums: dict[int, tuple[float, float]] = {}  # weight and weighted seconds of steps, by image size
+        self.eval_seconds: float | None = None  # for one evaluation of all splits
         self.measured_seconds = 0.0
         self._before: float | None = None
         num_images = info.num_images
         self._eval_images = sum(num_images[split] for split in num_images if split != "train")
 
     def tick(self, step: int, now: float) -> None:
-        """Note that a step ended now; the first one of an epoch is not measured, because it prepares what follows."""
+        """Note that a step ended now; the first step of an epoch is not measured, because it prepares what follows."""
         if self._before is not None:
             seconds = now - self._before
             weight, total = self.sums.get(side := self._side_at(step - 1), (0.0, 0.0))

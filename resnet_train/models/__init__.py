@@ -15,5 +15,5 @@ __all__ = [
     "sketch_model",
 ]
 
-# Importing a family registers it; `list_models` has them in this order, and then those of other files.
+# Importing a family registers it; `list_models` lists these first, in this order, then those of other files.
 import_modules(__name__, __path__, first=("resnet", "cifar_resnet", "preact", "wide", "resnext", "resnet9"))

@@ -14,12 +14,12 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    """Build a 3×3 convolution that keeps the size (divided by the stride); no bias, as a norm follows."""
+    """Build a 3×3 convolution that keeps the size (divided by the stride); no bias, because a norm follows."""
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
 
 
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    """Build a 1×1 convolution; no bias, as a norm follows."""
+    """Build a 1×1 convolution; no bias, because a norm follows."""
     return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
 
 
@@ -45,7 +45,7 @@ def projection_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.
 
 
 def widening_shortcut(kind: str, in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """Build the shortcut of a block: the identity if the shape stays, else "pad" or "projection".
+    """Build the shortcut of a block: the identity if the shape stays the same, else "pad" or "projection".
 
     Raises:
         ValueError: `kind` is neither.
@@ -70,7 +70,7 @@ class DropPath(nn.Module):
     def forward(self, residual: Tensor) -> Tensor:
         if not self.training:
             return residual
-        # Scaling up the residuals that are kept leaves the expected value as it is.
+        # Scaling up the residuals that are kept preserves the expected value.
         kept = torch.rand(len(residual), 1, 1, 1, device=residual.device) >= self.probability
         return residual * (kept / (1 - self.probability)).to(residual.dtype)
 
@@ -81,7 +81,7 @@ def drop_path_or_identity(probability: float) -> nn.Module:
 
 
 def norm_relu(x: Tensor, norm: nn.Module, norm_order: str) -> Tensor:
-    """Apply a norm and a ReLU after a convolution, in this order or for "conv-relu-bn" in the other one."""
+    """Apply a norm and a ReLU after a convolution, in this order, or in reverse for "conv-relu-bn"."""
     return F.relu(norm(x)) if norm_order == "conv-bn-relu" else norm(F.relu(x))
 
 
@@ -89,9 +89,9 @@ class BasicBlock(nn.Module):
     """Two 3×3 convolutions (He et al. 2016a, figure 5 left): float [B, in, H, W] → [B, width, H/stride, W/stride].
 
     Args:
-        in_channels, width, stride: of the first convolution.
+        in_channels, width, stride: those of the first convolution.
         shortcut: what the input passes through in parallel.
-        norm_order: "conv-bn-relu", or "conv-relu-bn" to exchange each norm with the ReLU that follows it.
+        norm_order: "conv-bn-relu", or "conv-relu-bn" to swap each norm with the ReLU that follows it.
         drop_path: probability of dropping the residual.
     """
 
@@ -129,7 +129,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1×1 down, 3×3 with the stride, 1×1 up (He et al. 2016a, figure 5 right): → [B, 4·width, H/stride, W/stride].
 
-    The stride is in the 3×3, which sees every activation; the paper's text has it in the first 1×1.
+    The stride is in the 3×3, which sees every activation; the paper puts it in the first 1×1.
     The arguments are those of `BasicBlock`.
     """
 
@@ -174,7 +174,7 @@ def stage_strides(num_blocks: int, stride: int) -> list[int]:
 
 @torch.no_grad()
 def init_weights(model: nn.Module) -> None:
-    """Initialize convolutions as He et al. 2015 (fan-out); torch creates norms as the identity."""
+    """Initialize convolutions as in He et al. 2015 (fan-out); torch creates norms as the identity."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

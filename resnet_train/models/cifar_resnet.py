@@ -40,7 +40,7 @@ class CifarResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(16)
         channels, stages = 16, []
         for width, stride in zip(WIDTHS, (1, 2, 2)):
-            blocks = []  # of one stage
+            blocks = []  # those of one stage
             for block_stride in stage_strides((depth - 2) // 6, stride):
                 widening = widening_shortcut(shortcut, channels, width, block_stride)
                 blocks.append(BasicBlock(channels, width, block_stride, widening))

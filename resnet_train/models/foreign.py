@@ -1,8 +1,9 @@
-"""Weights of other repositories: where they are in a file, which network they are of, and its parameter names here.
+"""Weights from other repositories: find them in a file, recognize their network, and translate parameter names.
 
 The names and functions were compared with the sources of kuangliu/pytorch-cifar, akamaster/pytorch_resnet_cifar10,
 chenyaofo/pytorch-cifar-models, weiaicunzai/pytorch-cifar100, xternalz/WideResNet-pytorch and torchvision. Weights that
-fit another function by their shapes alone, as pre-activation blocks whose shortcut starts before the norm, are refused.
+fit a different function only by their shapes, such as pre-activation blocks whose shortcut starts before the norm, are
+refused.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from resnet_train.models.registry import ModelEntry, find_model, list_models, sketch_model
 
-# Where files keep the weights, most telling first; an entry may hold another one.
+# Entries in which files keep the weights, most specific first; an entry may hold another one.
 ENTRIES = (
     *("state_dict", "model_state_dict", "net_state_dict", "net", "model", "model_state", "network", "weights"),
     *("params", "module", "checkpoint", "ema", "state"),
@@ -28,7 +29,7 @@ MAX_WEIGHTS, MAX_NAME_LENGTH = 20_000, 300  # resnet1202 has 7,214 tensors
 MAX_SHOWN = 2  # names of a kind in an error message
 
 WRAPPERS = {"module", "_orig_mod"}  # DataParallel and averaged models; torch.compile
-COUNTERS = {"total_ops", "total_params", "n_averaged"}  # of thop and of torch.optim.swa_utils
+COUNTERS = {"total_ops", "total_params", "n_averaged"}  # from thop and torch.optim.swa_utils
 # The options of a network that change the names or shapes of its parameters.
 SHAPE_OPTIONS = {"stem": ("cifar", "imagenet"), "shortcut": ("pad", "projection"), "final_norm": (True, False)}
 HEAD = "linear.weight"
@@ -36,10 +37,10 @@ NEW_IN_TORCH_0_4 = "num_batches_tracked"
 
 
 def find_weights(contents: Any) -> tuple[dict[str, Tensor], str]:
-    """Return the tensors of a network in what a file holds, and the names of the entries that lead to them.
+    """Return a network's tensors from the contents of a file, and the names of the entries that lead to them.
 
     Raises:
-        ValueError: there are none; the message says what there is instead.
+        ValueError: there are none; the message says what is there instead.
     """
     path: list[str] = []
     while len(path) <= MAX_ENTRY_DEPTH and isinstance(contents, Mapping):
@@ -64,7 +65,7 @@ def _nested(contents: Mapping[Any, Any]) -> bool:
 
 
 def _check_tensors(contents: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Return the tensors of a state_dict, which has plain ones and little else.
+    """Return the tensors of a state_dict, which must hold plain ones and little else.
 
     Raises:
         ValueError: one is sparse, quantized, complex, empty or of a tensor subclass, or a name is not a string.
@@ -109,9 +110,9 @@ class Layout:
 
     Attributes:
         title: whose names they are.
-        is_used: from all names to whether they are of this layout.
+        is_used: returns whether a set of names has this layout.
         renames: patterns and their replacements, applied in order; they lead to the names of this package.
-        families: whose functions are known to be those of the repository.
+        families: the families whose functions are known to be those of the repository.
     """
 
     title: str
@@ -166,10 +167,10 @@ OWN_NAMES = Layout("kuangliu or akamaster", bool, (), frozenset())  # the names 
 
 
 def _plain_names(weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the name of each weight without the prefixes of wrappers, by the name in the file; counters are left out.
+    """Return the name of each weight without wrapper prefixes, by the name in the file; counters are left out.
 
     Raises:
-        ValueError: two weights have the same name then.
+        ValueError: two weights then have the same name.
     """
     plain = {}
     for name in weights:
@@ -177,7 +178,7 @@ def _plain_names(weights: Mapping[str, Tensor]) -> dict[str, str]:
         if parts and parts[-1] not in COUNTERS:
             plain[name] = ".".join(parts)
 
-    # A module that holds the whole network, as `net.conv1.weight`.
+    # A module that holds the whole network, as in `net.conv1.weight`.
     while len({name.partition(".")[0] for name in plain.values()}) == 1 and all("." in name for name in plain.values()):
         plain = {name: short.partition(".")[2] for name, short in plain.items()}
     return _unique(plain)
@@ -210,8 +211,8 @@ class Recognized:
     """A network, and the weights of a file under its names.
 
     Attributes:
-        arch, options: for `create_model`.
-        num_classes: the rows of its last layer.
+        arch, options: arguments for `create_model`.
+        num_classes: the number of rows of its last layer.
         layout: whose parameter names the file has.
         weights: everything in the network's `state_dict`.
     """
@@ -225,7 +226,7 @@ class Recognized:
 
 @dataclass
 class Misfit:
-    """What weights lack to be those of a network; names and shapes as the file has them where it has any."""
+    """Why weights do not fit a network; names and shapes are those of the file where it has any."""
 
     arch: str
     options: dict[str, Any]
@@ -244,7 +245,7 @@ class Misfit:
 
 
 def recognize(weights: Mapping[str, Tensor], arch: str | None = None) -> Recognized:
-    """Return the network that weights are of, found by their names and shapes.
+    """Return the network that weights belong to, found by their names and shapes.
 
     Args:
         weights: as `find_weights` returns them.
@@ -262,7 +263,7 @@ def recognize(weights: Mapping[str, Tensor], arch: str | None = None) -> Recogni
         found = "none" if head is None else f"one of shape {list(head.shape)}"
         raise ValueError(f"it has no last layer for two or more classes (linear.weight or fc.weight): {found}")
 
-    # Compare with each network that it may be, and keep the one that fits best.
+    # Compare with each possible network, and keep the one that fits best.
     best: Misfit | None = None
     for name, options in _candidates(short, set(origin), layout, arch):
         try:
@@ -280,7 +281,7 @@ def recognize(weights: Mapping[str, Tensor], arch: str | None = None) -> Recogni
 def _candidates(
     short: set[str], renamed: set[str], layout: Layout, arch: str | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the architectures and options that weights of these names may be of."""
+    """Yield the architectures and options that weights with these names may belong to."""
     entries: list[ModelEntry] = list_models()
     if arch is not None:
         entries = [find_model(arch)]
@@ -291,18 +292,18 @@ def _candidates(
     for entry in entries:
         if layout.families and entry.family not in layout.families:
             if arch is not None:
-                raise ValueError(f"it has the parameter names of {layout.title}, whose networks are no {arch}")
+                raise ValueError(f"it has the parameter names of {layout.title}, which has no {arch}")
             continue
         choices = [(name, values) for name, values in SHAPE_OPTIONS.items() if name in entry.options]
         for values in product(*(values for _, values in choices)):
-            # The defaults are not written down: the first value of each is the default.
+            # Defaults are omitted: the first value of each option is the default.
             yield entry.name, {name: value for (name, known), value in zip(choices, values) if value != known[0]}
 
 
 def _compare(
     expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], origin: Mapping[str, str], misfit: Misfit
 ) -> Misfit:
-    """Return what keeps the weights from being the expected ones."""
+    """Return what distinguishes the weights from the expected ones."""
     for name, tensor in expected.items():
         if name not in origin:
             if not name.endswith(NEW_IN_TORCH_0_4):
@@ -326,14 +327,14 @@ def _recognized(
     """Return weights of the right shapes with the names and types that the network has.
 
     Raises:
-        ValueError: integers stand where the network has floating-point numbers.
+        ValueError: there are integers where the network has floating-point numbers.
     """
     converted = {}
     for name, tensor in expected.items():
         found = weights[origin[name]] if name in origin else torch.zeros((), dtype=tensor.dtype)
         if found.is_floating_point() != tensor.is_floating_point():
             kind = str(found.dtype).removeprefix("torch.")
-            raise ValueError(f"its {origin[name]} has {kind} values and must have {_kind(tensor)} ones")
+            raise ValueError(f"its {origin[name]} has {kind} values, but must have {_kind(tensor)} ones")
         converted[name] = found.to(tensor.dtype)
     return Recognized(arch=arch, options=options, num_classes=num_classes, layout=layout.title, weights=converted)
 

@@ -1,7 +1,7 @@
 """Pre-activation networks: norm and ReLU before each convolution, nothing after the addition.
 
 He et al. 2016b, "Identity Mappings in Deep Residual Networks" (arXiv:1603.05027). The last block is followed by a norm
-and a ReLU (see the appendix), which common copies omit (option `final_norm`). Zagoruyko & Komodakis 2016, "Wide
+and a ReLU (see the appendix), which many implementations omit (option `final_norm`). Zagoruyko & Komodakis 2016, "Wide
 Residual Networks" (arXiv:1605.07146), is the same network with wider stages.
 """
 
@@ -73,11 +73,11 @@ class PreActResNet(nn.Module):
 
     Args:
         block: residual block of all stages.
-        num_blocks, widths: of each stage. The first stage keeps the size, each other one halves it.
-        stem_channels: of the stem.
+        num_blocks, widths: those of each stage. The first stage keeps the size, all others halve it.
+        stem_channels: channels of the stem.
         num_classes: length C of the logits.
         pad: add channels to shortcuts as zeros instead of with a 1×1 convolution.
-        final_norm: end with a norm and a ReLU, as in the paper, or with the last addition, as in common copies.
+        final_norm: end with a norm and a ReLU, as in the paper, or with the last addition, as many implementations do.
 
     Shape: images float [B, 3, H, W] → logits float [B, C]; H and W at least `stride`.
     """
@@ -100,7 +100,7 @@ class PreActResNet(nn.Module):
         # The stages: all but the first halve the size in their first block.
         channels, stages = stem_channels, []
         for number, (depth, width) in enumerate(zip(num_blocks, widths)):
-            blocks = []  # of one stage
+            blocks = []  # those of one stage
             for stride in stage_strides(depth, 1 if number == 0 else 2):
                 out = width * block.expansion
                 shortcut: nn.Module | None = None
@@ -110,7 +110,7 @@ class PreActResNet(nn.Module):
                 channels = out
             stages.append(nn.Sequential(*blocks))
 
-        # layer1, layer2 … as in the other families.
+        # Name them layer1, layer2 … as in the other families.
         self.layers = [f"layer{number + 1}" for number in range(len(stages))]
         for name, stage in zip(self.layers, stages):
             self.add_module(name, stage)
@@ -131,7 +131,7 @@ class PreActResNet(nn.Module):
 
 
 def _widening_shortcut(in_channels: int, out_channels: int, stride: int, pad: bool) -> nn.Module:
-    """Build a padding or a 1×1 convolution; no norm, as the input comes from one."""
+    """Build a padding or a 1×1 convolution; no norm, because the input comes from one."""
     if pad:
         return PadShortcut(in_channels, out_channels, stride)
     return nn.Sequential(conv1x1(in_channels, out_channels, stride))
@@ -177,7 +177,7 @@ def preact_resnet152(num_classes: int = 10, **options: Any) -> PreActResNet:
 
 @register_model("preact_cifar_resnet", options=PreActResNet)
 def preact_resnet110(num_classes: int = 10, **options: Any) -> PreActResNet:
-    """Build 6n+2 layers of basic blocks with parameter-free shortcuts, as the ResNet-110 of the first paper."""
+    """Build 6n+2 layers of basic blocks with parameter-free shortcuts, like the ResNet-110 of the first paper."""
     return _cifar_sized(PreActBasicBlock, 18, num_classes, pad=True, **options)
 
 

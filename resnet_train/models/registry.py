@@ -40,8 +40,8 @@ def register_model(family: str, options: type[nn.Module] | None = None) -> Calla
     The network has an attribute `stride`: the factor by which its last feature map is smaller than the input.
 
     Args:
-        family: heading in lists.
-        options: class of the network, whose optional arguments are its options. None means no options.
+        family: the heading in lists.
+        options: the class of the network, whose optional arguments are its options. None means no options.
     """
 
     def add(constructor: Constructor) -> Constructor:
@@ -101,8 +101,8 @@ def create_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
         options: optional arguments of the architecture's constructor.
 
     Returns:
-        A module from normalized images, float [B, 3, H, W], to logits, float [B, C]. Its attribute `stride` is the
-        smallest H and W.
+        A module that maps normalized images, float [B, 3, H, W], to logits, float [B, C]. Its attribute `stride` is
+        the smallest H and W.
 
     Raises:
         ValueError: unknown name or option, or fewer than 1 class.

@@ -24,7 +24,7 @@ class AverageState(BaseModel):
 class ExponentialMovingAverage:
     """A copy of the model whose floats follow the model's slowly (Polyak & Juditsky 1992; Tarvainen & Valpola 2017).
 
-    The running statistics of batch norm are averaged as well, because those of the raw weights do not fit the averaged
+    The running statistics of batch norm are also averaged, because those of the raw weights do not fit the averaged
     ones. The decay warms up as min(decay, (1 + n) / (10 + n)) after n updates, so that the initial weights are
     forgotten quickly.
     """
@@ -34,7 +34,7 @@ class ExponentialMovingAverage:
         self.model.requires_grad_(False)
         self.decay, self.num_updates = decay, 0
 
-        # Training changes these tensors in place, so they are listed once. Frozen ones stay as they are, to the bit.
+        # Training changes these tensors in place, so they are listed once. Frozen ones stay unchanged, to the bit.
         frozen = frozen_names(model)
         self.values, self.averages = _split_floats(model, frozen), _split_floats(self.model, frozen)
         self.weight = torch.zeros((), device=self.averages[0][0].device)
@@ -47,7 +47,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, bad: Tensor) -> None:
-        """Move towards the model, except where `bad` (bool, 0-d, on the device) is true."""
+        """Move toward the model, except where `bad` (bool, 0-d, on the device) is true."""
         (values, counts), (averages, average_counts) = self.values, self.averages
 
         # average += weight * (value - average), all tensors at once; counters such as num_batches_tracked are copied.

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from resnet_train.registry import nearest
 
 Group = dict[str, Any]
-LR_SCALE = "lr_scale"  # in a group: its learning rate, as a multiple of that of the optimizer; 1 if absent
+LR_SCALE = "lr_scale"  # in a group: its learning rate as a multiple of the optimizer's; 1 if absent
 
 
 # --- Which parameters are trained ------------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def frozen_norms(model: nn.Module) -> list[nn.Module]:
-    """Return the batch norms whose parameters are all frozen: their running statistics are frozen as well."""
+    """Return the batch norms whose parameters are all frozen; their running statistics are also frozen."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     return [norm for norm in norms if not any(p.requires_grad for p in norm.parameters()) and list(norm.parameters())]
 
@@ -81,12 +81,12 @@ def parameter_groups(
     head_lr_scale: float = 1.0,
     only: Callable[[nn.Parameter], bool] | None = None,
 ) -> list[Group]:
-    """Return the groups of the parameters that are trained; each has a weight decay and a scale of the learning rate.
+    """Return the groups of trained parameters; each has a weight decay and a learning-rate scale.
 
     Args:
         model: the network.
-        weight_decay: of all parameters, or of all but norms and biases.
-        no_decay_norm_bias: spare norms and biases from weight decay (He et al. 2019).
+        weight_decay: the decay of all parameters, or of all but norms and biases.
+        no_decay_norm_bias: exclude norms and biases from weight decay (He et al. 2019).
         head_lr_scale: learning rate of the last layer, as a multiple of that of the others.
         only: which parameters to take, if not all.
     """
@@ -106,9 +106,9 @@ def parameter_groups(
 def share_lr(*optimizers: Optimizer) -> None:
     """Keep the learning rate of all groups of one scale in one tensor on their device, where fused kernels read it.
 
-    A CUDA graph repeats the numbers of the step that it captured, but reads tensors again at each replay. CUDA kernels
-    read float32; with float64, a CPU gets the same bits as with a Python number. Devices without fused kernels keep a
-    Python number, and so does `state_dict`.
+    A CUDA graph repeats the Python numbers of the step that it captured, but reads tensors again at each replay. CUDA
+    kernels read float32; with float64, a CPU gets the same bits as with a Python number. Devices without fused kernels
+    keep a Python number, and so does `state_dict`.
     """
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     device = next(parameter.device for group in groups for parameter in group["params"])

@@ -75,7 +75,7 @@ class Muon(Optimizer):
         directions = orthogonalize(gradients.lerp(averaged, self.momentum), self.ns_steps).to(buffer.dtype)
         updates = directions * (scale * max(buffer.shape[1:]) ** 0.5)
 
-        # Gradients that are not finite leave momentum and weights as they are.
+        # Gradients that are not finite leave momentum and weights unchanged.
         averaged = torch.where(bad, buffer, averaged)
         updates = torch.where(bad, 0.0, updates)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from resnet_train.registry import Registry
 
-Schedule = Callable[[int], float]  # from the number of optimizer steps so far to a factor on the peak learning rate
+Schedule = Callable[[int], float]  # maps the number of optimizer steps so far to a factor on the peak learning rate
 
 NEVER = 1e9  # epochs; later milestones mean the same, and 1e308 would overflow as a step
 
@@ -17,7 +17,7 @@ SCHEDULES: Registry[Callable[..., Schedule]] = Registry("schedule")
 
 
 def _with_warmup(warmup: int, schedule: Schedule) -> Schedule:
-    """Return a schedule that rises linearly to 1 in `warmup` steps (Goyal et al. 2017, section 2.2) before another."""
+    """Return another schedule after a linear rise to 1 in `warmup` steps (Goyal et al. 2017, section 2.2)."""
     return lambda step: (step + 1) / warmup if step < warmup else schedule(step)
 
 
@@ -27,7 +27,7 @@ def _milestone_step(epoch: float, steps_per_epoch: int) -> int:
 
 @SCHEDULES.register("cosine")
 def cosine(epochs: int, steps_per_epoch: int, warmup_epochs: float | None = None) -> Schedule:
-    """Fall along half a cosine to 0 after the last step (Loshchilov & Hutter 2017)."""
+    """Fall along half a cosine, reaching 0 after the last step (Loshchilov & Hutter 2017)."""
     warmup = round((warmup_epochs or 0) * steps_per_epoch)
     length = max(1, epochs * steps_per_epoch - warmup)
     return _with_warmup(warmup, lambda step: 0.5 * (1 + math.cos(math.pi * (step - warmup) / length)))

@@ -1,6 +1,6 @@
 """Check a state from a file against the tensors that it will fill, before native code sees it.
 
-Fused kernels check no shapes: a momentum of one element, or of other strides, makes them write beyond their memory.
+Fused kernels check no shapes: a momentum of one element, or with other strides, makes them write beyond their memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from resnet_train.optim.groups import LR_SCALE, set_lr
 
-# Values that no training makes negative: variances, their averages and counters.
+# Values that training never makes negative: variances, their averages and counters.
 NOT_NEGATIVE = {"running_var", "num_batches_tracked", "exp_avg_sq", "max_exp_avg_sq", "step"}
 
 
@@ -57,7 +57,7 @@ def _check_tensor(saved: Any, expected: Tensor, where: str, counts: tuple[int, f
     if not isinstance(saved, Tensor):
         raise ValueError(f"{where} (={reprlib.repr(saved)[:80]}) must be {_describe(expected)}")
     if _describe(saved) != _describe(expected):
-        raise ValueError(f"{where} is {_describe(saved)} and must be {_describe(expected)}")
+        raise ValueError(f"{where} is {_describe(saved)}, but must be {_describe(expected)}")
     if saved.numel() == 0:
         return
     least, greatest = (value.item() for value in saved.aminmax())
@@ -97,10 +97,10 @@ def fill(own: Any, saved: Any) -> None:
 def load_optimizer_state(
     optimizer: Optimizer, state: dict[str, Any], num_steps: tuple[int, float] = (0, math.inf)
 ) -> None:
-    """Copy a state into the optimizer's own tensors. Hyper-parameters stay what they are; the file's are ignored.
+    """Copy a state into the optimizer's own tensors. Hyper-parameters stay unchanged; the file's are ignored.
 
     Args:
-        optimizer: one that has done no step.
+        optimizer: an optimizer that has done no step.
         state: what `state_dict` returned for the same parameters.
         num_steps: the least and the greatest number of steps that the state can have seen.
 

@@ -1,4 +1,4 @@
-"""Bring the files beside a checkpoint into agreement with it, wherever the run before was killed."""
+"""Bring the files next to a checkpoint into agreement with it, wherever the run was killed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ log = logging.getLogger(__name__)
 
 
 def follow_checkpoint(folder: RunFolder, state: RunCheckpoint | None, file: Path | None = None) -> None:
-    """Make the model files and the description those of the state that is resumed.
+    """Make the model files and the description match the resumed state.
 
     The CSV and event files follow when their loggers start.
 
     Args:
-        folder: locked.
+        folder: the run's folder, locked.
         state: None for a run that starts from step 0.
         file: the file that the user chose to resume from, None if it is the newest.
     """
-    # The files follow previous.pt now, so a last.pt that is ahead of them must not be resumed any more.
+    # The files now follow previous.pt, so a last.pt that is ahead of them must no longer be resumed.
     if file is not None and file.resolve().name == folder.previous.name and folder.last.exists():
         folder.last.replace(folder.checkpoints / "replaced.pt")
 
@@ -39,12 +39,12 @@ def follow_checkpoint(folder: RunFolder, state: RunCheckpoint | None, file: Path
 
 
 def best_split(history: list[EpochRecord]) -> str:
-    """Return the split that chooses the best epoch of these."""
+    """Return the split that selects the best of these epochs."""
     return "val" if any("val" in record.scores for record in history) else "test"
 
 
 def find_best_record(history: list[EpochRecord]) -> EpochRecord | None:
-    """Return the first epoch with the highest accuracy on the split that chooses, None if none was evaluated."""
+    """Return the first epoch with the highest accuracy on the split that selects, None if none was evaluated."""
     split = best_split(history)
     evaluated = [record for record in history if "accuracy" in record.scores.get(split, {})]
     return max(evaluated, key=lambda record: record.scores[split]["accuracy"], default=None)
@@ -68,7 +68,7 @@ def is_model_of(path: Path, record: EpochRecord | None) -> bool:
 
 
 def _follow_best(folder: RunFolder, split: str, record: EpochRecord | None, state: RunCheckpoint | None) -> None:
-    """Keep the best file if it is of this epoch; else take the one that waits, or the state's own weights."""
+    """Keep the best file if it is from this epoch; else use the waiting one, or the state's own weights."""
     best, waiting = folder.best(split), folder.next_best(split)
     if not is_model_of(best, record):
         if is_model_of(waiting, record):  # the run was killed right after its state was saved
@@ -84,5 +84,7 @@ def _follow_best(folder: RunFolder, split: str, record: EpochRecord | None, stat
         else:
             best.unlink(missing_ok=True)
             if record is not None:
-                log.warning("%s is not of epoch %d, the best one; the next better epoch writes it", best, record.epoch)
+                log.warning(
+                    "%s is not from epoch %d, the best one; the next better epoch will write it", best, record.epoch
+                )
     waiting.unlink(missing_ok=True)

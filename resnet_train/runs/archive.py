@@ -1,8 +1,8 @@
-"""Check a file of `torch.save`, then load it: tensors, text, numbers, and lists, tuples and dicts of them.
+"""Check a `torch.save` file, then load it: tensors, text, numbers, and lists, tuples and dicts of them.
 
 Such a file is a zip archive of uncompressed records: a pickle that describes the values, and the bytes of each tensor.
 `torch.load(weights_only=True)` runs no foreign code, but verifies no checksum and lets a file of 1 kB allocate 300 MB.
-So the pickle is decoded first, and only what a checkpoint needs is allowed. SECURITY.md has the cost: linear in bytes.
+So the pickle is decoded first, and only what a checkpoint needs is allowed. SECURITY.md has the cost, linear in bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import IO, Any
 import torch
 
 MAX_DEPTH, MAX_DIMENSIONS, MAX_INTEGER_BITS, MAX_TEXT_LENGTH = 32, 8, 127, 1 << 16
-# Limits of opcodes, and of values when all that is shared is written out. A tensor takes 37 opcodes and an epoch of the
+# Limits on opcodes, and on values when everything shared is written out. A tensor takes 37 opcodes and an epoch of the
 # history 25, of 4.6 bytes each. A text counts as one value and one more for every 16 characters.
 MAX_VALUES, VALUES_PER_RECORD, BYTES_PER_VALUE, CHARACTERS_PER_VALUE = 200_000, 100, 4, 16
 
@@ -34,7 +34,7 @@ GLOBALS = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict", *STORAG
 
 
 def read_tensor_file(path: Path) -> Any:
-    """Return the value in a file of `torch.save`, with its tensors on the CPU.
+    """Return the value in a `torch.save` file, with its tensors on the CPU.
 
     Raises:
         ValueError: the file is missing, is not a regular file, is damaged, or holds anything but the types above.
@@ -51,7 +51,7 @@ def read_tensor_file(path: Path) -> Any:
 
 
 def read_tensors(file: IO[bytes]) -> Any:
-    """Return the value in an open file of `torch.save`; on any other file raise almost anything."""
+    """Return the value in an open `torch.save` file; for any other file, raise almost anything."""
     with zipfile.ZipFile(file) as archive:
         _check_layout(file, archive)
         _check_records(archive)
@@ -60,11 +60,11 @@ def read_tensors(file: IO[bytes]) -> Any:
 
 
 def _check_layout(file: IO[bytes], archive: zipfile.ZipFile) -> None:
-    """Raise unless Python's reader of archives and torch's must find the same records.
+    """Raise unless Python's archive reader and torch's must find the same records.
 
     They disagree about bytes before the archive (torch reads a pickle there), comments, second directories, and case.
     """
-    # The records have different and plain names, lie in one folder, and are not compressed.
+    # The records must have different and plain names, be in one folder, and not be compressed.
     records, start, file_bytes = archive.infolist(), archive.start_dir, os.fstat(file.fileno()).st_size
     names = {record.filename.lower() for record in records}
     if len(names) < len(records) or len({name.partition("/")[0] for name in names}) != 1:
@@ -72,11 +72,11 @@ def _check_layout(file: IO[bytes], archive: zipfile.ZipFile) -> None:
     for record in records:
         if record.filename != record.orig_filename or not record.filename.isascii() or "\\" in record.filename:
             raise ValueError("the name of a record is not plain ASCII")
-        # An extra field holds sizes of 64 bits. Of two such fields, each reader would take another one.
+        # An extra field holds 64-bit sizes. If there are two such fields, each reader takes a different one.
         has_two_extras = record.extra and struct.unpack("<2H", record.extra[:4]) != (1, len(record.extra) - 4)
         if has_two_extras or record.compress_type or record.compress_size != record.file_size:
             raise ValueError("a record is compressed or has two sizes")
-    # A record starts the file. The directory, and then what says where the directory is, end it.
+    # A record must start the file. The directory, then the records that locate it, must end it.
     file.seek(-min(file_bytes, END64.size + LOCATOR.size + END.size), os.SEEK_END)
     tail, end, count, size = file.read(), b"", len(records), file_bytes - END.size - start
     if tail[END64.size :].startswith(b"PK\6\7"):
@@ -105,7 +105,7 @@ class _StandIn:
     """Replace a global, a storage or a tensor, none of which is created."""
 
     kind: str
-    detail: Any  # the name of a global, the type and number of a storage's elements, the hooks of a tensor
+    detail: Any  # the name of a global, the type and number of a storage's elements, or the hooks of a tensor
 
 
 def _check_pickle(pickled: bytes, record_bytes: dict[str, int]) -> None:
@@ -117,7 +117,7 @@ def _check_pickle(pickled: bytes, record_bytes: dict[str, int]) -> None:
     max_values = MAX_VALUES + VALUES_PER_RECORD * len(record_bytes) + len(pickled) // BYTES_PER_VALUE
     argument: Any
     for opcode, argument, _ in islice(pickletools.genops(pickled), max_values):
-        # The operands are everything above the last mark or a fixed number, and before it perhaps a container.
+        # The operands are everything above the last mark, or a fixed number of values, perhaps after a container.
         operands, num_operands = [], len(opcode.stack_before)
         if num_operands > 1 and opcode.stack_before[-1] is pickletools.stackslice:
             operands, stack, num_operands = stack, outer_stacks.pop(), num_operands - 2
@@ -174,7 +174,7 @@ def _check_pickle(pickled: bytes, record_bytes: dict[str, int]) -> None:
                 value = _StandIn("tensor", hooks)
             case _:
                 unknown = repr(argument[:80].replace(" ", ".")) if opcode.name == "GLOBAL" else opcode.name
-                raise ValueError(f"its pickle uses {unknown} as no checkpoint does")
+                raise ValueError(f"its pickle uses {unknown}, unlike any checkpoint")
         stack.append(value)
     raise ValueError(f"its pickle has more than {max_values:,} opcodes")
 
@@ -184,7 +184,7 @@ def _fits(num_elements: int, offset: Any, size: tuple[Any, ...], stride: tuple[A
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or len(size) > MAX_DIMENSIONS or {*map(type, numbers)} != {int} or min(numbers) < 0:
         return False
-    reach = 0  # of the elements so far, from the innermost dimension to the outermost
+    reach = 0  # extent of the elements so far, from the innermost dimension to the outermost
     for width, step in sorted(zip(size, stride), key=lambda dimension: dimension[1]):
         if width > 1 and step <= reach:
             return False
@@ -193,7 +193,7 @@ def _fits(num_elements: int, offset: Any, size: tuple[Any, ...], stride: tuple[A
 
 
 def check_extent(value: Any, left: int, depth: int = 0) -> int:
-    """Return how many of `left` values are left after this one; a list can hold another many times, or itself.
+    """Return how many of `left` values remain after this one; a list can hold another many times, or itself.
 
     Raises:
         ValueError: there are more values, or they are nested too deeply.

@@ -35,7 +35,7 @@ def compare_states(expected: Any, found: Any, where: str, source: str) -> int:
 
 
 def _pairs(expected: Any, found: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the parts of two nested values with the same place, with where that is."""
+    """Yield the parts at the same place in two nested values, with that place."""
     if isinstance(expected, dict) and isinstance(found, dict):
         for key in [*expected, *(key for key in found if key not in expected)]:
             if key not in expected or key not in found:

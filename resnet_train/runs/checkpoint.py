@@ -27,8 +27,8 @@ from resnet_train.training.state import TrainerState
 
 FORMAT = "resnet_train checkpoint"
 VERSION = 2
-# What file systems without links answer; exFAT and network drives on Windows, and Android, have their own ways. Where
-# the folder can't be written, copying fails with the same error.
+# Errors of file systems without links; exFAT and network drives on Windows, and Android, each have their own. Where the
+# folder is not writable, copying fails with the same error.
 NO_LINK_ERRORS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EINVAL, errno.EACCES}
 RECORD_BYTES = 512  # per tensor: its description, the headers of its record, its alignment
 
@@ -55,10 +55,10 @@ class Description(BaseModel):
 
 
 class ModelCheckpoint(Description):
-    """A model: its weights, their epoch, and the split on which that epoch was selected (None: it is the last).
+    """A model: its weights, their epoch, and the split on which that epoch was selected (None if it is the last one).
 
     The calibration is None if the run held out no validation images, and in files of older versions. The origin is None
-    if this package trained the model; of other models the epoch is unknown.
+    if this package trained the model; for other models the epoch is unknown.
     """
 
     model: dict[str, Any]
@@ -117,17 +117,17 @@ class Saver:
         self.description = {name: _plain(getattr(description, name)) for name in Description.model_fields}
 
     def save_state(self, state: TrainerState) -> None:
-        """Write last.pt and keep the one before as previous.pt; delete a final model, which is out of date.
+        """Write last.pt and keep the previous one as previous.pt; delete a final model, which is out of date.
 
         The best model and the description follow, so that neither is ahead of the state if the run is killed.
         """
-        # A run that is extended has a final model already.
+        # A run that is extended already has a final model.
         self.folder.check_held()
         self.folder.model.unlink(missing_ok=True)
         contents = {**self.description, **dump(state)}
         write_checkpoint(self.folder.last, contents, self.folder.previous, self.folder.check_held)
 
-        # What follows the state; a kill in between is made good when the run is resumed.
+        # Write what follows the state; if the run is killed in between, resuming it repairs this.
         for split in SPLITS:
             if self.folder.next_best(split).exists():
                 replace_file(self.folder.next_best(split), self.folder.best(split))
@@ -182,7 +182,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read and verify a checkpoint, or its export as safetensors; the tensors are on the CPU.
 
     Raises:
-        ValueError: the file is missing, damaged, not a checkpoint of this program, or of a newer version.
+        ValueError: the file is missing, damaged, not a checkpoint of this program, or from a newer version.
     """
     contents = read_description(path) if is_safetensors(path) else read_tensor_file(path)
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
@@ -209,7 +209,7 @@ def parse(contents: dict[str, Any], path: Path, kind: type[Kind]) -> Kind:
     Raises:
         ValueError: a part is missing or has the wrong type; the message names it.
     """
-    # The structure says what is expected; the first thing that is wrong becomes the message.
+    # The structure says what is expected; the first error becomes the message.
     fields = {name: value for name, value in contents.items() if name not in ("format", "version")}
     try:
         return kind.model_validate(fields)
@@ -245,7 +245,7 @@ def _upgrade(contents: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resolve_amp(contents: dict[str, Any]) -> dict[str, Any]:
-    """Replace `amp: auto`, which earlier versions stored, by what it meant: float32 on CPUs and in evaluations."""
+    """Replace `amp: auto`, which earlier versions stored, with what it meant: float32 on CPUs and in evaluations."""
     config, environment = contents.get("config"), contents.get("environment")
     if not isinstance(config, dict) or config.get("amp") != "auto":
         return contents
@@ -267,14 +267,14 @@ def write_checkpoint(
         path: the file to write.
         contents: tensors, strings, numbers, None, and lists, tuples and dicts of them.
         previous: a file that keeps what `path` held before.
-        check: called before files are renamed; raises if the folder must not be written.
+        check: called before files are renamed; raises if the folder must not be written to.
 
     Raises:
         OSError: the system's message, with the path; on a full disk also the needed and the free bytes.
     """
     temporary = _temporary(path)
     try:
-        # Write beside the file; then rename, which replaces the old file at once.
+        # Write next to the file, then rename, which replaces the old file at once.
         _write(temporary, stamp(contents))
         check()
         if previous is not None and path.exists():
@@ -282,7 +282,7 @@ def write_checkpoint(
         replace_file(temporary, path)
         _sync_folder(path.parent)
 
-    # Delete what was written, and say what a full disk lacks.
+    # Delete what was written, and report how many bytes a full disk lacks.
     except OSError as error:
         if error.errno is None:  # from `check`: a temporary file at this path would be another run's
             raise
@@ -322,7 +322,7 @@ class _ErrorKeeper:
 
 
 def stamp(contents: dict[str, Any]) -> dict[str, Any]:
-    """Return the contents with what a file of them starts with: the format and its version."""
+    """Return the contents preceded by the format and its version, with which a file starts."""
     return {"format": FORMAT, "version": VERSION, **contents}
 
 
@@ -339,7 +339,7 @@ def _write(path: Path, contents: dict[str, Any]) -> None:
 
 
 def count_bytes(contents: Any) -> int:
-    """Return about how many bytes a file of these contents takes: its tensors and the headers of each."""
+    """Return about how many bytes a file with these contents takes: its tensors and their headers."""
     # Tensors that share memory are stored once.
     storages: dict[int, int] = {}
     pending = [contents]
@@ -357,7 +357,7 @@ def count_bytes(contents: Any) -> int:
 
 def _keep_as(path: Path, previous: Path) -> None:
     """Make `previous` a second name of the file at `path`, atomically."""
-    # A link beside it first, because a link cannot replace a file.
+    # First make a link next to it, because a link cannot replace a file.
     link = _temporary(previous)
     link.unlink(missing_ok=True)
     try:
@@ -381,7 +381,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """Return a name beside the file. It is always the same one, so the next save overwrites what a kill left."""
+    """Return a name next to the file. It is always the same, so the next save overwrites what a killed run left."""
     return path.with_name(f".{path.name}.tmp")
 
 

@@ -17,8 +17,8 @@ class Images:
 
     Attributes:
         trained, evaluated: equal for equal images.
-        title: of the data set.
-        is_known: False if the run has no checkpoint, so that only the name of their folder is known.
+        title: the name of the data set.
+        is_known: False if the run has no checkpoint, so that only the name of the folder of images is known.
     """
 
     trained: str
@@ -30,7 +30,8 @@ class Images:
 def identify_images(histories: Sequence[RunHistory]) -> list[Images]:
     """Return the images of each run.
 
-    A run without a checkpoint has those of the runs with checkpoints whose folder of images has the same name.
+    A run without a checkpoint is assumed to share the images of runs with checkpoints whose image folder has the same
+    name.
     """
     found = [_read_images(history) for history in histories]
     places = [(history.config.dataset, history.config.data_dir.name, history.split) for history in histories]

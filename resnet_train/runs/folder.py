@@ -20,11 +20,11 @@ from resnet_train.runtime import names
 from resnet_train.runtime.files import open_regular, refuse_special_files, write_text
 from resnet_train.weights import SHIPPED, shipped_checkpoint
 
-PEEK_SECONDS = 0.1  # a process that only looks whether the folder is in use holds the lock for less than this
+PEEK_SECONDS = 0.1  # a process that only checks whether the folder is in use holds the lock for less than this
 HOLDER_SECONDS = 0.5  # a process that creates the folder locks it and writes its identity within this time
-# What a run writes beside its checkpoints and the files of its loggers, which declare them.
+# What a run writes besides its checkpoints and the files of its loggers, which declare them.
 OTHER_FILES = (".lock", ".holder.json", ".unsaved", "config.yaml", "environment.json", "train.log", "trace.json")
-SPLITS = ("val", "test")  # that choose the best model
+SPLITS = ("val", "test")  # that can select the best model
 EXPORTED = "model.safetensors"  # the weights in a folder for the Hugging Face Hub
 
 
@@ -51,7 +51,7 @@ class RunFolder:
         return self.checkpoints / ("best.pt" if split == "val" else "best-on-test.pt")
 
     def next_best(self, split: str) -> Path:
-        """Return where the best model waits until a state that knows its epoch is saved."""
+        """Return where the best model waits until a state that records its epoch is saved."""
         return self.checkpoints / f"next-{self.best(split).name}"
 
     @property
@@ -65,7 +65,7 @@ class RunFolder:
         Args:
             output_dir: the parent of all run folders.
             name: the run's name.
-            given: the user chose the name; if not and it is taken, `-2`, `-3` … is appended.
+            given: whether the user chose the name; if not and it is taken, `-2`, `-3` … is appended.
 
         Raises:
             ValueError: the given name is taken, or the folder can't be created.
@@ -73,7 +73,7 @@ class RunFolder:
         if names.IS_WINDOWS and (problem := names.windows_problem(name)):
             raise ValueError(f"name (={name!r}) {problem}, which Windows does not allow; choose another --name")
 
-        # Creating the folder reserves the name, whoever else tries to.
+        # Creating the folder reserves the name, whoever else tries.
         number = 1
         while True:
             path = output_dir / (name if number == 1 else f"{name}-{number}")
@@ -99,14 +99,14 @@ class RunFolder:
         Raises:
             ValueError: another process holds the lock; or there is a link or a special file where a run writes.
         """
-        # Take the lock; a process that only looks at the folder holds it for an instant.
+        # Take the lock; a process that only inspects the folder holds it for an instant.
         self._refuse_special_files()
         try:
             self._lock.acquire(timeout=PEEK_SECONDS)
         except Timeout:
             raise ValueError(f"{self.path} is being written by {self._wait_for_holder()}") from None
 
-        # Say who writes here, and delete what a killed writer left.
+        # Record who writes here, and delete what a killed writer left.
         self._lock_file = open_regular(self.path / ".lock", "rb")
         write_text(self._holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         self.checkpoints.mkdir(exist_ok=True)
@@ -130,7 +130,7 @@ class RunFolder:
             )
 
     def _is_held(self) -> bool:
-        """Return whether the locked file is the one at its path: same device, same inode."""
+        """Return whether the locked file is the one at its path: the same device and inode."""
         assert self._lock_file is not None
         with suppress(OSError):
             return os.path.samestat(os.fstat(self._lock_file.fileno()), (self.path / ".lock").lstat())
@@ -138,7 +138,7 @@ class RunFolder:
 
     def find_writer(self) -> str | None:
         """Return who writes here now, None if nobody does. An empty folder is about to be locked by its creator."""
-        # Without a holder nobody writes, except in a folder that has just been created.
+        # Without a holder file nobody writes, except in a folder that has just been created.
         self._refuse_special_files()
         if any(path.name != ".lock" for path in self.path.glob("*")) and not self._holder.exists():
             return None
@@ -146,7 +146,7 @@ class RunFolder:
         if not self._holder.exists():
             return None
 
-        # The holder may have been killed: then the lock is free.
+        # If the holder was killed, the lock is free.
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -170,7 +170,7 @@ class RunFolder:
     def unlock(self) -> None:
         """Release the lock if this object holds it."""
         if self._lock_file is not None:
-            if self._is_held():  # else the files at the path are another run's
+            if self._is_held():  # else the files at the path belong to another run
                 self._holder.unlink(missing_ok=True)
             self._lock_file.close()
             self._lock_file = None
@@ -187,12 +187,12 @@ class RunFolder:
         return self.last.exists() or self.previous.exists()
 
     def is_killed_start(self) -> bool:
-        """Return whether the folder holds only what a run leaves that was killed before its first save.
+        """Return whether the folder holds only what a run that was killed before its first save leaves.
 
-        A folder with epochs in metrics.csv or with a model is one only if `.unsaved` shows that no state was saved yet:
-        otherwise somebody deleted the states of a run to save room.
+        If it has epochs in metrics.csv or a model, this is so only if `.unsaved` shows that no state was saved yet:
+        otherwise somebody deleted the states of a run to save space.
         """
-        # The files of the run and of its loggers, in folders that they have.
+        # The files of the run and of its loggers, in their folders.
         unsaved, patterns = self.unsaved.is_file(), [*OTHER_FILES, ".*.tmp", *logger_files()]
         for path in self.path.rglob("*"):
             name = path.relative_to(self.path).as_posix()
@@ -216,8 +216,8 @@ class RunFolder:
 def find_checkpoint(path: Path) -> Path:
     """Return the file itself, or for a run's folder the final model, or the newest state if the run is unfinished.
 
-    Of a folder that was exported for the Hugging Face Hub, return the weights; in a cache they are a link.
-    The name of the network in the package stands for its file, unless there is a file or a folder of this name.
+    For a folder that was exported for the Hugging Face Hub, return the weights; in a cache they are a link.
+    The name of the network in the package stands for its file, unless a file or a folder has this name.
 
     Raises:
         ValueError: there is no such file.
@@ -257,12 +257,12 @@ def existing_run_message(path: Path) -> str:
     if run.has_checkpoint():
         return f"{message}, or continue it with --resume {path}"
     if path.is_dir() and run.is_killed_start():
-        return f"{message}, or continue it with --resume auto, which starts it again"
+        return f"{message}, or continue it with --resume auto, which restarts it"
     return message
 
 
 def find_runs(output_dir: Path, name: str, *, given: bool) -> list[RunFolder]:
-    """Return the runs of this name, newest first; a name that the user did not choose has numbered successors."""
+    """Return the runs of this name, newest first; an automatic name includes its numbered successors."""
     if not output_dir.is_dir():
         return []
     found = [

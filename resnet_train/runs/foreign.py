@@ -1,8 +1,8 @@
-"""Checkpoints of other code: read without running anything in them, and turned into checkpoints of this package.
+"""Checkpoints from other code: read without running anything in them, and turned into checkpoints of this package.
 
-Files of torch's zip format that hold tensors, numbers and text alone pass the check of `runs/archive.py` and are read
-here. All others, as those of torch before 1.6, are read by `runs/foreign_reader.py` in a process with limits, whose
-answer has to pass that check.
+Files in torch's zip format that hold only tensors, numbers and text pass the check of `runs/archive.py` and are read
+here. All others, such as those of torch before 1.6, are read by `runs/foreign_reader.py` in a process with limits,
+whose answer has to pass that check.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ log = logging.getLogger(__name__)
 PEEK_BYTES = 4096  # a checkpoint of this package says so at its start
 ZIP_START, LEGACY_START = b"PK\3\4", b"\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number as a pickle
 READER = "import sys; sys.path[:] = sys.argv[1:]; from resnet_train.runs.foreign_reader import main; main()"
-READER_SECONDS = 300  # of wall clock, mostly for importing torch on a busy machine; the reader limits itself first
+READER_SECONDS = 300  # wall-clock, mostly for importing torch on a busy machine; the reader limits itself first
 IMAGE_SIZES = {"cifar": 32, "imagenet": 224}  # by stem
 
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What a user says about a checkpoint of other code, which does not say it itself.
+    """What a user says about a checkpoint from other code, because the file does not say it.
 
     Attributes:
         arch: its architecture; found by names and shapes if None.
@@ -59,7 +59,7 @@ NOTHING = Given()
 
 
 def read_network(path: Path, given: Given = NOTHING) -> AnyCheckpoint:
-    """Read a checkpoint of this package or of other code.
+    """Read a checkpoint of this package or from other code.
 
     Raises:
         ValueError: the file is missing, damaged, or holds no network that this package has; or a checkpoint of this
@@ -70,7 +70,7 @@ def read_network(path: Path, given: Given = NOTHING) -> AnyCheckpoint:
         if given.arch not in (None, checkpoint.about.arch):
             raise ValueError(f"arch (={given.arch}) is not that of {path}, which is a {checkpoint.about.arch}")
         if given.normalize is not None:
-            raise ValueError(f"normalize (={given.normalize}) is for checkpoints of other code; {path} has its own")
+            raise ValueError(f"normalize (={given.normalize}) is for checkpoints from other code; {path} has its own")
         return checkpoint
     try:
         return _convert(*_read_weights(path), given)
@@ -79,7 +79,7 @@ def read_network(path: Path, given: Given = NOTHING) -> AnyCheckpoint:
 
 
 def is_foreign(path: Path) -> bool:
-    """Return whether a file may be a checkpoint of other code; files that can't be read are not.
+    """Return whether a file may be a checkpoint from other code; files that can't be read are not.
 
     Raises:
         ValueError: it is a damaged safetensors file.
@@ -125,7 +125,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         return find_weights(read_safetensors(path)[0])
     try:
         contents = read_tensor_file(path)
-    except ValueError:  # an older format, or parts that only the reader knows
+    except ValueError:  # an older format, or parts that only the reader supports
         with _open(path) as file:
             contents = _read_in_process(file)
         return contents["weights"], contents["entry"]
@@ -136,7 +136,7 @@ def _read_in_process(file: IO[bytes]) -> dict[str, Any]:
     """Return what `runs/foreign_reader.py` makes of a file.
 
     Raises:
-        ValueError: it refuses it, or exceeds its limits.
+        ValueError: the reader refuses the file or exceeds its limits.
     """
     command = [sys.executable, "-I", "-W", "ignore", "-c", READER, *map(os.path.abspath, sys.path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -166,7 +166,7 @@ def _read_in_process(file: IO[bytes]) -> dict[str, Any]:
 def _describe_end(code: int, stderr: bytes) -> str:
     """Return why the reader ended without an answer."""
     if code == -getattr(signal, "SIGXCPU", 0):
-        return "reading it takes more time than a file of its size may"
+        return "reading it takes more time than is allowed for a file of its size"
     if code == -getattr(signal, "SIGXFSZ", 0):
         return "its tensors are larger than the file"
     if code < 0:
@@ -184,18 +184,18 @@ def _convert(weights: dict[str, Tensor], entry: str, given: Given) -> ModelCheck
     Raises:
         ValueError: they fit no network, or are not finite.
     """
-    # The network, and whether it can have these weights.
+    # Find the network, and check whether it can have these weights.
     found = recognize(weights, given.arch)
     expected = sketch_model(found.arch, found.num_classes, len(found.weights), **found.options).state_dict()
     check_state(found.weights, dict(expected), "weights")
 
-    # What the file does not say.
+    # Add what the file does not say.
     stem = found.options.get("stem", "cifar")
     dataset = {10: "cifar10", 100: "cifar100"}.get(found.num_classes, "folder")
     guess = "imagenet" if stem == "imagenet" else "cifar100" if found.num_classes == 100 else "cifar10"
     normalization = parse_normalization(given.normalize or guess)
     if given.normalize is None:
-        log.warning("assuming the mean and std of %s, as the file has none; --normalize changes that", guess)
+        log.warning("assuming the mean and std of %s, because the file has none; --normalize changes that", guess)
     classes = [f"class {number}" for number in range(found.num_classes)]
     about = About(
         arch=found.arch,

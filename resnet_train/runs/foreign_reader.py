@@ -1,7 +1,7 @@
-"""Read a torch file that nothing has checked: a program for a process with limits on time, memory and files.
+"""Read an unchecked torch file: a program for a process with limits on time, memory and files.
 
-The file is stdin; stdout becomes a file of torch's present format that holds the tensors of its network and nothing
-else, for `runs/archive.py` to check. The reason why there is none is the last line of stderr.
+The file is stdin; stdout becomes a file in torch's current format that holds the tensors of its network and nothing
+else, for `runs/archive.py` to check. If there is no such file, the last line of stderr gives the reason.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch
 from resnet_train.models.foreign import find_weights
 
 FAILED = 2
-# What reading may take beyond the interpreter, plus as much for each byte of the file: its tensors, their copies in
+# What reading may take beyond the interpreter, and in addition for each byte of the file: its tensors, their copies in
 # the answer, and the objects of its pickle.
 SECONDS, SECONDS_PER_BYTE = 10, 1e-7
 MEMORY_BYTES, MEMORY_PER_BYTE = 256 << 20, 6
 ANSWER_BYTES, ANSWER_PER_BYTE = 1 << 20, 2
-# Events of the interpreter that reading a file never causes once everything is imported.
+# Audit events that reading a file never causes once everything is imported.
 FORBIDDEN = re.compile(r"(open|import|exec|compile|os\..*|subprocess\..*|socket\..*|shutil\..*|ctypes\..*|pty\..*)")
 
 
@@ -84,13 +84,13 @@ def _limit(file_bytes: int) -> None:
 
     def forbid(event: str, arguments: tuple[object, ...]) -> None:
         if FORBIDDEN.fullmatch(event):
-            raise PermissionError(f"reading it would {event}, which is not done")
+            raise PermissionError(f"reading it would {event}, which is not allowed")
 
     sys.addaudithook(forbid)
 
 
 def _copy(weights: dict[str, torch.Tensor], max_bytes: int) -> dict[str, torch.Tensor]:
-    """Return tensors that have their own memory, each value once.
+    """Return tensors that have their own memory, with each value stored once.
 
     Raises:
         ValueError: together they are larger than the file can be.
@@ -105,13 +105,13 @@ def _explain(error: BaseException) -> str:
     """Return the reason in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "bad_alloc" in text:
-        return "it claims to hold more than fits into memory in proportion to its size"
+        return "it claims to hold more than the memory allowed for its size"
     if "weights_only" in text or "Weights only" in text:
         found = re.search(r"(?:GLOBAL|global|class|type)[:\s]+(?:GLOBAL )?([A-Za-z_][\w.]*\.\w+)", text)
         what = f" ({found[1]})" if found else ""
         if "TorchScript" in text:
             return "it is a TorchScript program, which is not run; save model.state_dict() where it was made"
-        return f"reading it would run code{what}, which is not done; save model.state_dict() where it was made"
+        return f"reading it would run code{what}, which is not allowed; save model.state_dict() where it was made"
     return text[:200] if isinstance(error, ValueError | PermissionError) else f"it is damaged: {text[:200]}"
 
 

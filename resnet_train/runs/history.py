@@ -1,6 +1,6 @@
-"""The history of a run, read from the text files of its folder: settings, accuracy and time of each epoch.
+"""The history of a run, read from the text files of its folder: settings, and accuracy and time of each epoch.
 
-It needs no torch and no checkpoint, so that runs can be kept and compared without their weights.
+It needs neither torch nor a checkpoint, so runs can be kept and compared without their weights.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from resnet_train.config import TrainConfig, make_config
 from resnet_train.recipes import read_yaml
 from resnet_train.runtime.files import open_regular, refuse_special_files
 
-MAX_DEPTH = 3  # of run folders below a folder that is given
-EVALUATED = ("test", "val")  # the splits that say how good a network is, the first that there is
+MAX_DEPTH = 3  # of run folders below a given folder
+EVALUATED = ("test", "val")  # the splits that say how good a network is; the first one present is used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,9 @@ class Point:
     """A finished epoch.
 
     Attributes:
-        seconds: of training until its end, without evaluation; None if that is not known.
-        accuracy: None if it was not evaluated.
-        loss: None likewise.
+        seconds: the time of training until its end, without evaluation; None if unknown.
+        accuracy: the accuracy; None if it was not evaluated.
+        loss: the loss; None likewise.
     """
 
     epoch: int
@@ -46,10 +46,10 @@ class RunHistory:
     """What the files of a run say.
 
     Attributes:
-        path: of its folder.
-        config: all settings; `amp` is the number format, if it is known.
-        environment: versions and hardware; empty if that is not known.
-        split: that the accuracies are measured on.
+        path: its folder.
+        config: all settings; `amp` is the number format, if known.
+        environment: versions and hardware; empty if unknown.
+        split: the split that the accuracies are measured on.
         points: the finished epochs.
     """
 
@@ -72,9 +72,9 @@ class RunHistory:
         if last.epoch < self.config.epochs:
             return f"unfinished, epoch {last.epoch} of {self.config.epochs}"
         if last.epoch > self.config.epochs:
-            return f"metrics.csv has {last.epoch} epochs and config.yaml {self.config.epochs}"
+            return f"metrics.csv has {last.epoch} epochs, but config.yaml has {self.config.epochs}"
         if last.accuracy is None:
-            return "metrics.csv has no accuracy of its last epoch"
+            return "metrics.csv has no accuracy for its last epoch"
         if last.loss is not None and not math.isfinite(last.loss):
             return f"its final {self.split} loss is {last.loss}"
         return None
@@ -100,7 +100,7 @@ def find_run_folders(pattern: str) -> list[Path]:
 
 
 def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
-    """Yield the folder if it is that of a run, else those below it; links are not followed."""
+    """Yield the folder if it is a run's, else the run folders below it; links are not followed."""
     with suppress(OSError):  # a folder that can't be listed
         if any((folder / name).exists() for name in ("metrics.csv", "checkpoints")):
             yield folder
@@ -112,12 +112,12 @@ def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
                     for run in _runs_below(path, depth - 1):
                         found = True
                         yield run
-        if not found and (folder / "config.yaml").exists():  # of a run that was killed at its start
+        if not found and (folder / "config.yaml").exists():  # a run that was killed at its start
             yield folder
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
-    """Return a sort key that has seed10 after seed9."""
+    """Return a sort key that puts seed10 after seed9."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", text)]
 
 
@@ -166,7 +166,7 @@ def _read_table(path: Path) -> list[dict[str, str]]:
         body.pop()
     for number, row in enumerate(body, start=2):
         if len(row) != len(header):
-            raise ValueError(f"{path}, line {number} has {len(row)} cells and its header {len(header)}")
+            raise ValueError(f"{path}, line {number} has {len(row)} cells, but its header has {len(header)}")
     return [dict(zip(header, row)) for row in body]
 
 
@@ -190,7 +190,7 @@ def _read_seconds(rows: Sequence[Mapping[str, str]], timing: Sequence[Mapping[st
 
 
 def _read_point(row: Mapping[str, str], split: str, seconds: float | None, path: Path) -> Point:
-    """Return the epoch of a row.
+    """Return the epoch in a row.
 
     Raises:
         ValueError: a cell is not a number, or an accuracy is not a share.

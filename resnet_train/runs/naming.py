@@ -20,8 +20,8 @@ def default_name(config: TrainConfig, recipe: tuple[str, TrainConfig] | None = N
 
     Args:
         config: all settings.
-        recipe: the name of the YAML file that the settings come from, and its settings. It stands for them, so that
-            only what flags changed is added: `resnet20-fast-cifar10-lr0.2-seed0`.
+        recipe: the name of the YAML file that the settings come from, and its settings. Its name stands for
+            them, so only what flags changed is added: `resnet20-fast-cifar10-lr0.2-seed0`.
 
     Returns:
         A folder name of at most 80 bytes that is valid on every system. If the settings need more, a hash of all of
@@ -30,7 +30,7 @@ def default_name(config: TrainConfig, recipe: tuple[str, TrainConfig] | None = N
     name, base = recipe or (config.arch, TrainConfig())
     changes = changed_settings(base, config)
 
-    # The parts that every name has are not repeated: the recipe resnet18-cifar100 contains its data set.
+    # Do not repeat the parts that every name has: the recipe resnet18-cifar100 contains its data set.
     head = [name] if config.dataset in name.split("-") else [name, config.dataset]
     if config.dataset not in FACTS and config.data_dir != TrainConfig().data_dir:
         head.append(config.data_dir.name)  # the images are what is in this folder
@@ -39,7 +39,7 @@ def default_name(config: TrainConfig, recipe: tuple[str, TrainConfig] | None = N
         written |= {"arch", "normalize"}  # they come with the weights
     tokens = [_token(setting, value) for setting, (_, value) in changes.items() if setting not in written]
 
-    # Replace the last settings by a hash if there are too many of them.
+    # Replace the last settings with a hash if there are too many of them.
     whole, tail = _clean("-".join([*head, *tokens])), f"-seed{config.seed}"
     room = MAX_BYTES - len(tail)
     if len(whole.encode()) > room:
@@ -74,7 +74,7 @@ def _part(part: Any) -> str:
 
 
 def _weights_name(weights: Path) -> str:
-    """Return the name of a checkpoint's run, or of the file if it is in no run's folder."""
+    """Return the name of a checkpoint's run, or of the file if it is not in a run's folder."""
     path, _ = unpin(weights)
     return path.absolute().parents[1].name if path.absolute().parent.name == "checkpoints" else path.stem
 

@@ -1,4 +1,4 @@
-"""The plugins that a run was trained with: which are missing here, and which have changed since."""
+"""The plugins that a run was trained with: which ones are missing here, and which have changed since."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NeededPlugin:
 
     @property
     def remedy(self) -> str:
-        """Return how to give it."""
+        """Return how to provide it."""
         return f"--plugin {self.path}" if self.path else f"an installation of {self.version or self.name}"
 
 
@@ -48,7 +48,7 @@ def missing_plugins(environment: dict[str, Any]) -> list[NeededPlugin]:
 
 
 def describe_missing(missing: list[NeededPlugin], path: Path) -> str:
-    """Return which plugins are missing, and how to give them."""
+    """Return which plugins are missing, and how to provide them."""
     names, remedies = (" and ".join(words) for words in zip(*((plugin.name, plugin.remedy) for plugin in missing)))
     plural = len(missing) > 1
     return (
@@ -76,10 +76,10 @@ def check_files(environment: dict[str, Any], path: Path) -> list[str]:
 
 @contextmanager
 def naming_missing_plugins(description: Description, path: Path) -> Iterator[None]:
-    """Add to a ValueError about an unknown name which plugins are missing.
+    """Add the missing plugins to a ValueError about an unknown name.
 
     Raises:
-        ValueError: the same one, or with the plugins that the checkpoint at `path` was trained with.
+        ValueError: the same one, or one with the plugins that the checkpoint at `path` was trained with.
     """
     try:
         yield
@@ -92,7 +92,7 @@ def naming_missing_plugins(description: Description, path: Path) -> Iterator[Non
 def read_settings(description: Description, path: Path) -> TrainConfig:
     """Return the settings of a checkpoint, without those of plugins that are missing.
 
-    What is evaluated needs the plugin with its network, but not the one that logged its training.
+    Evaluation needs the plugin with the network, but not the one that logged its training.
 
     Raises:
         ValueError: a setting is invalid.

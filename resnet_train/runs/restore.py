@@ -31,10 +31,10 @@ def restore_model(checkpoint: AnyCheckpoint, path: Path) -> nn.Module:
     """
     about, weights = checkpoint.about, checkpoint.weights
     try:
-        # Try a sketch first: it takes no memory for a network that the weights do not fill.
+        # Try a sketch first, which takes no memory if the weights do not fill the network.
         sketch = sketch_model(about.arch, len(about.classes), len(weights), **about.arch_options)
         sketch.load_state_dict(weights, assign=True)
-        with torch.random.fork_rng(devices=[]):  # the initial weights are replaced: leave no trace of them
+        with torch.random.fork_rng(devices=[]):  # the initial weights are replaced, so leave the random state unchanged
             model = create_model(about.arch, len(about.classes), **about.arch_options)
         model.load_state_dict(weights)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -51,10 +51,10 @@ def restore_trainer(
     """Load the state of a run into its trainer.
 
     Args:
-        trainer: built from `config`.
-        state: read from the run's folder.
+        trainer: a trainer built from `config`.
+        state: the state read from the run's folder.
         config: all settings.
-        fingerprints: of the training, the test and the validation images that the trainer was built with.
+        fingerprints: those of the training, test and validation images that the trainer was built with.
 
     Raises:
         UnusableState: the state does not fit the run.
@@ -73,7 +73,7 @@ def restore_trainer(
 
 
 def warn_about_changes(state: RunCheckpoint, environment: dict[str, Any], num_ranks: int) -> None:
-    """Warn if a resumed run will differ: equal bits need the same device, versions, threads and processes."""
+    """Warn if a resumed run will differ: identical bits need the same device, versions, threads and processes."""
     before = state.environment
     keys = ("torch", "device", "device_name", "threads")
     changed = [
@@ -83,7 +83,7 @@ def warn_about_changes(state: RunCheckpoint, environment: dict[str, Any], num_ra
         log.warning("%s: the result may differ in its last bits", "; ".join(changed))
     if (num_before := len(state.sums)) != num_ranks:  # one row of sums for each process
         log.warning(
-            "the number of processes was %d and is now %d: the result will differ, as batch norm sees other parts",
+            "the number of processes was %d and is now %d: the result will differ, because batch norm sees other parts",
             num_before,
             num_ranks,
         )

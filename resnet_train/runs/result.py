@@ -59,7 +59,7 @@ def read_result(start: Start) -> RunResult:
             follow_checkpoint(folder, state)
             Saver(folder, state).save_final(state.weights, records[-1], state.calibration)
     else:
-        # The states were deleted to save room; the models have their records.
+        # The states were deleted to save space; the models have their records.
         log.info("%s is finished; nothing to do", folder.path)
         assert model is not None
         assert model.metrics is not None

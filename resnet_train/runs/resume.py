@@ -27,7 +27,7 @@ from resnet_train.runs.needed_plugins import check_files
 
 log = logging.getLogger(__name__)
 
-# The fingerprints of the training, the test and the validation images that a config names.
+# The fingerprints of the training, test and validation images that a config names.
 Fingerprints = Callable[[TrainConfig], tuple[str, str, str]]
 
 
@@ -43,9 +43,9 @@ class Start:
         config: all settings.
         folder: the run's folder, locked; None for a new run, whose folder is created when everything else is ready.
         state: the state to resume from; None for a run that starts from step 0.
-        name: of the folder to create.
-        exact: refuse a name that is taken instead of appending a number.
-        file: the file that the user chose to resume from; None if it is the newest usable one.
+        name: the name of the folder to create.
+        exact: whether to refuse a name that is taken instead of appending a number.
+        file: the file that the user chose to resume from; None for the newest usable one.
         model: the final model of a finished run whose states were deleted.
     """
 
@@ -71,7 +71,7 @@ class Start:
         return self.folder or RunFolder.create(self.config.output_dir, self.name, given=self.exact)
 
     def fall_back(self, error: ValueError) -> RunCheckpoint:
-        """Return the state of previous.pt, after that of last.pt was refused with this error; set last.pt aside.
+        """Return the state of previous.pt after last.pt was refused with this error; set last.pt aside.
 
         Raises:
             ValueError: the same error, if there is no other state to resume from.
@@ -97,11 +97,11 @@ def find_start(
 
     Args:
         config: all settings.
-        given: those that the user chose; a run that is resumed by its path keeps its settings except these.
+        given: the settings that the user chose; a run resumed by its path keeps its settings except these.
         resume: None for a new run, "auto" for the newest run of the same experiment or a new one, or the path of a run,
             whose config then replaces `config`.
-        fingerprints: read the images of a config.
-        name: of a new run if the config has none.
+        fingerprints: returns the fingerprints of the images of a config.
+        name: the name of a new run if the config has none.
 
     Raises:
         ValueError: there is no such run, it is in use, or a setting would change its result.
@@ -160,7 +160,7 @@ def _resumed(folder: RunFolder, state: RunCheckpoint, given: dict[str, Any], fil
     config, before = merge_on_resume(state.config, {**given, **place}), make_config(state.config).epochs
     start = Start(config=config, folder=folder, state=state, name=folder.name, exact=True, file=file)
 
-    # Its data may have been moved as well; a finished run needs none.
+    # Its data may also have been moved; a finished run needs none.
     if not start.is_finished and "data_dir" not in given:
         found = find_data_dir(config, state.data_path)
         start = replace(start, config=config.model_copy(update={"data_dir": found}))
@@ -187,7 +187,7 @@ def _read_state(folder: RunFolder) -> RunCheckpoint:
             _set_last_aside(folder, problems)
         return state
 
-    # None is usable: say why.
+    # If none is usable, say why.
     if folder.last.exists() and not folder.previous.exists():
         raise ValueError(problems[0])
     raise ValueError(f"{folder.path} has no checkpoint to resume from: {'; '.join(problems)}")
@@ -239,21 +239,21 @@ def _find_match(config: TrainConfig, given: dict[str, Any], fingerprints: Finger
             finished.folder.lock()
         return finished
 
-    # Otherwise start a new run, under a name that is free.
+    # Otherwise start a new run under a free name.
     numbered = (name if number == 1 else f"{name}-{number}" for number in count(1))
     free = next(candidate for candidate in numbered if not (config.output_dir / candidate).exists())
     return Start(config=config, folder=None, state=None, name=name if config.name else free, exact=True)
 
 
 def _candidates(config: TrainConfig, name: str) -> Iterator[tuple[RunFolder, bool]]:
-    """Yield the folders to look at, newest first, and whether they have the name of this run.
+    """Yield the folders to consider, newest first, and whether they have the name of this run.
 
-    Without a chosen name these are the runs of its default name, followed by all others in the output directory.
+    Without a chosen name these are the runs with the default name, then all others in the output directory.
     """
     named = find_runs(config.output_dir, name, given=config.name is not None)
     yield from ((folder, True) for folder in named)
 
-    # The same experiment may have another name, such as one that the user chose.
+    # The same experiment may have another name, such as one chosen by the user.
     if config.name is None and config.output_dir.is_dir():
         known = {folder.path for folder in named}
         others = [RunFolder(path) for path in config.output_dir.iterdir() if path not in known]
@@ -271,10 +271,10 @@ def _match(
     """Return the start from a folder that holds this experiment.
 
     Raises:
-        OtherRun: it holds another one, or files that this program did not make.
+        OtherRun: it holds a different one, or files that this program did not make.
         ValueError: the run is in use or has no readable state.
     """
-    # Reading a state takes long: config.yaml tells most of the other runs apart.
+    # Reading a state is slow, and config.yaml rules out most other runs.
     if not has_name:
         _check_described(folder, config, must_exist=True)
 
@@ -309,7 +309,7 @@ def _match(
 
 def _match_without_state(config: TrainConfig, folder: RunFolder, has_name: bool) -> Start:
     """Return the start from a folder without a state: a finished run, or one that was killed before its first save."""
-    # A final model is a finished run whose states were deleted.
+    # A final model means a finished run whose states were deleted.
     other = OtherRun(existing_run_message(folder.path))
     if folder.model.is_file():
         try:
@@ -322,7 +322,7 @@ def _match_without_state(config: TrainConfig, folder: RunFolder, has_name: bool)
             raise other
         return Start(config=before, folder=folder, state=None, name=folder.name, exact=True, model=model)
 
-    # Only a folder of this run's name may be started again.
+    # Only a folder with this run's name may be restarted.
     if not has_name or not folder.is_killed_start():
         raise other
     try:
@@ -361,7 +361,7 @@ def _check_same(folder: RunFolder, before: TrainConfig, config: TrainConfig) -> 
     remedy = "choose another --name"
     if set(changes) == {"epochs"} and config.epochs > before.epochs:
         remedy += f", or extend it with --resume {folder.path} --epochs {config.epochs}"
-    raise OtherRun(f"{folder.path} is a run with other settings ({listed}); {remedy}")
+    raise OtherRun(f"{folder.path} is a run with different settings ({listed}); {remedy}")
 
 
 def _check_images(folder: RunFolder, state: RunCheckpoint, config: TrainConfig, fingerprints: Fingerprints) -> None:

@@ -1,8 +1,9 @@
 """Safetensors files: read safely, whoever made them, and written with the description of a checkpoint as metadata.
 
-Such a file is the length of its header (8 bytes), the header (JSON: type, shape and place of each tensor, and metadata,
-which are texts by name), and the bytes of the tensors. The package `safetensors` checks that every tensor lies within
-the file and that each byte belongs to one tensor; the size and the metadata of the header are checked here before.
+Such a file is the length of its header (8 bytes), the header (JSON: type, shape and offsets of each tensor, and
+metadata, which are strings by name), and the bytes of the tensors. The package `safetensors` checks that every tensor
+lies within the file and that each byte belongs to one tensor; the size and the metadata of the header are checked here
+first.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from resnet_train.runtime.extras import import_extra
 from resnet_train.runtime.seal import is_intact, seal
 from resnet_train.text import one_line
 
-KEY = "resnet_train"  # of the description in the metadata; one only, because the package does not keep their order
-LENGTH_BYTES = 8  # of the header's length, little-endian
+KEY = "resnet_train"  # the only key in the metadata, because the package does not keep the order of keys
+LENGTH_BYTES = 8  # the header's length, little-endian
 # A tensor takes about 100 bytes of the header. Parsing takes up to 30 bytes of memory for each.
 MAX_HEADER_BYTES = 2_000_000
 
 
 def is_safetensors(path: Path) -> bool:
-    """Return whether a regular file starts as a safetensors file does; no archive has a { at this place."""
+    """Return whether a regular file starts like a safetensors file; no archive has a { at this place."""
     if not path.is_file():
         return False
     try:
@@ -55,14 +56,14 @@ def read_description(path: Path) -> dict[str, Any]:
     data = _read(path)
     weights, metadata = _parse(data, path)
     if KEY not in metadata:
-        raise ValueError(f"{path} is not a checkpoint of resnet_train: its metadata have no {KEY!r}")
+        raise ValueError(f"{path} is not a checkpoint of resnet_train: its metadata has no {KEY!r}")
     try:
         description = json.loads(metadata[KEY], object_pairs_hook=_without_duplicates)
         check_extent(description, MAX_VALUES)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {one_line(error)}") from None
     if not isinstance(description, dict) or not is_intact(data, description.pop("sha256", None)):
-        raise ValueError(f"{path} is damaged: it does not have the SHA-256 that its metadata say")
+        raise ValueError(f"{path} is damaged: it does not have the SHA-256 that its metadata gives")
     if "optimizer" in description:
         raise ValueError(f"{path} describes the state of a run, which is not stored as safetensors")
     return {**description, "model": weights}
@@ -105,15 +106,15 @@ def _read_metadata(data: bytes) -> dict[str, str]:
     """Return the metadata of a file.
 
     Raises:
-        ValueError: the header is too long, is no JSON object, or names something twice.
+        ValueError: the header is too long, is not a JSON object, or names something twice.
     """
     length = int.from_bytes(data[:LENGTH_BYTES], "little")
     if not 2 <= length <= min(MAX_HEADER_BYTES, len(data) - LENGTH_BYTES):
-        raise ValueError(f"its header has {length:,} bytes of at most {MAX_HEADER_BYTES:,}")
+        raise ValueError(f"its header has {length:,} bytes, more than {MAX_HEADER_BYTES:,}")
     header = json.loads(data[LENGTH_BYTES : LENGTH_BYTES + length], object_pairs_hook=_without_duplicates)
     metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("its metadata are not texts by name")
+        raise ValueError("its metadata does not map names to strings")
     return metadata
 
 

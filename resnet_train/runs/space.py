@@ -14,10 +14,10 @@ from resnet_train.training.trainer import Trainer, list_scalars
 log = logging.getLogger(__name__)
 
 NUM_STATES = 3  # last.pt, previous.pt, and the one being written
-NUM_MODELS = 2  # the best one, and the final one or that which waits to become the best one
+NUM_MODELS = 2  # the best one, and the final one or the one waiting to become the best
 MAX_BUFFERS = 2  # copies of the weights that an optimizer keeps: one for momentum, two for Adam
-CELL_BYTES = 24  # of a value in metrics.csv
-LINE_BYTES = 256  # of a row of timing.csv and a line of train.log
+CELL_BYTES = 24  # per value in metrics.csv
+LINE_BYTES = 256  # per row of timing.csv and line of train.log
 
 
 def warn_if_nearly_full(folder: RunFolder, config: TrainConfig, trainer: Trainer) -> None:

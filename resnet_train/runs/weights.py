@@ -28,14 +28,14 @@ def read_weights(config: TrainConfig, chosen: Iterable[str] = ()) -> AnyCheckpoi
         chosen: names of the settings that the user chose; the architecture is found if it is not among them.
 
     Raises:
-        ValueError: it is not usable, is another architecture than the chosen one, or has changed since the run was
+        ValueError: it is not usable, has another architecture than the chosen one, or has changed since the run was
             described.
     """
     assert config.weights is not None
     path, digest = unpin(config.weights)
     file = find_checkpoint(path)
     if digest and not hash_file(file).startswith(digest):
-        raise ValueError(f"weights (={path}) has other contents than those that {digest} stands for")
+        raise ValueError(f"weights (={path}) has changed: its contents are not those that {digest} stands for")
     arch = config.arch if digest or _is_chosen("arch", config, chosen) else None
     try:
         return read_network(file, Given(arch=arch, normalize=config.normalize if is_foreign(file) else None))
@@ -66,7 +66,7 @@ def resolve_weights(config: TrainConfig, chosen: Iterable[str] = ()) -> TrainCon
 
 
 def pin_given(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that the user chose with the digest of `weights`, by which runs are compared.
+    """Return the chosen settings with the digest of `weights`, by which runs are compared.
 
     Raises:
         ValueError: the checkpoint can't be read.
@@ -86,13 +86,13 @@ def load_weights(trainer: Trainer, source: AnyCheckpoint, config: TrainConfig, c
     """Copy the weights of a checkpoint into the network of a new run; the head stays new if the classes differ.
 
     Args:
-        trainer: has done no step.
+        trainer: a trainer that has done no step.
         source: what `read_weights` returned.
         config: all settings.
-        classes: of the run's images.
+        classes: the classes of the run's images.
 
     Raises:
-        ValueError: the network is another one, or its new head is frozen.
+        ValueError: the network is different, or its new head is frozen.
     """
     assert config.weights is not None
     path, model = unpin(config.weights)[0], trainer.model
@@ -102,7 +102,7 @@ def load_weights(trainer: Trainer, source: AnyCheckpoint, config: TrainConfig, c
     if not keeps_head:
         kept, expected = (_without(head, weights) for weights in (kept, expected))
 
-    # What is loaded must be the whole network, or all of it but the head, which then has to be trained.
+    # Load the whole network, or all of it but the head, which then has to be trained.
     fits = {name for name in kept.keys() & expected.keys() if kept[name].shape == expected[name].shape}
     if misfits := sorted((kept.keys() | expected.keys()) - fits):
         raise ValueError(f"weights (={path}) are not those of this {config.arch}: {misfits[0]} does not fit")
@@ -123,7 +123,7 @@ def load_weights(trainer: Trainer, source: AnyCheckpoint, config: TrainConfig, c
 
 
 def _has_classes(source: AnyCheckpoint, classes: tuple[str, ...]) -> bool:
-    """Return whether a network is for these classes; one of other code has no names of classes."""
+    """Return whether a network is for these classes; one from other code has no class names."""
     known = source.about.classes
     return len(known) == len(classes) if source.origin is not None else known == list(classes)
 

@@ -1,4 +1,4 @@
-"""What a job changes in its process, put back when it is done."""
+"""What a job changes in its process, restored when it is done."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 
 from resnet_train.runtime.device import keep_freed_memory
 
-VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "KINETO_LOG_LEVEL")  # that a job sets
+VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "KINETO_LOG_LEVEL")  # environment variables that a job sets
 
 
 @contextmanager
 def borrow_process() -> Iterator[None]:
-    """Put back torch's threads and choice of kernels, filters of warnings, the environment and how memory is kept."""
+    """Restore torch's threads and choice of kernels, warning filters, the environment and how memory is kept."""
     # What `prepare_machine` and the profiler change.
     threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -42,7 +42,7 @@ def borrow_process() -> Iterator[None]:
 
 @contextmanager
 def borrow_generators() -> Iterator[None]:
-    """Put back the state of torch's random generators."""
+    """Restore the state of torch's random generators."""
     on_cpu = torch.get_rng_state()
     on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 log = logging.getLogger(__name__)
 
-EAGER_CALLS = 3  # for each shape: until then cuDNN chooses algorithms, and optimizers and the loss scaler make state
+EAGER_CALLS = 3  # per shape, in which cuDNN chooses algorithms, and optimizers and the loss scaler create state
 
 # Code that is known to launch the same kernels in every step; a replay would silently repeat what a plugin decides in
 # Python, such as a random choice.
@@ -24,7 +24,7 @@ Output = TypeVar("Output")
 
 
 def is_capturable(part: nn.Module | Optimizer) -> bool:
-    """Return whether a network or an optimizer consists of this package's code and torch's only."""
+    """Return whether a network or an optimizer consists only of this package's code and torch's."""
     members = part.modules() if isinstance(part, nn.Module) else [part]
     return all(type(member).__module__.partition(".")[0] in CAPTURABLE for member in members)
 
@@ -38,7 +38,7 @@ class Captured(Generic[Inputs, Output]):
     Args:
         function: What to capture.
         recover: Undo what a capture that failed left behind in Python objects, as a capture runs no kernel.
-        pool: The memory that graphs share; what is in it is needed during a replay only.
+        pool: The memory that graphs share; its contents are needed only during a replay.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Captured(Generic[Inputs, Output]):
             try:
                 self.graphs[shapes] = self.capture(inputs)
             except RuntimeError as error:
-                log.warning("no CUDA graph, each kernel is launched on its own: %s", " ".join(str(error).split())[:200])
+                log.warning("no CUDA graph, each kernel is launched separately: %s", " ".join(str(error).split())[:200])
                 self.works = False
                 self.recover()
                 return self.function(inputs)
@@ -75,7 +75,7 @@ class Captured(Generic[Inputs, Output]):
         """Return a graph of one call, the tensors that it reads its inputs from, and those it leaves its output in."""
         own = type(inputs)(*(None if tensor is None else tensor.clone() for tensor in inputs))
         graph = torch.cuda.CUDAGraph()
-        # The thread that reads images ahead may pin memory meanwhile, which the default mode forbids to all threads.
+        # The thread that reads images ahead may pin memory meanwhile, which the default mode forbids in all threads.
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             output = self.function(own)
         return graph, own, output

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-# Versions of a compiled network beside one for each image size: evaluation, its last batches, both networks.
+# Versions of a compiled network besides one per image size: evaluation, its last batches, both networks.
 OTHER_VERSIONS = 16
 
 
@@ -36,14 +36,14 @@ def compile_networks(networks: Iterable[nn.Module], mode: str, num_sizes: int) -
     """Compile networks in place, when they are first called.
 
     Each image size gets code for exactly this size: at the second one torch would switch to slower code for any size.
-    A network that can't be compiled as a whole raises an error, where torch would run it uncompiled without a word.
+    A network that can't be compiled as a whole raises an error, where torch would silently run it uncompiled.
     """
     from torch._dynamo import config  # takes 1 s to import
 
     # Beyond this number of versions torch stops compiling; by default after 8.
     config.recompile_limit = max(config.recompile_limit, num_sizes + OTHER_VERSIONS)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 2 * config.recompile_limit)
-    # Split to overlap communication, small networks lose more than they gain; not measured on GPUs.
+    # Small networks lose more than they gain by splitting to overlap communication; not measured on GPUs.
     config.optimize_ddp = False
     for network in networks:
         network.compile(mode=mode, fullgraph=True, dynamic=False)  # torch.compile(network) would prefix the weights

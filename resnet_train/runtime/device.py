@@ -100,7 +100,7 @@ def memory_format(channels_last: bool) -> torch.memory_format:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of the device for people: `NVIDIA H100 80GB HBM3` or `cpu (2 threads)`."""
+    """Return a readable name of the device: `NVIDIA H100 80GB HBM3` or `cpu (2 threads)`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
@@ -111,7 +111,7 @@ def free_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
 
-    # On a CPU, or with Apple's GPU, which shares its memory: Linux knows how much is available; else take half of all.
+    # On a CPU, or with Apple's GPU, which shares its memory, Linux knows how much is available; else take half of it.
     try:
         with open("/proc/meminfo") as file:  # noqa: PTH123 - not a file on disk
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
@@ -136,7 +136,7 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 
 
 def seed_generators(device: torch.device, seed: int) -> None:
-    """Seed torch's generators of the CPU and of the device, a hundred times as fast as `torch.manual_seed`."""
+    """Seed torch's generators for the CPU and the device, a hundred times as fast as `torch.manual_seed`."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)

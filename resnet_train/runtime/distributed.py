@@ -1,4 +1,4 @@
-"""Communication between the processes that `torchrun` starts, by torch.distributed.
+"""Communication between the processes that `torchrun` starts, through torch.distributed.
 
 Without torchrun a run is one process, and all of this does nothing.
 """
@@ -25,7 +25,7 @@ class Processes:
     """The processes that train one model together, each on its part of every batch (data parallel).
 
     Attributes:
-        rank: of this process, from 0. Rank 0 writes files and messages.
+        rank: the rank of this process, from 0. Rank 0 writes files and messages.
         num_ranks: number of processes.
     """
 
@@ -103,7 +103,7 @@ ALONE = Processes()
 def join_processes() -> Iterator[Processes]:
     """Connect the processes that torchrun started, with NCCL between GPUs and gloo between CPUs.
 
-    Within another such context, for one of several runs, the processes are connected already.
+    Within another such context, for one of several runs, the processes are already connected.
     """
     if dist.is_initialized():
         yield Processes(dist.get_rank(), dist.get_world_size())
@@ -113,12 +113,12 @@ def join_processes() -> Iterator[Processes]:
         return
     store, rank, num_ranks = next(rendezvous("env://"))
 
-    # When torchrun restarts the processes of one machine, it keeps its store (torch 2.15). Without a prefix the first
-    # processes to be back would find the addresses of those that died. Between machines every start has a new store.
+    # When torchrun restarts the processes of one machine, it keeps its store (torch 2.15). Without a prefix, the first
+    # processes to restart would find the addresses of those that died. Across machines every start has a new store.
     if ranks.is_one_machine():
         store = PrefixStore(f"start {ranks.num_restarts()}", store)
 
-    # Without a named backend, torch takes one for each kind of device.
+    # Without a named backend, torch uses one for each kind of device.
     dist.init_process_group(store=store, rank=rank, world_size=num_ranks)
     try:
         yield Processes(rank, num_ranks)

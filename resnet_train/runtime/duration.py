@@ -1,4 +1,4 @@
-"""Time spans, and lengths of trainings, as text."""
+"""Time spans and lengths of training as text."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def format_end(seconds: float) -> str:
 
 
 def format_training_length(epochs: int | None, steps: int) -> str:
-    """Return the length of a training that may have stopped within an epoch: `3 epochs and 12 steps`."""
+    """Return the length of training that may have stopped within an epoch: `3 epochs and 12 steps`."""
     if epochs is None:
         return "epochs unknown"
     text = f"{epochs:,} epoch{'s' * (epochs != 1)}"

@@ -18,7 +18,7 @@ def import_extra(module: str, purpose: str) -> ModuleType:
     """Import a module of an optional package.
 
     Args:
-        module: such as "safetensors.torch".
+        module: the module, such as "safetensors.torch".
         purpose: what needs it, for the message.
 
     Raises:

@@ -66,8 +66,8 @@ def replace_text(path: Path, text: str) -> None:
 def replace_file(source: Path, target: Path) -> None:
     """Rename a file to the name of another, which it replaces, or a folder to a free name.
 
-    Windows refuses while a virus scanner, a backup or another program has the file open, mostly for an instant: there
-    it is tried for a second.
+    Windows refuses while a virus scanner, a backup or another program has the file open, usually for an instant, so
+    renaming is retried for a second there.
     """
     attempts = REPLACE_ATTEMPTS if IS_WINDOWS else 1
     for remaining in reversed(range(attempts)):
@@ -81,7 +81,7 @@ def replace_file(source: Path, target: Path) -> None:
 
 
 def refuse_special_files(folder: Path) -> None:
-    """Check that a folder holds regular files and folders only.
+    """Check that a folder holds only regular files and folders.
 
     Raises:
         ValueError: it holds a link, a FIFO, a socket or a device; the message names it.
@@ -118,7 +118,7 @@ def describe_space(error: OSError, folder: Path, needed_bytes: int) -> str:
         room = f"no inodes are free, though {free} bytes are; {needed_bytes:,} bytes are needed); delete files"
     else:
         room = f"{needed_bytes:,} bytes are needed, {free} are free); make room"
-    return f" ({room}, then repeat the command, a training with --resume"
+    return f" ({room}, then repeat the command, with --resume for training"
 
 
 def has_no_inodes(folder: Path) -> bool:

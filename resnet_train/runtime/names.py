@@ -1,4 +1,4 @@
-"""Names that come from data, made safe to be names of files."""
+"""Names that come from data, made safe as file names."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ALLOWED = set(" -_+()[]#@,.'&")
 def safe_names(names: Iterable[str]) -> list[str]:
     """Return a name for a file or folder for each name, all different, even where case does not count.
 
-    Letters and digits of any script stay; separators, control characters, leading dots and names of Windows devices do
-    not.
+    Letters and digits of any script are kept; separators, control characters, leading dots and names of Windows devices
+    are not.
     """
     safe: list[str] = []
     taken: set[str] = set()

@@ -14,8 +14,8 @@ from torch import nn
 PRECISIONS = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 MATRIX_UNITS = "amx_bf16"
-VECTOR_UNITS = ("avx512_bf16", "arm_bf16")  # some of these CPUs are slower with bf16
-MIN_GAIN = 1.1  # a probe repeats within 5 %
+VECTOR_UNITS = ("avx512_bf16", "arm_bf16")  # some CPUs with these are slower in bf16
+MIN_GAIN = 1.1  # repeated probes agree within 5 %
 PROBE_SECONDS = 0.5
 
 
@@ -51,7 +51,7 @@ def precision_name(precision: torch.dtype | None) -> str:
 
 
 def has_units(precision: torch.dtype | None, device: torch.device) -> bool:
-    """Return whether the device computes in this format itself, and does not emulate it."""
+    """Return whether the device computes in this format natively instead of emulating it."""
     if precision is None or device.type == "mps":
         return True
     if device.type == "cuda":
@@ -85,7 +85,7 @@ def probe_bf16() -> float:
         out.float().sum().backward()
         return time.perf_counter() - start
 
-    # The fastest step of each format: other processes only make steps slower.
+    # Take the fastest step of each format: other processes only make steps slower.
     formats = [partial(step, precision) for precision in (None, torch.bfloat16)]
     for measure in formats:
         measure()
@@ -103,5 +103,5 @@ def autocast(device: torch.device, precision: torch.dtype | None) -> AbstractCon
 
 
 def eval_precision(precision: torch.dtype | None, device: torch.device) -> torch.dtype | None:
-    """Return the format to evaluate in: that of the training, or None (float32) where the device would emulate it."""
+    """Return the format to evaluate in: that of training, or None (float32) where the device would emulate it."""
     return precision if has_units(precision, device) else None

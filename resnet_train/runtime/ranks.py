@@ -1,4 +1,4 @@
-"""The variables that torchrun sets for each process; readable without importing torch."""
+"""The environment variables that torchrun sets for each process, read without importing torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that contain their own SHA-256, so that damage is noticed wherever they are copied to."""
+"""Files that contain their own SHA-256, so that damage is noticed wherever they are copied."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def seal(encode: Callable[[str], bytes]) -> bytes:
 
 
 def is_intact(data: bytes, digest: object) -> bool:
-    """Return whether sealed data, from which the digest was read, are as they were written."""
+    """Return whether sealed data, from which the digest was read, is unchanged since it was written."""
     if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
         return False
     return hashlib.sha256(data.replace(digest.encode(), ZEROS.encode())).hexdigest() == digest

@@ -7,7 +7,7 @@ import unicodedata
 from contextlib import suppress
 from typing import TextIO
 
-WIDTH = 79  # of text that is not shown on a terminal, or on one that is wider
+WIDTH = 79  # of text that is not shown on a terminal, or on a wider one
 COLORS = {"warning": "33", "error": "31", "result": "1"}  # yellow, red, bold
 
 
@@ -39,7 +39,7 @@ def can_show(text: str, stream: TextIO | None) -> bool:
 def paint(text: str, kind: str, stream: TextIO | None) -> str:
     """Return the text in the color of a "warning", an "error" or a "result", if the stream shows colors.
 
-    It does not if it is no terminal, or if NO_COLOR is set (no-color.org).
+    It shows none if it is not a terminal, or if NO_COLOR is set (no-color.org).
     """
     if not is_terminal(stream) or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
@@ -57,6 +57,6 @@ def fit(text: str, width: int, *, keep_end: bool = False) -> str:
 
 
 def count_columns(text: str) -> int:
-    """Return the columns of a terminal that a text takes: two for each wide character of East Asia."""
+    """Return the terminal columns that text takes: two for each wide East Asian character."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
     return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)

@@ -13,7 +13,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 # torchrun forwards a Ctrl-C to processes that have already received it from the terminal. A second SIGINT within this
-# time is taken for the same one.
+# time counts as the same one.
 ECHO_SECONDS = 0.5
 
 
@@ -29,7 +29,7 @@ class SignalWatch:
     """While entered, a signal to stop sets `stop`, and SIGUSR1 sets `save`. A second Ctrl-C interrupts at once.
 
     Attributes:
-        announces: the first signal to stop is answered with a line on stderr.
+        announces: whether the first signal to stop is answered with a line on stderr.
         stop: the number of the signal that requested a stop, 0 if none did.
         save: a save was requested and has not been made yet.
     """

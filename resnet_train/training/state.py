@@ -13,7 +13,7 @@ from resnet_train.optim.ema import AverageState
 from resnet_train.records import Calibration, EpochRecord
 from resnet_train.training.sums import ROUNDING, TRAIN_METRICS, RunningSums
 
-MAX_SECONDS = 1e9  # of an epoch; 30 years
+MAX_SECONDS = 1e9  # per epoch; 30 years
 SumsRow = Annotated[list[StrictFloat], Field(min_length=len(RunningSums.NAMES), max_length=len(RunningSums.NAMES))]
 
 
@@ -25,7 +25,7 @@ class Progress:
         epoch: finished epochs.
         step: optimizer steps since the start.
         history: a record for each finished epoch.
-        best_epoch, best_accuracy: the first epoch that reached the highest accuracy on the split that chooses.
+        best_epoch, best_accuracy: the first epoch that reached the highest accuracy on the split that selects.
     """
 
     epoch: int = 0
@@ -48,11 +48,11 @@ class TrainerState(BaseModel):
 
     Attributes:
         model: the network's `state_dict`.
-        optimizer, scaler: theirs; the scaler's is empty unless training in float16.
+        optimizer, scaler: their `state_dict`; the scaler's is empty unless training in float16.
         averaged: the averaged weights, if averaging is on.
         sums: one row of `RunningSums` per rank.
-        epoch_seconds: training time of the running epoch so far.
-        calibration: of the model, if it was just evaluated on validation images.
+        epoch_seconds: training time of the current epoch so far.
+        calibration: that of the model, if it was just evaluated on validation images.
         epoch, step, history, best_epoch, best_accuracy: see `Progress`.
     """
 
@@ -71,7 +71,7 @@ class TrainerState(BaseModel):
 
     @property
     def progress(self) -> Progress:
-        """Return the part that says how far the run has come."""
+        """Return how far the run has come."""
         values = {field.name: getattr(self, field.name) for field in fields(Progress)}
         return Progress(**{**values, "history": list(self.history)})
 

@@ -36,7 +36,7 @@ class RunningSums:
 
     def add(self, loss: Tensor, correct: Tensor, num_images: int, grad_norm: Tensor, bad_step: Tensor) -> None:
         """Add one step: its mean loss, correct predictions, number of images, gradient norm and first bad step."""
-        # A gradient that overflowed in float16 was skipped, so it does not count towards the mean norm.
+        # A gradient that overflowed in float16 was skipped, so it does not count toward the mean norm.
         images = torch.full_like(loss, num_images)
         counts = torch.isfinite(grad_norm)
         norm = torch.where(counts, grad_norm, 0.0)
@@ -63,12 +63,12 @@ class RunningSums:
         Args:
             rows: one per rank.
             num_steps, num_images: how many of each the epoch has seen.
-            skips: a loss scaler skips steps whose gradients overflow.
+            skips: whether a loss scaler skips steps whose gradients overflow.
 
         Raises:
             ValueError: a value is out of range.
         """
-        # Each value has its range; before the first step all are those of new sums.
+        # Each value must be in its range; before the first step all are those of new sums.
         for rank, row in enumerate(rows):
             named = dict(zip(cls.NAMES, row, strict=True))
             if named.pop("bad_step") != -1:
@@ -82,7 +82,7 @@ class RunningSums:
             if not steps.is_integer() or not (0 if skips else num_steps) <= steps <= num_steps:
                 raise ValueError(f"sums.{rank}.steps (={steps}) must be {num_steps}")
 
-        # Over all ranks, the images are those of the steps.
+        # Over all ranks, the images must be those of the steps.
         correct, images = (sum(row[column] for row in rows) for column in (1, 2))
         if not math.isclose(images, num_images, rel_tol=ROUNDING):
             raise ValueError(f"sums.images (={images}) must be {num_images}, those of {num_steps} steps")
@@ -105,7 +105,7 @@ def mean_scores(sums: dict[str, float]) -> dict[str, float]:
 
 
 def count_correct(logits: Tensor, batch: Batch) -> Tensor:
-    """Return how many images were classified correctly; a mixed image counts with the share of the predicted label."""
+    """Return how many images were classified correctly; a mixed image counts as the share of the predicted label."""
     predicted = logits.argmax(1)
     own = predicted == batch.labels
     if batch.partner_labels is None or batch.weights is None:

@@ -48,7 +48,7 @@ REMEDY = "start a new run with a smaller --lr, --warmup-epochs 5 or --clip-grad 
 # The state is saved less often in long runs: a kill then loses at most a twentieth of the run so far.
 SAVE_SHARE, MIN_SAVE_SECONDS = 0.05, 30.0
 
-MAX_SCALE = torch.finfo(torch.float32).max  # of the loss, which the scaler multiplies on the device
+MAX_SCALE = torch.finfo(torch.float32).max  # limit of the loss scale, which multiplies the loss on the device
 
 
 class NotFinite(Exception):
@@ -88,19 +88,19 @@ class Trainer:
     """Train a model epoch by epoch.
 
     Attributes:
-        model: from images float [B, 3, H, W] to logits float [B, C], on the device.
+        model: maps images float [B, 3, H, W] to logits float [B, C], on the device.
         optimizer, schedule: the schedule gives the factor on `lr` for each step.
         train_loader: yields the batches of an epoch, given its index.
         eval_loaders: "val", "test" or both; the best model is chosen on "val" if it is present.
         num_classes: C.
         epochs, lr, label_smoothing, clip_grad, accumulate: as in the config.
-        class_weights: float [C], the weight of each class in the training loss; None: all are equal.
+        class_weights: float [C], the weight of each class in the training loss; None if all are equal.
         eval_every, save_every, save_every_minutes, log_every: as in the config.
-        averaged: if given, the moving average is what is evaluated and saved as the result.
-        precision: the format to autocast to; float16 brings a loss scaler.
-        capture: replay training steps and evaluations from CUDA graphs.
-        weights: what the run started from, if not from new weights; their counters of batches go on.
-        seed: of drop path and dropout.
+        averaged: if given, the moving average that is evaluated and saved as the result.
+        precision: the format to autocast to; float16 comes with a loss scaler.
+        capture: whether to replay training steps and evaluations from CUDA graphs.
+        weights: what the run started from, if not from new weights; their batch counters continue.
+        seed: the seed of drop path and dropout.
         processes: the ranks that train this model together.
         loggers, saver: where records and checkpoints go; `attach` sets them.
     """
@@ -147,11 +147,11 @@ class Trainer:
             self.run_step = Captured(self.step, pool=pool, recover=self.forget_step)
             self.run_forward = Captured(self.forward, pool=pool)
         self.signals = SignalWatch(announces=self.processes.rank == 0)
-        self.best_weights: dict[str, Tensor] | None = None  # of an epoch that is better than the best file
+        self.best_weights: dict[str, Tensor] | None = None  # from an epoch that is better than the best file
         self.best_calibration: Calibration | None = None
         self.started_at = self.saved_at = time.monotonic()
         self.evaluations: dict[str, Evaluation] = {}  # the last of each split
-        self.epoch_seconds = 0.0  # training time of the running epoch, including the part before a resume
+        self.epoch_seconds = 0.0  # training time of the current epoch, including the part before a resume
 
     def attach(self, loggers: Sequence[Logger], saver: Saver | None, interrupted_message: str) -> None:
         """Set the loggers, the saver (None saves nothing) and the message for a user who stops the run."""
@@ -181,7 +181,7 @@ class Trainer:
 
     def train_epoch(self, epoch: int) -> None:
         """Train on the batches of an epoch that are not done yet."""
-        # A resumed run continues after the batches that were done before, and adds to the time they took.
+        # A resumed run continues after the batches that are already done, and adds to the time they took.
         first = self.progress.step - epoch * len(self.train_loader)
         self.model.train()
         for norm in self.frozen_norms:
@@ -244,7 +244,7 @@ class Trainer:
         self.sums.add(step_loss, correct, len(batch.labels), grad_norm, bad_step)
 
     def forget_step(self) -> None:
-        """Drop what a step that was not finished left in Python objects: gradients, and the scaler's notes of them."""
+        """Drop what an unfinished step left in Python objects: gradients, and the scaler's records of them."""
         self.optimizer.zero_grad(set_to_none=True)
         state, self.scaler = self.scaler.state_dict(), self.new_scaler()
         self.scaler.load_state_dict(state)
@@ -259,7 +259,7 @@ class Trainer:
         seed_generators(self.device, int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def averaging_gradients(self, is_last_part: bool) -> AbstractContextManager[Any]:
-        """Return a context in which ranks average their gradients if this is the last part, and add them up if not."""
+        """Return a context in which ranks average their gradients for the last part, and only add them up before."""
         if is_last_part or not isinstance(self.network, DistributedDataParallel):
             return nullcontext()
         return self.network.no_sync()
@@ -312,7 +312,7 @@ class Trainer:
         return torch.where((known < 0) & ~self.processes.all_true(good), self.step_number, known)
 
     def step_unless_bad(self, bad_step: Tensor) -> None:
-        """Update the weights, unless this step or one before it was bad."""
+        """Update the weights, unless this step or an earlier one was bad."""
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -397,7 +397,7 @@ class Trainer:
             logger.log({**record.scalars(), **timing.scalars()}, step=record.step, epoch=record.epoch)
 
     def save(self, epoch: int) -> None:
-        """Keep the model if it is the best so far, and save the state if it is time to."""
+        """Keep the model if it is the best so far, and save the state if a save is due."""
         if self.saver is not None and self.progress.best_epoch == epoch + 1:
             self.best_calibration = self.fit_calibration()
             self.best_weights = {name: value.clone() for name, value in self.eval_model.state_dict().items()}
@@ -423,7 +423,7 @@ class Trainer:
 
     @property
     def best_split(self) -> str:
-        """Return the split that chooses the best model: the validation split if there is one."""
+        """Return the split that selects the best model: the validation split if there is one."""
         return "val" if "val" in self.eval_loaders else "test"
 
     # --- Reading and saving --------------------------------------------------------------------------------------
@@ -496,12 +496,12 @@ class Trainer:
 
     @property
     def _is_evaluated(self) -> bool:
-        """Return whether the last evaluation was of the model as it is now."""
+        """Return whether the last evaluation was of the current model."""
         last = self.progress.history[-1] if self.progress.history else None
         return last is not None and last.step == self.progress.step and "val" in last.scores
 
     def load_state(self, state: TrainerState) -> None:
-        """Restore a state, once every part of it is known to fit.
+        """Restore a state once every part of it is known to fit.
 
         Raises:
             ValueError: a part belongs to another run, is incomplete or holds what training cannot reach.
@@ -517,7 +517,7 @@ class Trainer:
         done, skips = state.step - state.epoch * steps, self.scaler.is_enabled()
         self.sums.check(state.sums, done, done * self.train_loader.batch_size, skips)
 
-        # Check each tensor against the network, and the optimizer's against those that it creates itself.
+        # Check each tensor against the network, and the optimizer's against those that it would create itself.
         counts = self._possible_counts(state)
         check_state(state.model, self.model.state_dict(), "model", counts)
         self._check_averaged(state)
@@ -535,7 +535,7 @@ class Trainer:
         self.sums.load(state.sums, self.processes)
 
     def _possible_counts(self, state: TrainerState) -> tuple[int, float]:
-        """Return how many batches the norms can have seen, at least and at most."""
+        """Return the least and the greatest number of batches that the norms can have seen."""
         return 0, state.step * self.accumulate if self.weights is None else math.inf
 
     def _check_averaged(self, state: TrainerState) -> None:

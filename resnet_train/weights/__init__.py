@@ -1,10 +1,10 @@
-"""The trained network that the package brings along; its card is README.md beside this file."""
+"""The trained network that comes with the package; its card is README.md next to this file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-SHIPPED = "resnet20-cifar10"  # its name wherever a command takes a checkpoint
+SHIPPED = "resnet20-cifar10"  # its name where a command takes a checkpoint
 
 
 def shipped_checkpoint() -> Path:
