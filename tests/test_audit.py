@@ -358,7 +358,7 @@ def test_a_page_without_findings(result: dict[str, Any]) -> None:
     html = without_pictures(changed)
     check_inert(html)
     assert "Labels were not checked: &lt;b&gt;." in html
-    assert "No image is there twice." in html
+    assert "No image occurs twice." in html
     assert 'id="pictures"' not in html
 
 

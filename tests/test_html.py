@@ -180,7 +180,7 @@ def test_a_wrong_fold_fails_the_export(monkeypatch: pytest.MonkeyPatch) -> None:
         return right(changed)
 
     monkeypatch.setitem(instructions.MODULES, nn.BatchNorm2d, with_other_mean)
-    with pytest.raises(RuntimeError, match="other logits than the network"):
+    with pytest.raises(RuntimeError, match="different logits from the network"):
         Page().encode(make_source(randomize(CifarResNet(8))))
 
 

@@ -13,7 +13,7 @@ __all__ = ["FORMATS", "Files", "Format", "Forward", "Opened", "Source"]
 
 
 class _Package(ModuleType):
-    """The package, which can be called as `resnet_train.export`: its import must not hide the function of its name."""
+    """The package, callable as `resnet_train.export`: importing it must not hide the function of that name."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Export a checkpoint; see `resnet_train.api.export`."""

@@ -14,14 +14,14 @@ BATCH_SIZE = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How far the outputs of two networks on the same images are apart.
+    """How far apart the outputs of two networks are on the same images.
 
     Attributes:
-        num_images: that both saw.
-        num_equal: images of which both call the same class the most likely one.
+        num_images: the number of images that both saw.
+        num_equal: images for which both find the same class most likely.
         largest_gap: on the other images, between the first network's logits of the two classes; they are nearly tied.
-        largest_logit: of the first network, by magnitude.
-        largest_difference: between their logits.
+        largest_logit: the largest logit of the first network, by magnitude.
+        largest_difference: the largest difference between their logits.
         tolerance: the difference that is accepted, as a share of the largest logit.
     """
 
@@ -34,7 +34,7 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Return whether the logits differ little enough; then the most likely classes are equal, but for ties."""
+        """Return whether the logits differ little enough; then the most likely classes are equal, except for ties."""
         return self.largest_difference <= self.tolerance * self.largest_logit  # false for NaN
 
 

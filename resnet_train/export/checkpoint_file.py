@@ -10,7 +10,7 @@ from resnet_train.runs.checkpoint import dump, encode_checkpoint
 
 @FORMATS.register("pt")
 class CheckpointFile(Format):
-    """A checkpoint of this program with weights and description only."""
+    """A checkpoint of this program with only weights and description."""
 
     suffix = ".pt"
 

@@ -18,7 +18,7 @@ from resnet_train.registry import Registry
 from resnet_train.runs.checkpoint import ModelCheckpoint, dump, read_model
 from resnet_train.runs.restore import restore_model
 
-Forward = Callable[[Tensor], Tensor]  # uint8 [N, 3, S, S] to logits float32 [N, C]
+Forward = Callable[[Tensor], Tensor]  # from uint8 [N, 3, S, S] to logits float32 [N, C]
 Files = dict[str, bytes]  # the files of a folder by name
 
 
@@ -28,7 +28,7 @@ class Source:
 
     Attributes:
         checkpoint: its weights and description, without the paths of this machine.
-        network: from normalized images float32 [N, 3, S, S] to logits float32 [N, C], on the CPU, in evaluation mode.
+        network: maps normalized images float32 [N, 3, S, S] to logits float32 [N, C], on the CPU, in evaluation mode.
         evaluation: its numbers as `resnet-eval --json` prints them; None if it was not evaluated.
     """
 
@@ -66,8 +66,8 @@ class Format(ABC):
     A format registers under its name with `@FORMATS.register(name)`. The first line of its docstring describes it.
 
     Attributes:
-        suffix: what the name of its files, or folders, ends with.
-        files: what it consists of if it is a folder; empty if it is a file.
+        suffix: the end of the names of its files or folders.
+        files: the files in its folder; empty if it is a single file.
         modules: optional packages that it imports.
         needs_evaluation: whether `Source.evaluation` is used.
     """
@@ -127,11 +127,11 @@ def open_checkpoint(path: Path, source: Source) -> Opened:
     checkpoint, expected = read_model(path), source.checkpoint
     found = dump(checkpoint)
     for name, wanted in dump(expected).items():
-        # As JSON, in which a tuple is a list, and not a number equals itself.
+        # Compare as JSON, in which tuples are lists and NaN equals itself.
         if name != "model" and json.dumps(found.get(name)) != json.dumps(wanted):
             raise ValueError(f"{path} describes another network: its {name} differs")
 
-    # The same weights, but for rounding.
+    # Check that the weights are the same, except for rounding.
     weights = checkpoint.weights
     for name, tensor in expected.weights.items():
         if name not in weights or not torch.equal(weights[name], tensor.to(weights[name].dtype)):

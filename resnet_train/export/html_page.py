@@ -24,11 +24,11 @@ from resnet_train.runtime.seal import is_intact, seal
 from resnet_train.text import escape
 
 PARTS = files("resnet_train.export") / "page"
-NUM_FOLD_IMAGES = 8  # random ones, whose logits folding must not change
-FOLD_TOLERANCE = 1e-4  # of the largest logit: float32 in torch against float64
+NUM_FOLD_IMAGES = 8  # random images, whose logits folding must not change
+FOLD_TOLERANCE = 1e-4  # of the largest logit: float32 in torch vs. float64
 BATCH_SIZE = 10  # of the check; the windows of a convolution take nine times the memory of its input
 ALIGNMENT = 4  # bytes, for JavaScript's arrays of float32
-# The page loads nothing, and runs nothing but two scripts: the one with this hash, and its worker.
+# The page loads nothing, and runs only two scripts: the one with this hash, and its worker.
 POLICY = (
     "default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'; worker-src blob:; "
     "img-src blob: data:; base-uri 'none'; form-action 'none'"
@@ -53,7 +53,7 @@ class Page(Format):
         return seal(lambda digest: _render(source, definition, weights, digest).encode())
 
     def open(self, path: Path, source: Source) -> Opened:
-        """Read the instructions of a page, and run them with NumPy."""
+        """Read the instructions of a page and run them with NumPy."""
         definition, weights = _read(path)
         for name, expected in _describe(source).items():
             if definition.get(name) != expected:
@@ -73,15 +73,15 @@ def _check_folding(source: Source, instructions: Sequence[Instruction]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (NUM_FOLD_IMAGES, 3, side, side), np.uint8)
     expected = source.compute_logits(torch.from_numpy(pixels)).numpy()
     difference = np.abs(run_instructions(instructions, pixels) - expected).max()
-    if not difference <= FOLD_TOLERANCE * np.abs(expected).max():  # NaN fails as well
-        raise RuntimeError(f"the instructions compute other logits than the network, up to {difference:.3g} apart")
+    if not difference <= FOLD_TOLERANCE * np.abs(expected).max():  # NaN also fails
+        raise RuntimeError(f"the instructions compute different logits from the network, up to {difference:.3g} apart")
 
 
 # --- The network as text ---------------------------------------------------------------------------------------------
 
 
 def _describe(source: Source) -> dict[str, Any]:
-    """Return what the page needs to know beside the instructions. Names are escaped as they are shown."""
+    """Return what the page needs to know besides the instructions. Names are escaped as they are shown."""
     calibration = source.checkpoint.calibration
     return {
         "size": source.about.image_size,
@@ -148,7 +148,7 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def _render(source: Source, definition: dict[str, Any], weights: bytes, digest: str) -> str:
-    """Return the page with everything that it needs inside, and its digest."""
+    """Return the page with everything that it needs inside, including its digest."""
     about = source.about
     num_classes = f"{len(about.classes):,} classes"
     introduction = f"This {_name(about.arch)} was trained on {_name(about.title)} and tells {num_classes} apart"
@@ -189,22 +189,22 @@ def _list_limits(source: Source) -> str:
     about, calibration = source.about, source.checkpoint.calibration
     limits = [
         f"It answers with one of its {len(about.classes):,} classes, whatever a picture shows.",
-        f"It sees the central square of a picture as {about.image_size} × {about.image_size} pixels: what is small, or "
-        f"at the border, is lost.",
+        f"It sees the central square of a picture as {about.image_size} × {about.image_size} pixels: small details and "
+        f"what is at the border are lost.",
         "It learned from one data set. With pictures of another kind (drawings, screenshots, other cameras) it is "
         "wrong more often than its test accuracy says.",
     ]
     if calibration is None:
         limits += [
             "The percentages are not calibrated, because it was trained without validation images: most such networks "
-            "are right less often than they claim.",
+            "are right less often than their percentages suggest.",
             "It cannot tell that a picture shows none of its classes.",
         ]
     else:
         limits += [
             "The percentages are calibrated on validation images: of the answers with 80 %, about 80 % were right. "
-            "This holds for pictures of the same kind only.",
-            f"To a picture with a score below {calibration.known_from:.2f} it answers “or none of its classes”. 95 % "
+            "This holds only for pictures of the same kind.",
+            f"For a picture with a score below {calibration.known_from:.2f} it adds “or none of its classes”. 95 % "
             f"of the validation images have a higher score: 1 in 20 good pictures is doubted, and many pictures of "
             f"something else are not.",
         ]

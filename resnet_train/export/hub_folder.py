@@ -21,10 +21,12 @@ from resnet_train.runs.folder import EXPORTED
 from resnet_train.runtime.extras import import_extra
 
 CARD, DESCRIPTION, WEIGHTS = "README.md", "config.json", EXPORTED
-HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # of data sets
-FOLDER_TYPE = "imagefolder"  # of any other data
+HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # names of data sets
+FOLDER_TYPE = "imagefolder"  # for any other data
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")  # such as mit or apache-2.0; the Hub lists them
-MARKUP = re.compile(r"([\\`*_{}\[\]<>#+\-!|~&:@$=]|(?<=www)\.)", re.IGNORECASE)  # what Markdown may read in a line
+MARKUP = re.compile(
+    r"([\\`*_{}\[\]<>#+\-!|~&:@$=]|(?<=www)\.)", re.IGNORECASE
+)  # what Markdown may interpret within a line
 
 
 @FORMATS.register("hub")
@@ -93,10 +95,10 @@ def write_card(source: Source, license: str, repo: str | None) -> str:  # noqa: 
         "## How to use it",
         f'```\npip install "resnet-train[{"hub" if repo else "export"}]"\n```',
         f"```python\n{_snippet(repo)}\n```",
-        "In a folder with these files, `resnet-predict . picture.jpg` says what a picture shows.",
+        "In a folder with these files, `resnet-predict . picture.jpg` classifies a picture.",
         "## What it knows",
-        f"{len(about.classes)} classes: {', '.join(map(escape, about.classes))}. A picture of anything else gets one "
-        f"of them as well.",
+        f"{len(about.classes)} classes: {', '.join(map(escape, about.classes))}. A picture of anything else also gets "
+        f"one of them.",
         "## Results",
         _results(source),
         "## Training",
@@ -147,7 +149,7 @@ def _results(source: Source) -> str:
     """Return the measured numbers as a table, with the command that measures them."""
     evaluation = source.evaluation
     if evaluation is None:
-        return "Not measured: the test images were not there when this card was written."
+        return "Not measured: the test images were not available when this card was written."
     low, high = evaluation["ci95"]
     calibration = evaluation["calibration"]
     versions = f"resnet_train {__version__}", f"torch {torch.__version__}", evaluation["device"], f"{date.today()}"
@@ -199,7 +201,7 @@ def _training(source: Source) -> str:
 
 
 def _fence(content: str, language: str) -> str:
-    """Return a block of code, whose fence is longer than any run of backticks in it."""
+    """Return a block of code whose fence is longer than any run of backticks in it."""
     longest = max((len(run) for run in re.findall("`+", content)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{content.rstrip()}\n{fence}"

@@ -1,6 +1,7 @@
 """A network as a list of simple instructions, traced from its forward pass, with norms folded into convolutions.
 
-Programs without torch can run them: `export/interpreter.py` does with NumPy, and the page of `--format html` does.
+Programs without torch can run them: `export/interpreter.py` does so with NumPy, and so does the page of
+`--format html`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
-Shapes = Sequence[torch.Size]  # of the maps that an operation takes
+Shapes = Sequence[torch.Size]  # shapes of the maps that an operation takes
 SUPPORTED = "convolutions, batch norms, ReLU, pooling, additions and linear layers"
-FOLDS = ("convolution", "linear")  # take a following affine into their weights
+FOLDS = ("convolution", "linear")  # operations that can absorb a following affine into their weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +28,10 @@ class Instruction:
     """One operation on maps, float32 [B, C, H, W].
 
     Attributes:
-        op: what it does: a key of `interpreter.OPERATIONS`.
+        op: what it does, a key of `interpreter.OPERATIONS`.
         sources, target: the slots that it reads, and the one that it writes. Slot 0 holds the pixels at the start.
         settings: integers, such as a stride.
-        arrays: float32 weights, by name.
+        arrays: float32 weights by name.
     """
 
     op: str
@@ -42,7 +43,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class _Step:
-    """What an operation of torch becomes; "" if it changes nothing."""
+    """What a torch operation becomes; "" if it changes nothing."""
 
     op: str
     settings: dict[str, int] = field(default_factory=dict)
@@ -50,21 +51,21 @@ class _Step:
 
 
 class _Unsupported(ValueError):
-    """An operation, or a way of using it, that no instruction has."""
+    """An operation, or a way of using it, for which there is no instruction."""
 
 
 def list_instructions(network: nn.Module, scale: Tensor, shift: Tensor, image_size: int) -> list[Instruction]:
     """Return the instructions from pixels, 0 to 255, to logits, [B, C, 1, 1].
 
     Args:
-        network: in evaluation mode, from normalized images float [B, 3, S, S] to logits [B, C].
+        network: in evaluation mode, maps normalized images float [B, 3, S, S] to logits [B, C].
         scale, shift: float [3], which normalize pixels.
-        image_size: the side S.
+        image_size: the side length S.
 
     Raises:
-        ValueError: the network has an operation that no instruction has; the message names it.
+        ValueError: the network has an operation for which there is no instruction; the message names it.
     """
-    # Trace the forward pass, with the shape of every value.
+    # Trace the forward pass with the shape of every value.
     try:
         module = fx.symbolic_trace(network)
     except (fx.proxy.TraceError, TypeError) as error:
@@ -113,7 +114,7 @@ def _translate(node: fx.Node, module: fx.GraphModule) -> _Step:
         raise ValueError(f"a page can't run {what} (in {where}): {error}") from None
 
 
-# --- What each operation of torch becomes ----------------------------------------------------------------------------
+# --- Translation of each torch operation -----------------------------------------------------------------------------
 
 
 def _require(condition: bool, what: str) -> None:
@@ -258,11 +259,11 @@ FUNCTIONS: Mapping[Any, Callable[..., _Step]] = {
 
 
 def _fold(instructions: list[Instruction]) -> list[Instruction]:
-    """Multiply each affine into the convolution or linear layer before it, if nothing else reads that one's result."""
+    """Fold each affine into the convolution or linear layer before it, if nothing else reads that layer's result."""
     num_readers = Counter(source for instruction in instructions for source in instruction.sources)
     folded: list[Instruction] = []
-    moved: dict[int, int] = {}  # slots of affines that are folded, to those that hold their results now
-    position: dict[int, int] = {}  # of the instruction that writes a slot, in `folded`
+    moved: dict[int, int] = {}  # from slots of folded affines to those that now hold their results
+    position: dict[int, int] = {}  # in `folded`, of the instruction that writes a slot
     for instruction in instructions:
         sources = tuple(moved.get(source, source) for source in instruction.sources)
         before = folded[position[sources[0]]] if sources[0] in position else None
@@ -281,7 +282,7 @@ def _fold(instructions: list[Instruction]) -> list[Instruction]:
 
 
 def _reuse_slots(instructions: list[Instruction]) -> list[Instruction]:
-    """Renumber the slots, so that a result replaces one that is not read any more."""
+    """Renumber the slots, so that a result replaces one that is no longer read."""
     last_reader = {source: i for i, instruction in enumerate(instructions) for source in instruction.sources}
     slots, free, num_slots = {0: 0}, list[int](), 1
     renumbered = []

@@ -1,7 +1,7 @@
 """An ONNX file that takes pictures: preprocessing, network and probabilities in one graph.
 
 Input `images`: uint8 [N, 3, S, S], RGB, any N. Outputs: `logits` float32 [N, C], and `probabilities` float32 [N, C],
-with the temperature that was fitted on validation images if there is one (metadata: `temperature`).
+with the temperature that was fitted on validation images, if any (metadata: `temperature`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from resnet_train.runtime.extras import import_extra
 from resnet_train.runtime.seal import is_intact, seal
 from resnet_train.text import escape, one_line
 
-OPSET = 18  # the one that torch's exporter writes without a conversion
-TOLERANCE = 1e-4  # of the largest logit; other kernels sum in another order
+OPSET = 18  # which torch's exporter writes without conversion
+TOLERANCE = 1e-4  # of the largest logit; other kernels sum in a different order
 DIGEST = "sha256"
 
 
@@ -53,13 +53,13 @@ class OnnxFile(Format):
         data = path.read_bytes()
         try:
             proto = onnx.load_model_from_string(data)
-        except Exception as error:  # of protobuf, whose class depends on its version
+        except Exception as error:  # from protobuf, whose class depends on its version
             raise ValueError(f"{path} is damaged or not an ONNX file: {one_line(error)}") from None
 
-        # The file is as it was written, and says what the checkpoint says.
+        # Check that the file is unchanged since it was written, and describes the same network as the checkpoint.
         metadata = {entry.key: entry.value for entry in proto.metadata_props}
         if not is_intact(data, metadata.pop(DIGEST, None)):
-            raise ValueError(f"{path} is damaged: it does not have the SHA-256 that its metadata say")
+            raise ValueError(f"{path} is damaged: it does not have the SHA-256 that its metadata gives")
         for name, value in describe(source).items():
             if metadata.get(name) != value:
                 raise ValueError(f"{path} describes another network: its {name} differs")
@@ -79,7 +79,7 @@ class OnnxFile(Format):
 
 
 def describe(source: Source) -> dict[str, str]:
-    """Return the metadata: texts by name; lists and numbers are JSON."""
+    """Return the metadata: strings by name; lists and numbers are JSON."""
     about, calibration, metrics = source.about, source.checkpoint.calibration, source.checkpoint.metrics
     values: dict[str, Any] = {
         "classes": about.classes,
@@ -96,12 +96,12 @@ def describe(source: Source) -> dict[str, str]:
         values |= {"epoch": metrics.epoch, "accuracy": accuracies}
         if source.checkpoint.chosen_on:
             values["chosen_on"] = source.checkpoint.chosen_on
-    names = {"arch": about.arch, "title": escape(about.title)}  # which may hold what is no UTF-8
+    names = {"arch": about.arch, "title": escape(about.title)}  # which may hold what is not UTF-8
     return names | {name: json.dumps(value) for name, value in values.items()}
 
 
 class _PictureClassifier(nn.Module):
-    """From pixels uint8 [N, 3, S, S] to logits and probabilities float32 [N, C]."""
+    """Map pixels uint8 [N, 3, S, S] to logits and probabilities float32 [N, C]."""
 
     scale: Tensor
     shift: Tensor
@@ -120,7 +120,7 @@ class _PictureClassifier(nn.Module):
 
 
 def _convert(source: Source) -> Any:
-    """Return the graph as a message of onnx, without names and source lines of this machine.
+    """Return the graph as an ONNX message, without names and source lines of this machine.
 
     Raises:
         ValueError: torch cannot express the network in ONNX, or onnxscript is too old for it.
@@ -143,13 +143,13 @@ def _convert(source: Source) -> Any:
             assert program is not None  # as with dynamo
             proto = program.model_proto
             onnx.checker.check_model(proto, full_check=True)
-    except ImportError as error:  # torch imports the module of onnxscript that was made for it
+    except ImportError as error:  # torch imports the onnxscript module that was made for it
         found = import_extra("onnxscript", "--format onnx").__version__
         raise ValueError(
             f"onnxscript {found} does not work with torch {torch.__version__} ({one_line(error)}): "
             f"pip install --upgrade onnxscript"
         ) from None
-    except Exception as error:  # of torch's exporter, of onnxscript or of the checker
+    except Exception as error:  # from torch's exporter, onnxscript or the checker
         raise ValueError(f"{source.about.arch} cannot be exported to ONNX: {one_line(error)}") from None
 
     # The exporter describes each node with its place in the source code.

@@ -1,4 +1,4 @@
-"""Exported files, written beside their place, checked there, and renamed."""
+"""Exported files, written next to their destination, checked there, and renamed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from resnet_train.runtime.files import explain_write_errors, open_regular
 
 
 def check_target(target: Path, files: tuple[str, ...], force: bool) -> None:
-    """Check that a file, or a folder of these files, can be written and replaces nothing unasked.
+    """Check that a file, or a folder of these files, can be written and replaces nothing that it should not.
 
     Raises:
-        ValueError: it cannot, or would.
+        ValueError: it can't be written, or would replace something.
     """
     if not target.parent.is_dir():
         raise ValueError(f"cannot write {target}: there is no folder {target.parent}")
@@ -33,10 +33,10 @@ def check_target(target: Path, files: tuple[str, ...], force: bool) -> None:
 
 @contextmanager
 def written(target: Path, encoded: bytes | Files, force: bool) -> Iterator[Path]:
-    """Write beside `target`, yield the path to check it there, and rename it if nothing was raised.
+    """Write next to `target`, yield the path to check it there, and rename it if nothing was raised.
 
     Raises:
-        ValueError: see `check_target`; something may appear there meanwhile.
+        ValueError: see `check_target`; something may appear at `target` meanwhile.
         OSError: see `explain_write_errors`.
     """
     temporary, old = (target.with_name(f".{target.name}.{end}") for end in ("tmp", "old"))
@@ -60,7 +60,7 @@ def written(target: Path, encoded: bytes | Files, force: bool) -> Iterator[Path]
 
 def _write(path: Path, encoded: bytes | Files) -> None:
     """Write a file, or a new folder of files, and flush it to the disk."""
-    _remove(path)  # what a killed export left
+    _remove(path)  # left by a killed export
     if isinstance(encoded, dict):
         path.mkdir()
         for name, content in encoded.items():

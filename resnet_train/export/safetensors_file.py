@@ -1,4 +1,4 @@
-"""A safetensors file, whose metadata hold the description of the network."""
+"""A safetensors file whose metadata holds the description of the network."""
 
 from __future__ import annotations
 

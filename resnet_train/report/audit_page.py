@@ -26,7 +26,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class AuditPictures:
-    """The pictures of the findings, PNG or JPEG: of each group of duplicates, and of each likely label error."""
+    """The pictures of the findings, PNG or JPEG: those of each group of duplicates and of each likely label error."""
 
     groups: Sequence[Sequence[bytes]]
     errors: Sequence[bytes]
@@ -36,8 +36,8 @@ def render_audit(report: dict[str, Any], pictures: AuditPictures) -> str:
     """Return the page.
 
     Args:
-        report: what audit.json holds. Each number of the page is a `<data>` element that names its place there.
-        pictures: of its findings, in their order.
+        report: what audit.json holds. Each number on the page is a `<data>` element that names its place there.
+        pictures: those of its findings, in order.
     """
     page = _AuditPage(report)
     sections = [
@@ -62,7 +62,7 @@ class _AuditPage(Numbers):
         )
         return (
             f'<p class="muted">{counts} · {len(self.report["classes"]):,} classes · {escape(self.report["date"])}</p>'
-            f"<p>Nothing was changed. The tables beside this page have all findings: "
+            f"<p>Nothing was changed. The tables next to this page have all findings: "
             f"{', '.join(f'<code>{table}</code>' for table in TABLES.values())}.</p>"
         )
 
@@ -79,10 +79,14 @@ class _AuditPage(Numbers):
             ("near duplicates", self.number("duplicates.num_near_pairs", "count"), "pairs"),
         ]
         cards += [
-            ("leaks", self.number(f"duplicates.num_leaked.{split}", "count"), f"{split} images like training images")
+            (
+                "leaks",
+                self.number(f"duplicates.num_leaked.{split}", "count"),
+                f"{split} images that resemble training images",
+            )
             for split in report["duplicates"]["num_leaked"]
         ]
-        cards.append(("conflicts", self.number("duplicates.num_conflicts", "count"), "groups with several labels"))
+        cards.append(("conflicts", self.number("duplicates.num_conflicts", "count"), "groups with different labels"))
         cards += [
             (KINDS[kind], self.number(f"num_problems.{kind}", "count"), "files" if kind == "unreadable" else "pictures")
             for kind in report["num_problems"]
@@ -104,9 +108,10 @@ class _AuditPage(Numbers):
         text = (
             f"<p>{self.number('labels.folds', 'count')} networks ({name(labels['arch'])}, "
             f"{self.number('labels.epochs', 'count')} epoch{plural}) were trained, each without a part of the training "
-            f"images, and each image was predicted by networks that were not trained on it. Listed are images that "
-            f"these give another class with at least the confidence that they have, on average, for that class's own "
-            f"images: {splits}. Look before you relabel: the later ones are mostly mistakes of the networks.</p>"
+            f"images, and each image was predicted by networks that were not trained on it. The list has the images "
+            f"for which these predict another class with at least the confidence that they have, on average, for that "
+            f"class's own images: {splits}. Look before you relabel: the later ones are mostly mistakes of the "
+            f"networks.</p>"
         )
         if labels["is_weak"]:
             text += f'<p class="warning">{WEAK}</p>'
@@ -125,12 +130,12 @@ class _AuditPage(Numbers):
         """Return the groups of equal and nearly equal images."""
         found = self.report["duplicates"]
         if not found["num_groups"]:
-            return "<p>No image is there twice.</p>"
+            return "<p>No image occurs twice.</p>"
         plural = "s" * (found["num_groups"] != 1)
         text = (
             f"<p>{self.number('duplicates.num_groups', 'count')} group{plural} of images that are equal, or the same "
-            f"up to a shift of two pixels, a reflection and small changes of pixels. First come groups with several "
-            f"labels, then those in several splits, then the most similar. The number is the correlation of the "
+            f"up to a shift of two pixels, a reflection and small changes of pixels. Groups with different labels come "
+            f"first, then those in several splits, then the most similar. The number is the correlation of the "
             f"details of the most similar pair.</p>"
         )
         cards = []
@@ -159,7 +164,7 @@ class _AuditPage(Numbers):
         ]
         total = ["all", *(self.number(f"splits.{i}.n", "count") for i in range(len(splits)))]
         counts = {part["split"]: part["num_per_class"] for part in splits}
-        chart = show_figure(draw_class_counts(counts, classes), "Images of each class, as shares of their split.")
+        chart = show_figure(draw_class_counts(counts, classes), "Images in each class, as shares of their split.")
         text = (
             f"<p>The largest class has {self.number('imbalance', 'short')} times the training images of the "
             f"smallest.</p>"
@@ -168,7 +173,7 @@ class _AuditPage(Numbers):
         return text + (f'<div class="pair">{chart}{table}</div>')
 
     def show_pictures(self) -> str:
-        """Return what the picture files are, and which of them can't be read or are unlike the others."""
+        """Return what the picture files are, and which can't be read or are unlike the others."""
         found, problems = self.report["pictures"], self.report["problems"]
         if found is None and not problems:
             return ""
@@ -205,10 +210,10 @@ class _AuditPage(Numbers):
 
 
 def _place(one: Mapping[str, Any]) -> str:
-    """Return the name of an image, after its split if the name does not start with it."""
+    """Return the name of an image, preceded by its split if the name does not start with it."""
     return name(one["image"]) if one["image"].startswith(f"{one['split']}/") else f"{one['split']} {name(one['image'])}"
 
 
 def _marked(text: str, first: str) -> str:
-    """Return a label or a split, colored if it is not that of the first image."""
+    """Return a label or a split, colored if it differs from that of the first image."""
     return f'<span class="differs">{name(text)}</span>' if text != first else name(text)

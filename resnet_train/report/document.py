@@ -1,4 +1,4 @@
-"""What all pages share: the frame, numbers that name their place in the JSON beside it, tables, figures, pictures."""
+"""What all pages share: the frame, numbers that name their place in the JSON file, tables, figures and pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from resnet_train.report.markup import escape
 from resnet_train.report.style import STYLE
 
-# A page may not load anything: browsers refuse what is not inside it.
+# A page may not load anything: browsers refuse whatever is not inside it.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 FORMATS: dict[str, Callable[[Any], str]] = {
     "percent": "{:.2%}".format,
@@ -73,7 +73,7 @@ def show_cards(cards: Iterable[tuple[str, str, str]]) -> str:
 
 
 def show_picture(data: bytes, text: str) -> str:
-    """Return a PNG or JPEG inside the page, with the text for those who don't see it."""
+    """Return a PNG or JPEG inside the page, with text for those who can't see it."""
     kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
     return f'<img alt="{escape(text)}" src="data:image/{kind};base64,{base64.b64encode(data).decode("ascii")}">'
 

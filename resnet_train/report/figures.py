@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Colors are CSS classes, so that a page draws them in light, in dark and on paper."""
+"""Charts as inline SVG. Colors are CSS classes, so that pages can be light, dark or printed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from resnet_train.report.markup import escape, shorten
 from resnet_train.report.style import CHARTS, COLORS
 
-WIDTH = 360  # of every chart, in its own units: about a phone's width, so that text is as large as elsewhere
+WIDTH = 360  # of every chart, in its own units: about a phone's width, so that its text is as large as other text
 LEFT, RIGHT, TOP, BOTTOM = 42, 16, 12, 34  # margins of charts with axes
-MAX_LABELED_CLASSES = 20  # a matrix of more has no names and counts
+MAX_LABELED_CLASSES = 20  # a larger matrix has no names and counts
 LABEL_LENGTH = 12
 HEAT_LEVELS = 8  # colors of a matrix without counts
 NUM_TICKS = 5
-NUM_COLORS = 6  # of lines
-KEY_HEIGHT, CURVES_HEIGHT = 13, 184  # of a line of the key, and of a chart of runs without key and axis
+NUM_COLORS = 6  # for lines
+KEY_HEIGHT, CURVES_HEIGHT = 13, 184  # height of a line of the key, and of a chart of runs without key and axis
 
 
 def draw_confusion_matrix(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
@@ -33,7 +33,7 @@ def draw_confusion_matrix(matrix: Sequence[Sequence[int]], names: Sequence[str])
     if count > MAX_LABELED_CLASSES:
         return _svg(WIDTH, label, _draw_levels(scaled, WIDTH / count))
 
-    # Names are on the left and, turned, on top.
+    # Names are on the left and, rotated, on top.
     margin = 16 + 5.4 * max(len(shorten(name, LABEL_LENGTH)) for name in names)
     side = (WIDTH - margin) / count
     parts = []
@@ -44,11 +44,11 @@ def draw_confusion_matrix(matrix: Sequence[Sequence[int]], names: Sequence[str])
             f'<text class="tick" transform="translate({middle + 3:.1f} {margin - 5:g}) rotate(-90)">{text}</text>'
         )
 
-    # Each cell has its count, and says what it means when the mouse is over it.
+    # Each cell has its count, and a tooltip that says what it means.
     for i, row in enumerate(matrix):
         for j, cell in enumerate(row):
             x, y, kind = margin + side * j, margin + side * i, "right" if i == j else "wrong"
-            title = f"{cell:,} of {sum(row):,} images of {names[i]} were taken for {names[j]}"
+            title = f"{cell:,} of {sum(row):,} images of {names[i]} were classified as {names[j]}"
             is_dark = " on" if scaled[i][j] > 0.6 else ""
             place = f'x="{x + side / 2 - 0.5:.1f}" y="{y + side / 2 + 2.5:.1f}"'
             parts.append(
@@ -61,7 +61,7 @@ def draw_confusion_matrix(matrix: Sequence[Sequence[int]], names: Sequence[str])
 
 
 def _draw_levels(scaled: list[list[float]], side: float) -> Iterable[str]:
-    """Yield one path for each color of a matrix, because single cells of many classes would fill megabytes."""
+    """Yield one path for each color of a matrix, because separate cells of many classes would fill megabytes."""
     paths: dict[tuple[str, int], list[str]] = {}
     for i, row in enumerate(scaled):
         for j, share in enumerate(row):
@@ -95,7 +95,7 @@ def draw_reliability(bins: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw_confidence_histogram(bins: Sequence[Mapping[str, Any]]) -> str:
-    """Return two histograms of confidence: the share of the right images, and below it that of the wrong ones."""
+    """Return two histograms of confidence: that of the right images, and below it that of the wrong ones."""
     height, half = 280, 132
     counts = {
         "right": [part["num_correct"] for part in bins],
@@ -120,8 +120,8 @@ def draw_class_counts(counts: Mapping[str, Sequence[int]], names: Sequence[str])
     """Return a bar for each class in each split, as long as the class's share of the split.
 
     Args:
-        counts: images of each class, by split.
-        names: of the classes.
+        counts: images in each class, by split.
+        names: the class names.
     """
     shares = {split: [count / max(1, sum(row)) for count in row] for split, row in counts.items()}
     longest = max(max(row) for row in shares.values()) or 1.0
@@ -143,7 +143,7 @@ def draw_class_counts(counts: Mapping[str, Sequence[int]], names: Sequence[str])
     for i, name in enumerate(names if is_named else ()):
         place = f'x="{margin - 5:g}" y="{top + side * (i + 0.4) + 3:.1f}" text-anchor="end"'
         parts.append(f'<text class="tick" {place}>{escape(shorten(name, LABEL_LENGTH))}</text>')
-    return _svg(top + side * len(names), "Images of each class, as shares of their split", parts)
+    return _svg(top + side * len(names), "Images in each class, as shares of their split", parts)
 
 
 def draw_curves(
@@ -152,10 +152,10 @@ def draw_curves(
     """Return a line for each series over the epochs; missing values are left out.
 
     Args:
-        epochs: increasing.
+        epochs: the epochs, increasing.
         series: values by name, as many as there are epochs.
-        title: of the chart.
-        percent: the values are shares; the scale is that of percentages.
+        title: the title of the chart.
+        percent: whether the values are shares, to be shown as percentages.
     """
     height = 230
     lines = {
@@ -169,7 +169,7 @@ def draw_curves(
     plot = _Plot(height, top=TOP + 20, x_range=(epochs[0], max(epochs[-1], epochs[0] + 1)), y_range=bounds)
     parts = plot.draw_axes("epoch", percent=percent, percent_x=False)
 
-    # The key is a line of text over the chart.
+    # The key is a line of text above the chart.
     x = float(LEFT)
     for number, (name, points) in enumerate(lines.items(), start=1):
         text = f"{name} {title}"
@@ -188,15 +188,15 @@ def draw_accuracy_curves(
     title: str,
     targets: Sequence[float] = (),
 ) -> str:
-    """Return the curves of runs in the color of their group, with a line of the key for each group.
+    """Return the curves of runs in the color of their group, with a line in the key for each group.
 
     Args:
-        groups: by name, the points (x, accuracy) of each run.
-        label: of the horizontal axis.
-        title: of the chart.
+        groups: the points (x, accuracy) of each run, by name of the group.
+        label: the label of the horizontal axis.
+        title: the title of the chart.
         targets: accuracies to draw a line at.
     """
-    # Both axes hold all points.
+    # Make both axes include all points.
     points = [point for runs in groups.values() for run in runs for point in run]
     values = [y for _, y in points] + list(targets) or [0.0]
     room = 0.04 * (max(values) - min(values)) or 0.01
@@ -210,7 +210,7 @@ def draw_accuracy_curves(
     parts = plot.draw_axes(label, percent=True, percent_x=False)
     parts += [plot.draw_line([(0, target), (plot.x_range[1], target)], "target") for target in targets]
 
-    # Lines are thin, so that runs that nearly agree can be told apart.
+    # Draw thin lines, so that runs that nearly agree can be told apart.
     for number, (name, runs) in enumerate(groups.items()):
         kind, y = f"s{number % NUM_COLORS + 1}", TOP + KEY_HEIGHT * number - 2
         dashes = "" if number < NUM_COLORS else f' stroke-dasharray="{1 + number // NUM_COLORS * 2} 2"'
@@ -230,7 +230,7 @@ def make_standalone(chart: str) -> str:
 
 
 class _Plot:
-    """A rectangle with axes, and the places of values in it."""
+    """A rectangle with axes, and the positions of values in it."""
 
     def __init__(
         self,
@@ -294,7 +294,7 @@ def round_ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def _trim(text: str) -> str:
-    """Return a number without zeros at its end."""
+    """Return a number without trailing zeros."""
     digits, sign = (text[:-1], "%") if text.endswith("%") else (text, "")
     return (digits.rstrip("0").rstrip(".") if "." in digits else digits) + sign
 

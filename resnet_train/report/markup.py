@@ -8,12 +8,12 @@ from resnet_train import text as plain_text
 
 
 def escape(text: object) -> str:
-    """Return text for HTML, SVG or an attribute; controls, such as those that reverse a line, are backslash escapes."""
+    """Return text for HTML, SVG or an attribute, with backslash escapes for controls such as line reversals."""
     return html.escape(plain_text.escape(str(text)))
 
 
 def name(text: object) -> str:
-    """Return a name from data as HTML, isolated so that its script does not reorder the text beside it."""
+    """Return a name from data as HTML, isolated so that its script does not reorder the text next to it."""
     return f"<bdi>{escape(text)}</bdi>"
 
 

@@ -35,8 +35,8 @@ def render_report(
     """Return the page.
 
     Args:
-        report: what report.json holds. Each number of the page is a `<data>` element that names its place there.
-        mistakes, label_errors: the pictures of the findings with these names, in their order.
+        report: what report.json holds. Each number on the page is a `<data>` element that names its place there.
+        mistakes, label_errors: the pictures of the findings with these names, in order.
     """
     page = _Page(report)
     evaluation = report["evaluation"]
@@ -143,7 +143,7 @@ class _Page(Numbers):
             "A row for each label, a column for each prediction. Blue: share of the row's images that are right. "
             "Orange: confusions, relative to the largest one.",
         )
-        listed = show_table(["label", "taken for", "images"], rows) if rows else "<p>There are no confusions.</p>"
+        listed = show_table(["label", "classified as", "images"], rows) if rows else "<p>There are no confusions.</p>"
         return f'<div class="pair">{figure}<div>{listed}</div></div>'
 
     def show_confidence(self) -> str:
@@ -164,7 +164,7 @@ class _Page(Numbers):
             )
         reliability = show_figure(
             draw_reliability(bins),
-            "Accuracy of the images of each confidence. Orange is the gap; on the dashed line confidence is accuracy.",
+            "Accuracy of the images at each confidence. Orange is the gap; on the dashed line, both are equal.",
         )
         histogram = show_figure(
             draw_confidence_histogram(bins), "How sure the network is when it is right, and when it is wrong."
@@ -172,14 +172,14 @@ class _Page(Numbers):
         return f'<p>{text}</p><div class="pair">{reliability}{histogram}</div>'
 
     def show_mistakes(self, pictures: Sequence[FindingPictures]) -> str:
-        """Return the wrong images that the network is most sure of, with what it looked at and what it knows."""
+        """Return the wrong images that the network is most sure of, where it looked, and similar training images."""
         findings = self.report["mistakes"]
         if not findings:
             return "<p>There are no mistakes.</p>"
         text = (
-            "The wrong images that the network is most sure of; beside each, the pixels that speak for its answer "
-            "(HiResCAM). Below, the training images with the nearest features before the last layer, and their labels: "
-            "if these are right, the network had reason to be sure."
+            "The wrong images that the network is most sure of; next to each, the pixels that support its answer "
+            "(HiResCAM). Below are the training images with the nearest features before the last layer, and their "
+            "labels: if these are right, the network had reason to be sure."
         )
         if len(self.evaluation["ensemble"]) > 1 or self.evaluation["tta"]:
             text += " Both are those of the first checkpoint alone."
@@ -206,7 +206,7 @@ class _Page(Numbers):
         """Return the images whose label is probably wrong."""
         findings = self.report["label_errors"]
         if not findings:
-            return "<p>No image has a label that the network confidently contradicts.</p>"
+            return "<p>The network does not confidently contradict any label.</p>"
         total = self.number("num_label_errors", "count")
         split = escape(self.evaluation["split"])
         text = (
@@ -252,7 +252,7 @@ class _Page(Numbers):
         return text
 
     def show_unknown(self) -> str:
-        """Return how well images of another kind are told apart."""
+        """Return how well images of another kind are recognized."""
         found = self.evaluation["unknown"]
         if found is None:
             return ""
@@ -268,7 +268,7 @@ class _Page(Numbers):
         return f"<p>{text}</p>"
 
     def show_curves(self) -> str:
-        """Return accuracy and loss over the epochs of the training."""
+        """Return accuracy and loss over the epochs of training."""
         curves = self.report["curves"]
         epochs = curves.get("epoch", [])
         figures = ""
@@ -317,5 +317,5 @@ class _Page(Numbers):
 
 
 def _marked(label: str, predicted: str) -> str:
-    """Return the label of a neighbor, colored if it is not what the network said."""
+    """Return the label of a neighbor, colored if it differs from the prediction."""
     return f'<span class="differs">{name(label)}</span>' if label != predicted else name(label)

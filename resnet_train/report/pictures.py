@@ -12,7 +12,7 @@ from resnet_train.data.batch import Batch
 from resnet_train.evaluation.evaluate import Evaluation
 from resnet_train.records import About
 
-# A card of TensorBoard is about 400 pixels wide and shrinks what is wider.
+# A card in TensorBoard is about 400 pixels wide and shrinks what is wider.
 NUM_SHOWN, PER_ROW = 16, 4
 IMAGE_SIDE, MARGIN, LINE_HEIGHT = 96, 6, 14  # in pixels
 MAX_LABELLED_CLASSES = 100
@@ -52,7 +52,7 @@ def draw_batch(batch: Batch, about: About) -> np.ndarray:
 
 
 def find_mistakes(evaluation: Evaluation) -> np.ndarray:
-    """Return the positions of the 16 wrong predictions with the highest probability, that one first."""
+    """Return the positions of the 16 wrong predictions with the highest probability, highest first."""
     confidence, predicted = evaluation.logits.double().softmax(1).max(1)  # [N]
     wrong = (predicted != evaluation.labels).nonzero()[:, 0]
     return wrong[confidence[wrong].argsort(descending=True, stable=True)][:NUM_SHOWN].numpy()
@@ -79,7 +79,7 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     edge = max((int(font.getlength(name)) for name in names), default=0) + 12
     top = edge + 18
 
-    # The shades, light where few images are.
+    # Shade the cells, light where there are few images.
     shares = confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
     dark = np.array([8, 48, 107])
     shades = (255 - (255 - dark) * np.sqrt(shares)[..., None]).astype(np.uint8)  # [C, C, 3]
@@ -89,7 +89,7 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     draw = ImageDraw.Draw(picture)
     draw.text((4, 2), "rows: true class, columns: predicted class", fill=PALE_INK, font=_font(11))
 
-    # Names beside the rows and, turned, above the columns.
+    # Draw names next to the rows and, rotated, above the columns.
     for number, name in enumerate(names):
         middle = number * cell + cell // 2
         draw.text((edge - 5, top + middle), name, fill=INK, font=font, anchor="rm")

@@ -1,4 +1,4 @@
-"""The style sheets of a page and of its charts: light and dark, phone and desk, and paper."""
+"""The style sheets of a page and of its charts: light and dark, phone and desktop, and print."""
 
 COLORS = """
 :root { color-scheme: light dark; --page: #fff; --card: #f6f7f9; --text: #1b1f24; --muted: #59636e; --line: #dde1e6;

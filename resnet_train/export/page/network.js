@@ -1,8 +1,8 @@
 "use strict";
 // A network as a list of instructions, run on one picture. Values are maps {channels, height, width, data}, channel by
-// channel, row by row. An instruction reads the maps in the slots `from` and puts its own into the slot `to`.
+// channel, row by row. An instruction reads the maps in the slots `from` and writes its own into the slot `to`.
 
-const BLOCK = 4; // output channels, and pixels, that a convolution computes at once: 16 sums fit into registers
+const BLOCK = 4; // output channels, and pixels, that a convolution computes at once: 16 sums fit in registers
 
 /** Return the value of each of the 65,536 finite or infinite 16-bit floats. */
 function halfFloats() {

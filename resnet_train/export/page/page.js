@@ -98,7 +98,7 @@ function show({square, logits, milliseconds}, isLive) {
   drawSquare(square);
   say(answer, (isLive ? name : `${name}, ${percent(probability)}`) + (isUnknown ? " – or none of its classes" : ""));
   const known = threshold === undefined ? "" : `Score ${score.toFixed(2)}, ${isUnknown ? "below" : "at least"} ${
-    threshold.toFixed(2)}: ${isUnknown ? "unlike" : "like"} the pictures of the training. `;
+    threshold.toFixed(2)}: ${isUnknown ? "unlike" : "like"} the training pictures. `;
   note.textContent = `${known}Computed in ${milliseconds.toFixed(0)} ms.`;
   shown.hidden = note.hidden = false;
 }
@@ -160,7 +160,7 @@ function stopCamera() {
 async function startCamera() {
   tell("");
   if (!navigator.mediaDevices?.getUserMedia) {
-    tell("This browser gives no camera to this page: open it as a file or over https.");
+    tell("This browser does not give this page a camera: open it as a file or over https.");
     return;
   }
   try {

@@ -1,6 +1,6 @@
 "use strict";
 // A picture as the square of pixels that a network takes: upright, on white, its short side resized, its center cropped,
-// with the arithmetic of Pillow, which the training and resnet-predict use. A canvas would scale with other weights.
+// with the arithmetic of Pillow, which training and resnet-predict use. A canvas would scale with other weights.
 
 const STRIP = 256; // rows that are read from the canvas at a time, a multiple of 8: large pictures take little memory
 const PRECISION = 2 ** 22; // of the fixed-point weights of a resize

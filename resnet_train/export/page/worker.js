@@ -1,5 +1,5 @@
 "use strict";
-// Beside the page, so that it stays responsive: reads a picture, runs the network, and sends back the logits.
+// Runs outside the page, which stays responsive: reads a picture, runs the network, and sends back the logits.
 
 let size, runNetwork;
 
