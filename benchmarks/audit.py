@@ -3,9 +3,9 @@
     python benchmarks/audit.py data/cifar10-jpeg planted
 
 Links the pictures into `planted/data`, gives 5 % of the training images another class, and adds 50 near duplicates of
-training images: shifted by a pixel, encoded again, or mirrored. Audits that folder, then prints a line of JSON and
-writes `planted/pairs.png` with the first pairs of near duplicates that were not planted, to be looked at. A second
-run continues an audit that was stopped.
+training images: shifted by a pixel, re-encoded, or mirrored. Audits that folder, then prints a line of JSON and
+writes `planted/pairs.png` with the first pairs of near duplicates that were not planted, for inspection by eye. A
+second run continues an audit that was stopped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from resnet_train.loggers.console import show_log
 
 KINDS = ("shift", "encode", "flip")
 DIRECTIONS = ((0, 1), (1, 0), (0, -1), (-1, 0))
-QUALITY, LOW_QUALITY = 75, 50  # of the JPEGs, and of those that are encoded again
+QUALITY, LOW_QUALITY = 75, 50  # of the JPEGs, and of those that are re-encoded
 FIRST = 52  # pairs among which the false ones are counted
 
 
@@ -40,7 +40,7 @@ def plant(source: Path, target: Path, share: float, num_copies: int, seed: int) 
     wrong = rng.choice(len(files), round(share * len(files)), replace=False)
     labels[wrong] = (labels[wrong] + rng.integers(1, len(classes), len(wrong))) % len(classes)
 
-    # One folder for each class; names have the right class, so that none is there twice.
+    # One folder for each class; names contain the right class, so that none occurs twice.
     names = [f"train/{classes[label]}/{path.parent.name}-{path.name}" for label, path in zip(labels, files)]
     for name, path in zip(names, files):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def plant(source: Path, target: Path, share: float, num_copies: int, seed: int) 
 
 
 def change(picture: Image.Image, kind: str, direction: tuple[int, int]) -> bytes:
-    """Return the picture as JPEG: shifted by a pixel, with repeated borders; of lower quality; or mirrored."""
+    """Return the picture as JPEG: shifted by a pixel with repeated borders, at lower quality, or mirrored."""
     if kind == "shift":
         padded = np.pad(np.asarray(picture), ((1, 1), (1, 1), (0, 0)), "edge")
         top, left = 1 + direction[0], 1 + direction[1]
@@ -106,7 +106,7 @@ def measure_duplicates(output: Path, copies: list[dict[str, str]]) -> tuple[dict
 
 
 def draw_pairs(path: Path, data_dir: Path, rows: list[dict[str, str]], per_row: int = 13, scale: int = 2) -> None:
-    """Draw pairs of pictures below each other."""
+    """Draw pairs of pictures, one above the other."""
     side = 32 * scale
     num_lines = max(1, -(-len(rows) // per_row))
     sheet = Image.new("RGB", (per_row * (side + 6), num_lines * (2 * side + 10)), "white")
@@ -119,14 +119,14 @@ def draw_pairs(path: Path, data_dir: Path, rows: list[dict[str, str]], per_row: 
 
 
 def main(
-    source: Annotated[Path, typer.Argument(help="Folder with train/<class>/* and, perhaps, test/<class>/*.")],
+    source: Annotated[Path, typer.Argument(help="Folder with train/<class>/* and, optionally, test/<class>/*.")],
     work: Annotated[Path, typer.Argument(help="Folder to work in.")],
-    share: Annotated[float, typer.Option(help="Share of the training labels that are changed.")] = 0.05,
-    num_copies: Annotated[int, typer.Option(help="Near duplicates that are added.")] = 50,
-    folds: Annotated[int, typer.Option(help="As of resnet-audit.")] = FOLDS,
-    epochs: Annotated[int, typer.Option(help="As of resnet-audit.")] = EPOCHS,
-    seed: Annotated[int, typer.Option(help="Of what is planted.")] = 0,
-    threads: Annotated[int, typer.Option(help="As of resnet-audit.")] = 0,
+    share: Annotated[float, typer.Option(help="Share of the training labels to change.")] = 0.05,
+    num_copies: Annotated[int, typer.Option(help="Number of near duplicates to add.")] = 50,
+    folds: Annotated[int, typer.Option(help="As for resnet-audit.")] = FOLDS,
+    epochs: Annotated[int, typer.Option(help="As for resnet-audit.")] = EPOCHS,
+    seed: Annotated[int, typer.Option(help="Seed of the planted faults.")] = 0,
+    threads: Annotated[int, typer.Option(help="As for resnet-audit.")] = 0,
 ) -> None:
     """Plant faults, audit, and print what was found."""
     show_log()

@@ -1,10 +1,10 @@
-"""Images per second beside other busy processes, for several spin counts of OpenMP's waiting threads.
+"""Images per second alongside other busy processes, for several spin counts of OpenMP's waiting threads.
 
     python benchmarks/busy.py --out benchmarks/results/busy-cpu.json
     python benchmarks/busy.py --counts default,1000,10000,100000 --rounds 1
 
 Each spin count has one process, which waits while another is timed. Rounds are interleaved. `default` leaves the
-environment as it is, as for a script that imports torch first; the console scripts use the count in
+environment unchanged, as for a script that imports torch first; the console scripts use the count in
 `resnet_train/cli/__init__.py`.
 """
 
@@ -79,7 +79,7 @@ def ask(process: subprocess.Popen[str], recipe: str) -> float:
 
 @contextmanager
 def busy_processes(number: int) -> Iterator[None]:
-    """Run a number of processes that compute without end."""
+    """Run a number of processes that compute endlessly."""
     processes = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(number)]
     try:
         yield
@@ -100,7 +100,7 @@ def measure_all(counts: list[str], most_busy: int, rounds: int, seconds: float) 
         for number in range(most_busy + 1):
             with busy_processes(number):
                 for turn in range(rounds):
-                    print(f"beside {number} busy processes, round {turn + 1}", file=sys.stderr)
+                    print(f"alongside {number} busy processes, round {turn + 1}", file=sys.stderr)
                     for recipe in RECIPES:
                         for count in counts if turn % 2 == 0 else reversed(counts):
                             rates[recipe][number][count].append(ask(workers[count], recipe))
@@ -119,8 +119,8 @@ def table(rates: dict[str, Any], counts: list[str]) -> str:
 
 def main(
     counts: Annotated[str, typer.Option(help="Spin counts, separated by commas.")] = "default,10000",
-    most_busy: Annotated[int, typer.Option(help="Measure beside 0 to N busy processes.")] = 3,
-    rounds: Annotated[int, typer.Option(help="Measurements of each.")] = 3,
+    most_busy: Annotated[int, typer.Option(help="Measure alongside 0 to N busy processes.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Measurements per spin count.")] = 3,
     seconds: Annotated[float, typer.Option(help="Length of a measurement.")] = 2.0,
     out: Annotated[Path | None, typer.Option(help="Also write all numbers as JSON.")] = None,
     is_worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,

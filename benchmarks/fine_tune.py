@@ -4,7 +4,7 @@
         --json benchmarks/results/fine-tune-resnet20.json
 
 The images are split by class. A network is trained on five classes (or given with --weights); then networks are trained
-on few images of the other five, and on few digits, once from its weights and once from scratch. Both ways have the same
+on few images of the other five, and on few digits, once from its weights and once from scratch. Both have the same
 steps, augmentation and number of learning rates, of which the better one on an additional seed is used.
 """
 
@@ -29,7 +29,7 @@ from resnet_train.runtime.device import select_device
 from resnet_train.runtime.environment import describe_environment
 
 SEEDS, TUNING_SEED = range(5), 100
-FIRST_SEEN = 5  # classes in alphabetical order that the network is trained on before
+FIRST_SEEN = 5  # classes, in alphabetical order, that the network is first trained on
 SEEN_PER_CLASS, FEW_PER_CLASS, TEST_PER_CLASS = 2000, 40, 400
 ARMS: dict[str, tuple[float, ...]] = {"scratch": (0.1, 0.03), "fine-tuned": (0.03, 0.01)}  # learning rates
 COMMON = {
@@ -48,11 +48,11 @@ TASKS: dict[str, dict[str, Any]] = {
 
 def main(
     data_dir: Annotated[Path, typer.Option(help="Image folder with train/ and test/.")] = Path("data/cifar10-jpeg"),
-    out: Annotated[
-        Path, typer.Option(help="Folder of the runs; those that are finished are not trained again.")
-    ] = Path("runs/fine-tune"),
-    weights: Annotated[Path | None, typer.Option(help="Start from this run, not from one of five classes.")] = None,
-    only: Annotated[str | None, typer.Option(help="Measure the task of this data set only: digits or folder.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs; finished ones are not trained again.")] = Path(
+        "runs/fine-tune"
+    ),
+    weights: Annotated[Path | None, typer.Option(help="Start from this run instead of one on five classes.")] = None,
+    only: Annotated[str | None, typer.Option(help="Measure only the task of this data set: digits or folder.")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write all results to this file.")] = None,
 ) -> None:
     """Train each network and print a Markdown table."""
@@ -115,7 +115,7 @@ def fine_tuning(source: Path) -> dict[str, Any]:
 
 
 def run(out: Path, label: str, settings: dict[str, Any], seed: int) -> float:
-    """Train a network, unless that was done before, and return its final test accuracy."""
+    """Train a network, unless it is already trained, and return its final test accuracy."""
     given = {**settings, "seed": seed, "name": f"{label}-seed{seed}", "output_dir": str(out / "runs")}
     result = train(make_config(given), given, resume="auto")
     assert result is not None

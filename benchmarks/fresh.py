@@ -1,4 +1,4 @@
-"""Peak memory of the first steps of a training in a new process, and the seconds from the imports to the first step.
+"""Peak memory of the first training steps in a new process, and the seconds from the imports to the first step.
 
     python benchmarks/fresh.py ours --arch resnet18 --batch-size 128
     python benchmarks/fresh.py bare --arch resnet18 --batch-size 128
@@ -25,7 +25,7 @@ from resnet_train.models import create_model
 from resnet_train.runtime.device import keep_freed_memory, peak_memory_bytes, prepare_machine, synchronize
 from resnet_train.runtime.precision import choose_precision
 
-STEPS = 3  # the optimizer allocates its buffers in the first
+STEPS = 3  # the optimizer allocates its buffers in the first one
 
 
 def bare_steps(arch: str, batch_size: int, device: torch.device) -> tuple[float, int]:
@@ -90,7 +90,7 @@ def map_random_data(settings: dict[str, Any], folder: Path) -> Any:
 def main(
     kind: Annotated[str, typer.Argument(metavar="bare|ours")],
     arch: Annotated[str, typer.Option(help="Architecture.")] = "resnet18",
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
     device_name: Annotated[str, typer.Option("--device")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.")] = 0,
     train_size: Annotated[int | None, typer.Option(help="Number of images; by default all.")] = None,

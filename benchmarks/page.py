@@ -53,7 +53,7 @@ def open_page(page: Path) -> Iterator[Any]:
         browser.set_script_timeout(600)
         browser.get(page.resolve().as_uri())
         yield browser
-        print("requests beside the page:", list_requests(browser, page))
+        print("requests besides the page:", list_requests(browser, page))
     finally:
         browser.quit()
 
@@ -92,9 +92,9 @@ def ask_torch(checkpoint: Path, files: list[Path]) -> tuple[np.ndarray, np.ndarr
 
 
 def main(
-    checkpoint: Annotated[Path, typer.Argument(help="The checkpoint that the page was made of.")],
+    checkpoint: Annotated[Path, typer.Argument(help="The checkpoint that the page was made from.")],
     page: Annotated[Path, typer.Argument(help="The page.")],
-    folder: Annotated[Path, typer.Argument(help="Pictures; evenly spaced ones are taken.")],
+    folder: Annotated[Path, typer.Argument(help="Pictures; evenly spaced ones are used.")],
     images: Annotated[int, typer.Option(min=1, help="Number of pictures.")] = 1000,
     out: Annotated[Path | None, typer.Option(help="Write the numbers to this file as JSON.")] = None,
 ) -> None:

@@ -2,7 +2,7 @@
 
     scripts/reproduce resnet20-fast --seeds 3 --data-dir data/cifar10-jpeg
 
-Exit code 0: the mean is at most the stored tolerance below the stored mean. 1: it is further below. The runs stay in
+Exit code 0: the mean is below the stored mean by at most the stored tolerance. 1: it is lower. The runs stay in
 runs/reproduce/; the same command resumes them.
 """
 

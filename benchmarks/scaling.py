@@ -3,7 +3,7 @@
     python benchmarks/scaling.py --archs resnet20,resnet32,resnet44,resnet56 --batch-sizes 32,64,128,256 --json FILE
 
 Every depth is measured at one batch size and every batch size with one network, in turn, on random images of CIFAR-10's
-shape. If the time grows with the arithmetic alone, `cost` (seconds per multiply-add, relative to the first row) stays
+shape. If the time grows only with the arithmetic, `cost` (seconds per multiply-add, relative to the first row) stays
 at 1; less is better.
 """
 
@@ -79,7 +79,7 @@ def main(
     images = measure.random_images(num_images)
     data = RunData(train=images, test=images, train_indices=np.arange(len(images)), val_indices=np.arange(0))
 
-    # Measure every case in turn, and a matrix product beside them.
+    # Measure every case in turn, along with a matrix product.
     cases = cases_of(archs.split(","), [int(size) for size in batch_sizes.split(",")], batch_size)
     common = {"device": device_name, "threads": threads}
     configs = {f"{arch} × {size}": make_config({"arch": arch, "batch_size": size, **common}) for arch, size in cases}

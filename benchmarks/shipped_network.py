@@ -34,7 +34,7 @@ a checkpoint, as in `resnet-export {name} --format html`. In Python, its path is
 | file | `{name}.pt`, {num_bytes:,} bytes, weights rounded to float16 (read as float32) |
 | made with | torch {torch}, {cpu}, {date} |
 
-The accuracy is that of the final epoch and of the file as it is, after rounding. Each class:
+The accuracy is that of the final epoch and of the file itself, after rounding. By class:
 
 | class | accuracy | precision |
 |---|---|---|
@@ -48,7 +48,7 @@ python benchmarks/shipped_network.py {run} --data-dir DIR
 resnet-eval {name} --data-dir DIR     # the numbers above
 ```
 
-`DIR` has the folders `train/<class>/` and `test/<class>/` with the pictures of CIFAR-10 as JPEG files of quality 75.
+`DIR` has the folders `train/<class>/` and `test/<class>/` with the pictures of CIFAR-10 as JPEG files at quality 75.
 
 ## Limits
 
@@ -70,10 +70,10 @@ def describe(run: Path, before: Any, after: Any, checkpoint: Any, num_bytes: int
     """Return the values of the card.
 
     Args:
-        run: the folder.
+        run: the run's folder.
         before, after: evaluations of its model and of the written file.
         checkpoint: the model.
-        num_bytes: of the file.
+        num_bytes: the size of the file.
     """
     from resnet_train.config import make_config
     from resnet_train.jobs.report import training_command

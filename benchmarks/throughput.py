@@ -1,9 +1,9 @@
-"""Images per second of resnet-train beside the plain loop that people copy, and what each of its gains brings alone.
+"""Images per second of resnet-train relative to the plain loop that people copy, and what each gain brings alone.
 
     python benchmarks/throughput.py --arch resnet18 --json benchmarks/results/throughput-resnet18.json
     python benchmarks/throughput.py --arch resnet20 --variants default,channels-last --rounds 7
 
-Each round times every variant in turn, so a machine that speeds up or slows down affects all of them. What is quoted is
+Each round times every variant in turn, so a machine that speeds up or slows down affects all of them. The result is
 the ratio to the plain loop within a round: its median over the rounds, and its range. The images are random numbers of
 CIFAR-10's shape. The plain loop has what torch offers: TF32 and cuDNN's search for the fastest kernels on a GPU, and
 the best of several numbers of DataLoader workers. timm and airbench are measured where they are installed.
@@ -59,8 +59,8 @@ CPU_STEPS = 20
 
 VARIANTS = {
     "plain": "DataLoader workers, per-image transforms on Pillow images, eager, contiguous, .item() each step",
-    "default": "resnet-train with its defaults, its checks and reads of the loss included",
-    "default-eager": "default, but each kernel is launched on its own (--no-capture)",
+    "default": "resnet-train with its defaults, including its checks and reads of the loss",
+    "default-eager": "default, but each kernel is launched separately (--no-capture)",
     "default-float32": "default, but in float32, TF32 on a GPU (--amp off)",
     "default-fp16": "default, but in fp16 with a loss scaler (--amp fp16)",
     "default-nchw": "default, but in NCHW memory order (--no-channels-last)",
@@ -418,7 +418,7 @@ def worker_numbers(wanted: str) -> list[int]:
 def measure_memory(config: TrainConfig) -> dict[str, Any]:
     """Return peak memory and start time of our training and of the bare step, each run in a new process.
 
-    Call it first: Linux counts the memory that the parent holds when a process starts towards the child's peak.
+    Call it first: Linux counts the memory that the parent holds when a process starts toward the child's peak.
     """
     command = [sys.executable, str(Path(__file__).with_name("fresh.py"))]
     options = ["--arch", config.arch, "--batch-size", config.batch_size, "--device", config.device]
@@ -527,7 +527,7 @@ def peer_versions() -> dict[str, str]:
 
 def main(
     arch: Annotated[str, typer.Option(help="Architecture.")] = "resnet20",
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
     wanted_steps: Annotated[
         int | None,
         typer.Option("--steps", help="Timed steps of each variant in a round; by default 20, or an epoch."),
@@ -547,7 +547,7 @@ def main(
     config = make_config({"arch": arch, "batch_size": batch_size, "device": device_name, "threads": threads})
     used_memory = measure_memory(config) if memory else None
 
-    # The plain loop gets TF32 and cuDNN's search as well, and the best number of workers.
+    # The plain loop also gets TF32, cuDNN's search and the best number of workers.
     device = prepare_machine(device_name, threads)
     setting = Setting(arch, batch_size, device, measure.random_images(num_images))
     steps = wanted_steps or default_steps(setting)
