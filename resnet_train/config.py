@@ -97,7 +97,7 @@ class TrainConfig(BaseModel):
     shortcut: Literal["pad", "projection"] | None = _option(None, NETWORK_OPTIONS)
     """resnet20 and other 6n+2 networks: pad shortcuts with zeros, as in the paper, or project them (1×1)."""
     final_norm: bool | None = _option(None, NETWORK_OPTIONS)
-    """preact_resnet18 to preact_resnet1001: end with a norm and a ReLU, as in the paper; many copies omit them."""
+    """preact_resnet18 to preact_resnet1001: end with a norm and a ReLU, as in the paper; many implementations don't."""
 
     # --- Fine-tuning -----------------------------------------------------------------------------------------------
     weights: Path | None = _option(None, FINE_TUNING)
@@ -143,8 +143,7 @@ class TrainConfig(BaseModel):
     mixup: float = _option(0.0, AUGMENTATION, ge=0, le=100)
     """Blend each image with another, with a weight from Beta(A, A); 0 disables it."""
     cutmix: float = _option(0.0, AUGMENTATION, ge=0, le=100)
-    """Paste a box of another image, its area from Beta(A, A); 0 disables it. With --mixup, each image gets one or the
-    other."""
+    """Paste a box of another image, its area from Beta(A, A); 0 disables it. Each image gets either mixup or cutmix."""
 
     progressive_sizes: Annotated[Stages | None, PlainSerializer(_format_stages)] = _option(None, AUGMENTATION)
     """Train on smaller images first: 16:0.4,24:0.7 is 16 pixels until 40 % of the run, 24 until 70 %."""

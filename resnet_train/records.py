@@ -31,7 +31,7 @@ class About(BaseModel):
 
 
 class Origin(BaseModel):
-    """Where the weights of a network that other code trained come from.
+    """The origin of weights that other code trained.
 
     Attributes:
         layout: the repository whose parameter names the file had.

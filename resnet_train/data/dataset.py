@@ -169,7 +169,7 @@ def assign_folds(labels: np.ndarray, groups: np.ndarray, num_folds: int) -> np.n
     Args:
         labels: int64 [N].
         groups: int64 [N], the lowest index of the images that are alike, which must not be divided.
-        num_folds: at most N.
+        num_folds: the number of folds, at most N.
     """
     order, _ = _fixed_order(labels)
     by_class = order[np.argsort(labels[order], kind="stable")]

@@ -42,7 +42,7 @@ def heat_maps(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     """Return how much each pixel supports a class, float [B, H, W] from 0 to 1.
 
     Args:
-        model: in evaluation mode.
+        model: a network in evaluation mode.
         images: normalized, float [B, 3, H, W].
         classes: int64 [B], one for each image.
     """
@@ -95,7 +95,7 @@ def check_by_deletion(model: nn.Module, images: Tensor, classes: Tensor, maps: T
     """Replace the hottest pixels with the mean color, then as many others, and compare how far the probability drops.
 
     Args:
-        model: in evaluation mode.
+        model: a network in evaluation mode.
         images: normalized, float [B, 3, H, W], so that the mean color is 0.
         classes: int64 [B].
         maps: float [B, H, W].

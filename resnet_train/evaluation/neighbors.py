@@ -16,7 +16,7 @@ def compute_features(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Ten
     """Yield the inputs of the last linear layer, scaled to length 1, float [B, D].
 
     Args:
-        model: in evaluation mode.
+        model: a network in evaluation mode.
         batches: batches of normalized images.
     """
     inputs: list[Tensor] = []

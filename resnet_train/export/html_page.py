@@ -26,7 +26,7 @@ from resnet_train.text import escape
 PARTS = files("resnet_train.export") / "page"
 NUM_FOLD_IMAGES = 8  # random images, whose logits folding must not change
 FOLD_TOLERANCE = 1e-4  # of the largest logit: float32 in torch vs. float64
-BATCH_SIZE = 10  # of the check; the windows of a convolution take nine times the memory of its input
+BATCH_SIZE = 10  # for the check; the windows of a convolution take nine times the memory of its input
 ALIGNMENT = 4  # bytes, for JavaScript's arrays of float32
 # The page loads nothing, and runs only two scripts: the one with this hash, and its worker.
 POLICY = (
@@ -180,7 +180,7 @@ def _digest(text: str) -> str:
 
 
 def _name(text: str) -> str:
-    """Return a name from data as HTML, without characters that hide it or reorder the text beside it."""
+    """Return a name from data as HTML, without characters that hide it or reorder the text next to it."""
     return f"<bdi>{html.escape(escape(text))}</bdi>"
 
 

@@ -236,7 +236,7 @@ def push_folder(folder: Path, repo: str) -> str:
     try:
         address = str(api.create_repo(repo, exist_ok=True))
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload with resnet-export")
-    except Exception as error:  # of the Hub, of HTTP, of the network
+    except Exception as error:  # from the Hub, HTTP or the network
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise OSError(f"cannot push {folder} to {repo}: {reason}") from error
     return address

@@ -100,7 +100,7 @@ class DuplicateResult:
         num_near_pairs: pairs of images that are nearly the same.
         num_groups: groups of images that are equal or nearly so.
         num_conflicts: groups whose images have different labels.
-        num_leaked: images of each split but the training images that are in a group with a training image.
+        num_leaked: images of each split except training that are in a group with a training image.
         groups: the first groups: those with different labels, then those in several splits, then the most similar.
     """
 

@@ -211,7 +211,7 @@ def _describe_duplicates(findings: Findings) -> DuplicateResult:
 
 
 def _count_leaked(images: AuditImages, groups: np.ndarray) -> dict[str, int]:
-    """Return how many images of each split but the training images are in a group with a training image."""
+    """Return how many images of each split except training are in a group with a training image."""
     of_train = np.unique(groups[: len(images.splits["train"])])
     leaked = np.isin(groups, of_train)
     numbers = dict(zip(images.splits, np.bincount(images.split_numbers, weights=leaked).astype(int).tolist()))

@@ -30,7 +30,7 @@ class ClassResult:
 
 @dataclass(frozen=True, kw_only=True)
 class OriginResult:
-    """Where weights that other code trained come from.
+    """The origin of weights that other code trained.
 
     Attributes:
         layout: the repository whose parameter names the file has.

@@ -131,7 +131,7 @@ def sketch_model(name: str, num_classes: int, max_parameters: int, **options: An
 
 @contextmanager
 def _max_parameters(limit: int) -> Iterator[None]:
-    """Raise a ValueError within if a network has more parameters."""
+    """While entered, raise a ValueError if a network has more parameters."""
     left = limit
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:

@@ -35,9 +35,9 @@ class ResNet(nn.Module):
         num_blocks: number of blocks in each stage.
         num_classes: length C of the logits.
         stem: "cifar", one 3×3 convolution, or "imagenet", 7×7 with stride 2 and 3×3 max pooling with stride 2.
-        norm_order: "conv-bn-relu", or "conv-relu-bn" to exchange each norm with the ReLU that follows it.
-        zero_init_residual: start the last norm of each block at 0 and so the block as the identity (Goyal et al. 2017,
-            section 5.1).
+        norm_order: "conv-bn-relu", or "conv-relu-bn" to swap each norm with the ReLU that follows it.
+        zero_init_residual: start the last norm of each block at 0, so that the block starts as the identity (Goyal et
+            al. 2017, section 5.1).
         drop_path: probability of dropping the last block's residual; it grows linearly with depth.
 
     Shape: images float [B, 3, H, W] → logits float [B, C]; H and W at least `stride`.
@@ -64,13 +64,13 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         self.pool = nn.Identity() if is_cifar else nn.MaxPool2d(3, stride=2, padding=1)
 
-        # Stochastic depth: the residual of block l of L is dropped with l/L of the probability.
+        # Stochastic depth: the residual of block l of L is dropped with l/L times the probability.
         drops = [drop_path * (number + 1) / sum(num_blocks) for number in range(sum(num_blocks))]
 
         # The stages: all but the first halve the size in their first block.
         channels, stages = 64, []
         for width, depth, stride in zip(WIDTHS, num_blocks, (1, 2, 2, 2)):
-            blocks = []  # of one stage
+            blocks = []  # those of one stage
             for block_stride in stage_strides(depth, stride):
                 out = width * block.expansion
                 shortcut = widening_shortcut("projection", channels, out, block_stride)

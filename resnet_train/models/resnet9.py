@@ -1,4 +1,4 @@
-"""ResNet-9, the network of the DAWNBench record of 2019: eight convolutions, of which two pairs are residual.
+"""ResNet-9, the network of the 2019 DAWNBench record: eight convolutions, of which two pairs are residual.
 
 Page 2019, "How to Train Your ResNet" (myrtle.ai), part 8: 6.57 million parameters, 94 % on CIFAR-10 in 24 epochs.
 """
@@ -15,7 +15,7 @@ LOGIT_SCALE = 0.125  # keeps the first logits from saturating the loss (Page 201
 
 
 class ConvNormReLU(nn.Module):
-    """3×3 convolution, norm and ReLU, with `pool` followed by 2×2 max pooling."""
+    """3×3 convolution, norm and ReLU; with `pool`, followed by 2×2 max pooling."""
 
     def __init__(self, in_channels: int, out_channels: int, pool: bool = False) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ class ResNeXt(nn.Module):
 
     Args:
         groups: number of groups of each 3×3 convolution ("cardinality").
-        group_width: channels of a group in the first stage, doubled in each further one.
+        group_width: channels of a group in the first stage, doubled in each later one.
         num_classes: length C of the logits.
 
     Shape: images float [B, 3, H, W] → logits float [B, C]; H and W at least `stride`.

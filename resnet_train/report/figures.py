@@ -77,7 +77,7 @@ def draw_reliability(bins: Sequence[Mapping[str, Any]]) -> str:
     """Return a diagram of accuracy over confidence: bars that end on the diagonal are calibrated.
 
     Args:
-        bins: of equal width, each with `low`, `high`, `n`, `num_correct` and `mean_confidence`.
+        bins: bins of equal width, each with `low`, `high`, `n`, `num_correct` and `mean_confidence`.
     """
     height = 280
     plot = _Plot(height)
