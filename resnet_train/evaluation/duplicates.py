@@ -36,9 +36,11 @@ class NearDuplicates:
     """Pairs of images that are nearly the same, most similar first.
 
     Attributes:
-        pairs: int64 [P, 2], the lower index first. similarity: float [P], the correlation of their details, at most 1.
-        mirrored: bool [P]. shifts: int64 [P, 2], how far the second image is shifted, down and to the right, in pixels
-        of the compared size.
+        pairs: int64 [P, 2], the lower index first.
+        similarity: float [P], the correlation of their details, at most 1.
+        mirrored: bool [P].
+        shifts: int64 [P, 2], how far the second image is shifted, down and to the right, in pixels of the compared
+            size.
     """
 
     pairs: np.ndarray

@@ -37,13 +37,17 @@ class EvaluationOptions:
     """What to evaluate, how, and what to write; settings of the images that are None come from the checkpoint.
 
     Attributes:
-        dataset, data_dir, split: the images. best: evaluate the model that the run chose on its validation split. tta:
-        average over views of each image, "flip" or "flip-shift". corruptions: also evaluate on images that are
-        corrupted here. cifar10_c: also evaluate on the files of CIFAR-10-C in this folder. unknown: also measure how
-        well images of this data set or folder, which show none of the classes, are recognized. predictions: write one
-        row for each image to this CSV file. wrong: copy the images that are classified wrong to this folder.
-        batch_size, device, threads: how to evaluate. report: write a page with everything, and the numbers in it as
-        JSON, to this folder. arch, normalize: see `resnet_train.runs.foreign.Given`; for checkpoints from other code.
+        dataset, data_dir, split: the images.
+        best: evaluate the model that the run chose on its validation split.
+        tta: average over views of each image, "flip" or "flip-shift".
+        corruptions: also evaluate on images that are corrupted here.
+        cifar10_c: also evaluate on the files of CIFAR-10-C in this folder.
+        unknown: also measure how well images of this data set or folder, which show no known class, are recognized.
+        predictions: write one row for each image to this CSV file.
+        wrong: copy the misclassified images to this folder.
+        batch_size, device, threads: how to evaluate.
+        report: write a page with everything, and the numbers in it as JSON, to this folder.
+        arch, normalize: see `resnet_train.runs.foreign.Given`; for checkpoints from other code.
     """
 
     dataset: str | None = None

@@ -109,8 +109,9 @@ def matrix_rate(device: torch.device, precision: torch.dtype | None, side: int |
     On some CPUs convolutions are faster than torch's matrix product, so a share of this rate may exceed 1.
 
     Args:
-        device: Where to multiply. precision: Data type of the matrices. None is float32, which on a GPU means TF32
-        where torch is allowed to use it. side: Rows and columns; by default enough to fill the device.
+        device: Where to multiply.
+        precision: Data type of the matrices. None is float32, which on a GPU means TF32 where torch may use it.
+        side: Rows and columns; by default enough to fill the device.
     """
     side = side or MATRIX_SIDES.get(device.type, MATRIX_SIDE)
     left, right = (torch.randn(side, side, device=device, dtype=precision or torch.float32) for _ in range(2))
