@@ -16,6 +16,7 @@ TABLE = [
     ({"epochs": 30, "cutout": 16, "lr": 0.05}, "resnet18-cifar10-cutout16-epochs30-lr0.05-seed0"),
     ({"nesterov": True, "channels_last": False}, "resnet18-cifar10-nesterov-no-channels-last-seed0"),
     ({"optimizer": "adamw", "weight_decay": 1e-5}, "resnet18-cifar10-optimizer-adamw-weight-decay1e-05-seed0"),
+    ({"minutes": 3, "lr": 2}, "resnet18-cifar10-minutes3-lr2-seed0"),
     ({"milestones": "100,150.5"}, "resnet18-cifar10-milestones100+150.5-seed0"),
     ({"progressive_sizes": "16:0.3,24:0.6"}, "resnet18-cifar10-progressive-sizes16x0.3+24x0.6-seed0"),
     ({"device": "cpu", "threads": 4, "eval_every": 5, "save_every": 2, "data_dir": "x"}, "resnet18-cifar10-seed0"),

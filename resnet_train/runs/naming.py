@@ -63,6 +63,8 @@ def _token(name: str, value: Any) -> str:
         return f"no-{flag}"
     if isinstance(value, tuple):
         value = "+".join(map(_part, value))
+    if isinstance(value, float):
+        value = str(value).removesuffix(".0")  # `--minutes 3` is a float
     return f"{flag}-{value}" if isinstance(value, str) and not value[:1].isdigit() else f"{flag}{value}"
 
 
