@@ -6,6 +6,7 @@ config like any other, and it can be resumed.
 
 from __future__ import annotations
 
+import gc
 import logging
 import statistics
 import time
@@ -58,6 +59,10 @@ def plan_length(config: TrainConfig, data: RunData, device: torch.device, starte
     # Evaluate a few batches, and plan for what is left.
     eval_rate = measure.eval_rate(trainer, measure.EVAL_BATCHES[device.type])
     eval_images = sum(loader.num_images for loader in trainer.eval_loaders.values())
+
+    # Free the memory of this trainer before the run builds its own: a trainer refers to itself.
+    del trainer
+    gc.collect()
 
     left = (1 - RESERVED_SHARE) * limit - END_SECONDS - (time.monotonic() - started)
     planned = choose_length(config, (len(data.train_indices), eval_images), rates, eval_rate, left)
