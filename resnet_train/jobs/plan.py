@@ -1,6 +1,6 @@
 """Plan a run that ends when its time is up.
 
-    The machine is measured once, before the run. Then the length is part of the config, so the run is a function of its
+The machine is measured once, before the run. Then the length is part of the config, so the run is a function of its
 config like any other, and it can be resumed.
 """
 
