@@ -358,6 +358,46 @@ def test_what_a_plugin_only_logged_is_evaluated_without_it(run_cli: RunCli, tmp_
     assert run_cli("resnet-eval", "runs/x", cwd=tmp_path).code == 0
 
 
+def test_the_card_of_an_export_has_the_settings_of_a_plugin(run_cli: RunCli, tmp_path: Path) -> None:
+    plugin = write(tmp_path, "from resnet_train.config import add_setting\nadd_setting('project', str, 'x', 'x')")
+    assert run_cli("resnet-train", *QUICK, "--plugin", plugin, "--project=y", cwd=tmp_path).code == 0
+    for flags in (["--plugin", plugin], []):
+        unload_all()
+        arguments = ["runs/x", "-f", "hub", "-o", "net", "--force", "--images", 40, *flags]
+        assert run_cli("resnet-export", *arguments, cwd=tmp_path).code == 0
+        card = (tmp_path / "net/README.md").read_text()
+        assert "\nproject: y\n" in card
+        assert "Plugins were loaded: own.py." in card.replace("\\", "")
+        assert str(tmp_path) not in card + (tmp_path / "net/config.json").read_text()
+
+
+def test_a_run_of_a_plugin_is_compared_with_it(run: tuple[Path, Outcome], run_cli: RunCli) -> None:
+    assert f"{MISSING} (unknown setting 'beta'" in run_cli("resnet-compare", "runs/x", cwd=run[0]).error
+    assert run_cli("resnet-compare", "runs/x", "--plugin", "own.py", cwd=run[0]).code == 0
+
+
+def test_a_missing_data_set_of_a_plugin_is_named(run_cli: RunCli, tmp_path: Path) -> None:
+    write(tmp_path, EVERYTHING)
+    flags = ["--dataset=dark_digits", "--plugin=own.py"]
+    assert run_cli("resnet-train", *QUICK, *flags, cwd=tmp_path).code == 0
+    unload_all()
+    error = run_cli("resnet-eval", "runs/x", cwd=tmp_path).error
+    assert error.replace("/checkpoints/model.pt", "").startswith(f"error: {MISSING} (unknown data set 'dark_digits'")
+
+
+@pytest.mark.parametrize("command", [["resnet-train", "--resume"], ["resnet-info", "--verify"]])
+def test_a_missing_installed_plugin_is_named(command: list[str], other: Path, run_cli: RunCli) -> None:
+    plugins = {"acme": {"version": "acme 1.2", "path": None}}
+    for path in (other / "runs/x/checkpoints").glob("*.pt"):
+        contents = read_checkpoint(path)
+        contents["environment"]["plugins"] = plugins
+        write_checkpoint(path, contents)
+    outcome = run_cli(*command, "runs/x", cwd=other)
+    assert outcome.code == 2
+    assert "with the plugin acme, which is not loaded; it needs an installation of acme 1.2" in outcome.stderr
+    assert "has changed" not in outcome.stderr
+
+
 def test_a_changed_plugin_is_called_so_when_a_run_is_resumed(other: Path, run_cli: RunCli) -> None:
     write(other, EVERYTHING + "# changed\n")
     outcome = run_cli("resnet-train", "--resume", "runs/x", "--plugin=own.py", "--epochs=3", cwd=other)

@@ -10,7 +10,16 @@ from typing import Annotated
 import typer
 
 from resnet_train.cli import choices
-from resnet_train.cli.app import Debug, Version, hand_back_interrupts, log_to_stderr, new_app, print_result, run_app
+from resnet_train.cli.app import (
+    Debug,
+    Plugins,
+    Version,
+    hand_back_interrupts,
+    log_to_stderr,
+    new_app,
+    print_result,
+    run_app,
+)
 from resnet_train.cli.completion import complete
 from resnet_train.jobs.given_settings import expand_optional, expand_path
 from resnet_train.runtime.terminal import text_width
@@ -50,6 +59,7 @@ def compare(
     ] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, accuracies from 0 to 1.")] = False,
+    plugin: Plugins = None,
     debug: Debug = False,
     version: Version = False,
 ) -> None:

@@ -94,8 +94,12 @@ def load_dataset(
 
 
 def needs_files(name: str) -> bool:
-    """Return whether the images are files that must be in the data directory: neither downloaded nor computed."""
-    return name not in FACTS and (name not in DATASETS or accepts(DATASETS[name], "data_dir"))
+    """Return whether the images are files that must be in the data directory: neither downloaded nor computed.
+
+    Raises:
+        ValueError: there is no such data set.
+    """
+    return name not in FACTS and accepts(DATASETS[name], "data_dir")
 
 
 def find_data_dir(config: TrainConfig, data_path: str | None) -> Path:
@@ -109,7 +113,7 @@ def find_data_dir(config: TrainConfig, data_path: str | None) -> Path:
         The first of the two that is here; if neither is, the default for a data set that can be downloaded.
 
     Raises:
-        ValueError: neither is here.
+        ValueError: neither is here, or the data set is unknown.
     """
     found = [path for path in (Path(data_path or config.data_dir), config.data_dir) if path.is_dir()]
     if found:

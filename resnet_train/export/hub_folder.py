@@ -13,11 +13,12 @@ import torch
 import yaml
 
 from resnet_train import __version__, text
-from resnet_train.config import TrainConfig, make_config, to_plain
+from resnet_train.config import TrainConfig, to_plain
 from resnet_train.export.formats import FORMATS, Files, Format, Opened, Source, open_checkpoint
 from resnet_train.export.safetensors_file import SafetensorsFile
 from resnet_train.recipes import to_yaml
 from resnet_train.runs.folder import EXPORTED
+from resnet_train.runs.needed_plugins import needed_plugins
 from resnet_train.runtime.extras import import_extra
 
 CARD, DESCRIPTION, WEIGHTS = "README.md", "config.json", EXPORTED
@@ -188,13 +189,19 @@ def _training(source: Source) -> str:
         return f"The weights were trained by other code, with the parameter names of {escape(origin.layout)}."
     if checkpoint.metrics is None:
         return "How it was trained is not recorded."
-    settings, defaults = to_plain(make_config(checkpoint.config)), to_plain(TrainConfig())
-    changed = {name: value for name, value in settings.items() if value != defaults[name]}
+    # The settings of a plugin that is not loaded have no known defaults.
+    defaults = to_plain(TrainConfig())
+    changed = {n: value for n, value in checkpoint.config.items() if n not in defaults or value != defaults[n]}
     parts = [
         f"{checkpoint.epoch} epochs. These settings of `resnet-train` are not the defaults:",
         _fence(to_yaml(changed, "ascii"), "yaml"),
     ]
     environment = checkpoint.environment
+    if plugins := [escape(plugin.name) for plugin in needed_plugins(environment)]:
+        parts.append(
+            f"Plugins were loaded: {', '.join(plugins)}. One that defines the network is needed to load it, with "
+            f"`--plugin FILE` or `resnet_train.plugins.load_plugin(FILE)`."
+        )
     if versions := [f"{name} {environment[name]}" for name in ("resnet_train", "torch") if environment.get(name)]:
         parts.append(escape(", ".join([*versions, str(environment.get("device_name", ""))]).rstrip(", ")) + ".")
     return "\n\n".join(parts)

@@ -24,6 +24,7 @@ from resnet_train.registry import accepts
 from resnet_train.runs.checkpoint import AnyCheckpoint, ModelCheckpoint
 from resnet_train.runs.folder import find_best, find_checkpoint
 from resnet_train.runs.foreign import Given
+from resnet_train.runs.needed_plugins import needed_plugins
 from resnet_train.runtime.device import prepare_machine
 from resnet_train.runtime.extras import import_extra
 from resnet_train.runtime.plain import to_plain_values
@@ -179,18 +180,28 @@ def check(
 
 def make_source(subject: Subject, evaluation: dict[str, Any] | None = None) -> Source:
     """Return the network of a subject in the form in which it is exported."""
-    checkpoint = _without_paths(subject.checkpoints[0])
+    checkpoint = _without_paths(subject.checkpoints[0], subject.config)
     network = subject.first_network.float().to(memory_format=torch.contiguous_format)  # as in a new network
     return Source(checkpoint=checkpoint, network=network, evaluation=evaluation)
 
 
-def _without_paths(checkpoint: AnyCheckpoint) -> ModelCheckpoint:
+def _without_paths(checkpoint: AnyCheckpoint, config: TrainConfig) -> ModelCheckpoint:
     """Return weights and description without paths of this machine, which mean nothing elsewhere."""
+    # Keep only the file names of plugins.
     folders = {name for name, field in TrainConfig.model_fields.items() if field.annotation in (Path, Path | None)}
+    settings = {name: value for name, value in checkpoint.config.items() if name not in folders}
+    environment = dict(checkpoint.environment)
+    if config.plugin:
+        settings["plugin"] = [Path(path).name for path in config.plugin]
+    if plugins := needed_plugins(environment):
+        environment["plugins"] = {
+            plugin.name: {"version": plugin.version, "path": plugin.path and Path(plugin.path).name}
+            for plugin in plugins
+        }
     return ModelCheckpoint(
         about=checkpoint.about,
-        config={name: value for name, value in checkpoint.config.items() if name not in folders},
-        environment=checkpoint.environment,
+        config=settings,
+        environment=environment,
         model=checkpoint.weights,
         metrics=checkpoint.metrics,
         chosen_on=checkpoint.chosen_on,

@@ -34,10 +34,10 @@ def load_images(subject: Subject, dataset: str | None, data_dir: Path | str | No
     """
     checkpoint, path = subject.checkpoints[0], subject.paths[0]
     config = subject.config
-    if data_dir is None:
-        is_same = dataset in (None, config.dataset)
-        data_dir = find_data_dir(config, checkpoint.data_path) if is_same else TrainConfig().data_dir
-    with naming_missing_plugins(checkpoint, path):
+    with naming_missing_plugins(checkpoint.environment, path):
+        if data_dir is None:
+            is_same = dataset in (None, config.dataset)
+            data_dir = find_data_dir(config, checkpoint.data_path) if is_same else TrainConfig().data_dir
         split, images, indices = _load_split(dataset or config.dataset, split, Path(data_dir), config)
     for member in subject.checkpoints:
         if indices is not None and images.fingerprint != member.about.fingerprint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 from resnet_train.build import (
@@ -29,6 +29,7 @@ from resnet_train.runs.agreement import follow_checkpoint
 from resnet_train.runs.checkpoint import Description, RunCheckpoint, Saver
 from resnet_train.runs.folder import RunFolder
 from resnet_train.runs.naming import default_name
+from resnet_train.runs.needed_plugins import naming_missing_plugins
 from resnet_train.runs.restore import UnusableState, restore_trainer, warn_about_changes
 from resnet_train.runs.result import make_result, read_result
 from resnet_train.runs.resume import find_start
@@ -100,7 +101,9 @@ def train(
         config, state, pretrained = shared
 
         # Build the parts, the same for new and resumed runs on all ranks.
-        check_config(config, resumed=state is not None)
+        path = config.output_dir / str(config.name)
+        with naming_missing_plugins(state.environment, path) if state is not None else nullcontext():
+            check_config(config, resumed=state is not None)
         device = prepare_machine(config.device, config.threads, config.deterministic)
         data = load_data(config)
         if not is_planned(config):

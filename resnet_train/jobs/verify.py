@@ -33,7 +33,7 @@ from resnet_train.runs.checkpoint import (
     read_checkpoint,
 )
 from resnet_train.runs.folder import SPLITS, RunFolder
-from resnet_train.runs.needed_plugins import check_files
+from resnet_train.runs.needed_plugins import describe_missing, missing_plugins
 from resnet_train.runs.restore import restore_model
 from resnet_train.runs.weights import load_weights, read_weights
 from resnet_train.runtime.device import device_name, prepare_machine, select_device
@@ -124,7 +124,8 @@ def verify(path: Path) -> Verification:
     result = Verification(str(folder.path))
     try:
         run = _read_run(folder)
-        check_files(run.newest.environment, folder.path)
+        if missing := missing_plugins(run.newest.environment):
+            raise ValueError(describe_missing(missing, folder.path))
         _check_descriptions(run, result)
         _check_csv(run, result)
         points = _check_events(run, result)

@@ -19,6 +19,7 @@ from typing import Any
 
 from resnet_train.config import TrainConfig, make_config
 from resnet_train.recipes import read_yaml
+from resnet_train.runs.needed_plugins import naming_missing_plugins
 from resnet_train.runtime.files import open_regular, refuse_special_files
 
 MAX_DEPTH = 3  # of run folders below a given folder
@@ -125,15 +126,17 @@ def read_history(folder: Path) -> RunHistory:
     """Read the text files of a run.
 
     Raises:
-        ValueError: a file is missing or damaged, or is not a regular file; the message says which.
+        ValueError: a file is missing or damaged, or is not a regular file, or a plugin is missing; the message says
+            which.
     """
     # The settings, and the versions that explain differences between runs.
     refuse_special_files(folder)
     for name in ("config.yaml", "metrics.csv"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}")
-    config = make_config(read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
     environment = _read_json(folder / "environment.json")
+    with naming_missing_plugins(environment, folder):
+        config = make_config(read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
     if config.amp == "auto" and environment.get("device") == "cpu":  # in files of earlier versions
         config = config.model_copy(update={"amp": "off"})
 

@@ -1,4 +1,7 @@
-"""The plugins that a run was trained with: which ones are missing here, and which have changed since."""
+"""The plugins that a run was trained with: which ones are missing here, and which have changed since.
+
+It imports no torch, because a run is also read from its text files alone.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from resnet_train.config import TrainConfig, make_config, option_names
 from resnet_train.plugins import loaded_plugins
-from resnet_train.runs.checkpoint import Description
+
+if TYPE_CHECKING:
+    from resnet_train.runs.checkpoint import Description
 
 
 @dataclass(frozen=True)
@@ -58,35 +63,40 @@ def describe_missing(missing: list[NeededPlugin], path: Path) -> str:
 
 
 def check_files(environment: dict[str, Any], path: Path) -> list[str]:
-    """Return a sentence for each plugin file that has changed since the run was started.
+    """Return a sentence for each plugin that has changed since the run was started, or is no longer installed.
 
     Raises:
         ValueError: a file is not loaded.
     """
-    if missing := [plugin for plugin in missing_plugins(environment) if plugin.path]:
-        raise ValueError(describe_missing(missing, path))
-    loaded = loaded_plugins()
-    versions = {plugin.version for plugin in loaded.values()}
+    missing = missing_plugins(environment)
+    if files := [plugin for plugin in missing if plugin.path]:
+        raise ValueError(describe_missing(files, path))
+    versions = {plugin.version for plugin in loaded_plugins().values()}
     return [
-        f"plugin {plugin.name} has changed since {path} was started"
+        f"plugin {plugin.name} {'is not installed' if plugin in missing else f'has changed since {path} was started'}"
         for plugin in needed_plugins(environment)
         if plugin.version not in versions
     ]
 
 
 @contextmanager
-def naming_missing_plugins(description: Description, path: Path) -> Iterator[None]:
+def naming_missing_plugins(environment: dict[str, Any], path: Path) -> Iterator[None]:
     """Add the missing plugins to a ValueError about an unknown name.
 
+    Args:
+        environment: of the training; it lists the plugins.
+        path: the run or the checkpoint, for the message.
+
     Raises:
-        ValueError: the same one, or one with the plugins that the checkpoint at `path` was trained with.
+        ValueError: the same one, or one with the plugins that are missing.
     """
     try:
         yield
     except ValueError as error:
-        if missing := missing_plugins(description.environment):
-            raise ValueError(f"{describe_missing(missing, path)} ({error})") from None
-        raise
+        missing = missing_plugins(environment)
+        if not missing or not str(error).startswith("unknown "):
+            raise
+        raise ValueError(f"{describe_missing(missing, path)} ({error})") from None
 
 
 def read_settings(description: Description, path: Path) -> TrainConfig:

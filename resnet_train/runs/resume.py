@@ -23,7 +23,7 @@ from resnet_train.recipes import read_yaml
 from resnet_train.runs.checkpoint import ModelCheckpoint, RunCheckpoint, parse, read_checkpoint
 from resnet_train.runs.folder import RunFolder, existing_run_message, find_runs
 from resnet_train.runs.naming import default_name
-from resnet_train.runs.needed_plugins import check_files
+from resnet_train.runs.needed_plugins import check_files, naming_missing_plugins
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,8 @@ def _start_at(path: Path, given: dict[str, Any]) -> Start:
         state = _parse_state(file) if file else _read_state(folder)
         for change in check_files(state.environment, folder.path):
             log.warning("%s: the result may differ", change)
-        return _resumed(folder, state, given, file)
+        with naming_missing_plugins(state.environment, folder.path):
+            return _resumed(folder, state, given, file)
     except BaseException:
         folder.unlock()
         raise
@@ -296,10 +297,11 @@ def _match(
         state = _read_state(folder)
         if changes := check_files(state.environment, folder.path):
             raise OtherRun(f"{changes[0]}; choose another --name, or continue it with --resume {folder.path}")
-        _check_same(folder, make_config(state.config), config)
-        if config.dataset not in FACTS:
-            _check_images(folder, state, config, fingerprints)
-        return _resumed(folder, state, given)
+        with naming_missing_plugins(state.environment, folder.path):
+            _check_same(folder, make_config(state.config), config)
+            if config.dataset not in FACTS:
+                _check_images(folder, state, config, fingerprints)
+            return _resumed(folder, state, given)
     except BaseException as error:
         folder.unlock()
         if has_name or not isinstance(error, ValueError | OSError):
