@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from statistics import mean
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_balanced_accuracy_and_macro_f1_equal_sklearns(num_classes: int) -> None
             warnings.simplefilter("ignore")  # sklearn warns about classes without a label
             expected = balanced_accuracy_score(labels, predicted)
         assert scores["balanced_accuracy"] == pytest.approx(expected, abs=1e-12, rel=0)
-        expected = f1_score(labels, predicted, average="macro", zero_division=0)
+        expected = f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
         assert scores["macro_f1"] == pytest.approx(expected, abs=1e-12, rel=0)
 
 
@@ -83,12 +84,20 @@ def test_classes_have_accuracy_precision_f1_and_count() -> None:
     )
 
 
-def test_a_class_without_images_has_no_accuracy() -> None:
-    confusion = np.array([[2, 0, 1], [0, 0, 0], [0, 0, 3]], dtype=np.int64)
+@pytest.mark.parametrize("num_predicted", [0, 1])
+def test_a_class_without_images_has_no_numbers(num_predicted: int) -> None:
+    confusion = np.array([[2, num_predicted, 1], [0, 0, 0], [0, 0, 3]], dtype=np.int64)
     cat, dog, eel = class_results(evaluation_of(confusion), CLASSES)
     assert (dog.n, dog.accuracy, dog.precision, dog.f1) == (0, None, None, None)
-    assert (cat.accuracy, cat.precision) == (2 / 3, 1.0)
+    assert (cat.accuracy, cat.precision) == (2 / (3 + num_predicted), 1.0)
     assert (eel.accuracy, eel.precision) == (1.0, 3 / 4)
+
+
+def test_averages_leave_out_classes_without_images() -> None:
+    evaluation = evaluation_of(np.array([[2, 1, 1], [0, 0, 0], [0, 0, 3]], dtype=np.int64))
+    scores, rows = compute_scores(evaluation), class_results(evaluation, CLASSES)
+    assert scores["balanced_accuracy"] == pytest.approx(mean(row.accuracy for row in rows if row.accuracy is not None))
+    assert scores["macro_f1"] == pytest.approx(mean(row.f1 for row in rows if row.f1 is not None))
 
 
 def test_a_class_that_is_never_predicted_has_no_precision() -> None:

@@ -47,10 +47,11 @@ def balanced_accuracy(evaluation: Evaluation) -> float:
 
 @METRICS.register("macro_f1")
 def macro_f1(evaluation: Evaluation) -> float:
-    """Return the mean F1 score over the classes that are a label or a prediction of some image, 0–1."""
+    """Return the mean F1 score over the classes with images, as balanced accuracy is, 0–1."""
     confusion = evaluation.confusion
-    marked = confusion.sum(axis=0) + confusion.sum(axis=1)  # true positives count twice
-    present = marked > 0
+    support = confusion.sum(axis=1)
+    marked = support + confusion.sum(axis=0)  # true positives count twice
+    present = support > 0
     return float(np.mean(2 * confusion.diagonal()[present] / marked[present]))
 
 

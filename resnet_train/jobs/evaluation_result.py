@@ -11,7 +11,9 @@ from resnet_train.jobs.trust import CalibrationResult, UnknownResult
 
 @dataclass(frozen=True, kw_only=True)
 class ClassResult:
-    """The numbers of one class; shares are 0–1, and None where they would divide by zero.
+    """The numbers of one class; shares are 0–1, and None where they would divide by zero or the class has no images.
+
+    Averages over the classes leave out what is None.
 
     Attributes:
         name: the class.
@@ -109,8 +111,8 @@ def class_results(evaluation: Evaluation, classes: tuple[str, ...]) -> tuple[Cla
             name=name,
             n=int(support[i]),
             accuracy=float(correct[i] / support[i]) if support[i] else None,
-            precision=float(correct[i] / predicted[i]) if predicted[i] else None,
-            f1=float(2 * correct[i] / (support[i] + predicted[i])) if support[i] + predicted[i] else None,
+            precision=float(correct[i] / predicted[i]) if support[i] and predicted[i] else None,
+            f1=float(2 * correct[i] / (support[i] + predicted[i])) if support[i] else None,
         )
         for i, name in enumerate(classes)
     )

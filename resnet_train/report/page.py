@@ -103,7 +103,7 @@ class _Page(Numbers):
             cards.append(("top-5 accuracy", self.number("evaluation.top5"), "the label is among the five most likely"))
         low, high = (self.number(f"evaluation.calibration.ece_ci95.{i}") for i in (0, 1))
         cards += [
-            ("mean F1", self.number("evaluation.scores.macro_f1"), "over the classes"),
+            ("mean F1", self.number("evaluation.scores.macro_f1"), "over the classes with images"),
             ("calibration error", self.number("evaluation.calibration.ece"), interval.format(low, high)),
             ("loss", self.number("evaluation.loss", "decimal"), "mean cross-entropy"),
         ]
