@@ -439,6 +439,14 @@ def test_bad_input_is_one_line(arguments: list[object], message: str, run_cli: R
     assert message in run_cli("resnet-audit", *arguments, cwd=tmp_path).error
 
 
+@pytest.mark.parametrize("output", [[], ["--output", "new/result"], ["--output", "old/result"]])
+def test_an_audit_that_fails_leaves_no_folder(output: list[str], run_cli: RunCli, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "old" / "result").mkdir(parents=True)
+    assert "holds no images" in run_cli("resnet-audit", "empty", *output, cwd=tmp_path).error
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {"empty", "old", "old/result"}
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_the_page(

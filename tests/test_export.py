@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from resnet_train.cli.export import FORMAT_NAMES
 from resnet_train.config import make_config
 from resnet_train.export import FORMATS
 from resnet_train.export.agreement import Agreement, compare_outputs
+from resnet_train.export.output import written
 from resnet_train.runs.checkpoint import read_checkpoint, read_model, write_checkpoint
 from resnet_train.runs.folder import RunFolder
 from tests.harness.cli import SMALL, Outcome, RunCli
@@ -135,6 +137,43 @@ def test_a_file_that_fails_its_check_is_not_kept(
     assert outcome.code == (130 if is_interrupted else 1)
     assert is_interrupted or "error: x does not compute what the network computes" in outcome.stderr
     assert [path.read_text() for path in tmp_path.iterdir()] == ["older"]
+
+
+ONE_AND_TWO = [(b"1", b"2"), ({"a": b"1"}, {"a": b"2"})]
+
+
+def contents_of(path: Path) -> bytes:
+    return (path / "a" if path.is_dir() else path).read_bytes()
+
+
+@pytest.mark.parametrize("encoded", ONE_AND_TWO)
+@pytest.mark.parametrize("name", ["x", "猫" * 85])
+def test_two_exports_to_one_target_are_both_whole(name: str, encoded: tuple[Any, Any], tmp_path: Path) -> None:
+    target = tmp_path / name
+    with written(target, encoded[0], force=True) as first, written(target, encoded[1], force=True) as second:
+        assert [contents_of(path) for path in (first, second)] == [b"1", b"2"]
+    assert contents_of(target) == b"1"  # the last one that was renamed
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("encoded", ONE_AND_TWO)
+def test_an_export_that_cannot_be_renamed_changes_nothing(
+    encoded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "x"
+    with written(target, encoded[0], force=False):
+        pass
+
+    def refuse(source: Path, place: Path) -> None:
+        if place == target and contents_of(source) == b"2":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        source.replace(place)
+
+    monkeypatch.setattr("resnet_train.export.output.replace_file", refuse)
+    with pytest.raises(OSError, match=r"cannot write .*x: Permission denied"), written(target, encoded[1], force=True):
+        pass
+    assert contents_of(target) == b"1"
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_the_checkpoint_itself_is_never_replaced(model: Path, run_cli: RunCli) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from resnet_train.data.dataset import ImageDataset, load_dataset
 from resnet_train.data.pictures import read_image
 from resnet_train.evaluation.evaluate import Evaluation
-from resnet_train.jobs.image_files import check_predictions_file, copy_wrong_images, make_empty_folder
+from resnet_train.jobs.image_files import check_predictions_file, copy_wrong_images, empty_folder
 from resnet_train.runtime.names import safe_names
 from tests.harness.cli import Outcome, RunCli
 from tests.test_cli_evaluate import evaluate, write_pictures
@@ -132,8 +132,8 @@ def test_hostile_class_names_stay_in_the_folder(tmp_path: Path) -> None:
     logits = torch.eye(count).roll(1, 0)
     evaluation = Evaluation(loss=0.0, logits=logits, labels=torch.arange(count))
     target = tmp_path / "a" / "w"
-    make_empty_folder(target)
-    assert copy_wrong_images(target, evaluation, images, np.arange(count), tmp_path) == count
+    with empty_folder(target):
+        assert copy_wrong_images(target, evaluation, images, np.arange(count), tmp_path) == count
     assert list(tmp_path.iterdir()) == [tmp_path / "a"]
     assert list((tmp_path / "a").iterdir()) == [target]
     assert len(list(target.iterdir())) == count

@@ -419,6 +419,12 @@ def test_a_folder_with_other_files_is_refused(trained: tuple[Path, Outcome], run
     assert "cannot create the folder notes.txt" in error
 
 
+@pytest.mark.parametrize("flags", [["--report", "a/b"], ["--report", f"a/{'b' * 300}"]])
+def test_an_evaluation_that_fails_leaves_no_folder(flags: list[str], run_cli: RunCli, tmp_path: Path) -> None:
+    assert run_cli("resnet-eval", "none.pt", *flags, cwd=tmp_path).code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_training_images_the_page_says_so(
     trained: tuple[Path, Outcome], run_cli: RunCli, tmp_path: Path
 ) -> None:

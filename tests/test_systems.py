@@ -24,6 +24,20 @@ from resnet_train.training.signals import SignalWatch
 from tests.harness.cli import run_python
 from tests.harness.records import make_info, make_record
 
+# --- Files that are replaced -----------------------------------------------------------------------------------------
+
+
+def test_a_file_that_cannot_be_replaced_leaves_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "x").write_text("old")
+    monkeypatch.setattr(files, "replace_file", refuse)
+    with pytest.raises(OSError, match=r"cannot write .*x: Permission denied"):
+        files.replace_text(tmp_path / "x", "new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
 # --- Names on Windows ------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from resnet_train.export.formats import Files
-from resnet_train.runtime.files import explain_write_errors, open_regular
+from resnet_train.runtime.files import explain_write_errors, open_regular, replace_file, temporary_path
 
 
 def check_target(target: Path, files: tuple[str, ...], force: bool) -> None:
@@ -33,13 +33,15 @@ def check_target(target: Path, files: tuple[str, ...], force: bool) -> None:
 
 @contextmanager
 def written(target: Path, encoded: bytes | Files, force: bool) -> Iterator[Path]:
-    """Write next to `target`, yield the path to check it there, and rename it if nothing was raised.
+    """Write next to `target`, yield the path to check it there, and rename it to `target`.
+
+    If anything is raised, nothing is left and `target` is what it was.
 
     Raises:
         ValueError: see `check_target`; something may appear at `target` meanwhile.
         OSError: see `explain_write_errors`.
     """
-    temporary, old = (target.with_name(f".{target.name}.{end}") for end in ("tmp", "old"))
+    temporary = temporary_path(target)
     files = tuple(encoded) if isinstance(encoded, dict) else ()
     num_bytes = sum(map(len, encoded.values())) if isinstance(encoded, dict) else len(encoded)
     try:
@@ -48,11 +50,7 @@ def written(target: Path, encoded: bytes | Files, force: bool) -> Iterator[Path]
         yield temporary
         check_target(target, files, force)
         with explain_write_errors(target, num_bytes):
-            if target.is_dir():  # only an empty folder can be replaced
-                _remove(old)
-                target.replace(old)
-            temporary.replace(target)
-            _remove(old)
+            _replace(temporary, target)
     except BaseException:
         _remove(temporary)
         raise
@@ -60,7 +58,6 @@ def written(target: Path, encoded: bytes | Files, force: bool) -> Iterator[Path]
 
 def _write(path: Path, encoded: bytes | Files) -> None:
     """Write a file, or a new folder of files, and flush it to the disk."""
-    _remove(path)  # left by a killed export
     if isinstance(encoded, dict):
         path.mkdir()
         for name, content in encoded.items():
@@ -70,6 +67,26 @@ def _write(path: Path, encoded: bytes | Files) -> None:
         file.write(encoded)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Rename a file, or a folder, to the name of another, which it replaces."""
+    if not target.is_dir():
+        replace_file(source, target)
+        return
+
+    # Only an empty folder can be replaced: move the old one away, and back if the new one can't be renamed.
+    old = temporary_path(target)
+    replace_file(target, old)
+    try:
+        replace_file(source, target)
+    except BaseException:
+        if target.exists():  # another export was faster
+            _remove(old)
+        else:
+            replace_file(old, target)
+        raise
+    _remove(old)
 
 
 def _remove(path: Path) -> None:

@@ -18,7 +18,7 @@ from resnet_train.data.dataset import assign_folds
 from resnet_train.data.pictures import Header
 from resnet_train.evaluation.duplicates import find_near, group_equal, join_groups, shrink
 from resnet_train.jobs.audit_files import (
-    check_audit_folder,
+    audit_folder,
     write_duplicates,
     write_labels,
     write_page,
@@ -68,11 +68,17 @@ def audit(options: AuditOptions) -> AuditResult:
     """Look for problems in a data set and write a page and tables about them; the data is not changed.
 
     Raises:
-        ValueError: there are no images, or the output folder holds something else.
+        ValueError: there are no images, or the output folder holds something else; no folder is created.
         Interrupted: by a signal; the next audit in the same folder continues after the finished training runs.
     """
-    # Load all images.
     _check_output(options)
+    with audit_folder(options.output):
+        return _audit(options)
+
+
+def _audit(options: AuditOptions) -> AuditResult:
+    """Look for problems, and write what was found into the output folder."""
+    # Load all images.
     config = options.config
     device = prepare_machine(config.device, config.threads, config.deterministic)
     images = load_audit_images(options.dataset, options.data_dir, config.image_size)
@@ -97,10 +103,10 @@ def audit(options: AuditOptions) -> AuditResult:
 
 
 def _check_output(options: AuditOptions) -> None:
-    """Create the output folder, which must not be among the pictures: the next audit would take it for a class.
+    """Check that the output folder is not among the pictures: the next audit would take it for a class.
 
     Raises:
-        ValueError: it is among the pictures, it holds something else, or it can't be created.
+        ValueError: it is among the pictures, or there is no folder of pictures.
     """
     output, data_dir = options.output.resolve(), options.data_dir.resolve()
     if options.dataset == "folder" and not options.data_dir.is_dir():
@@ -110,7 +116,6 @@ def _check_output(options: AuditOptions) -> None:
             f"output (={options.output}) is inside {options.data_dir}, the folder of the pictures; "
             f"choose another --output"
         )
-    check_audit_folder(options.output)
 
 
 def _read_headers(images: AuditImages, options: AuditOptions) -> dict[str, list[Header | None]]:

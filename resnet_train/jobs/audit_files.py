@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from resnet_train.jobs.audit_labels import LabelRanking
 from resnet_train.jobs.audit_result import AuditResult, Problem
 from resnet_train.jobs.out_of_fold import FOLDS_FOLDER
 from resnet_train.report.audit_page import AuditPictures, render_audit
-from resnet_train.runtime.files import explain_write_errors, open_regular, write_text
+from resnet_train.runtime.files import created_folder, explain_write_errors, open_regular, write_text
 from resnet_train.runtime.plain import to_plain_values
 
 PAGE, DATA = "audit.html", "audit.json"
@@ -25,19 +26,17 @@ OWN_FILES = {PAGE, DATA, LABELS, DUPLICATES, PROBLEMS, FOLDS_FOLDER}
 ROW_BYTES = 200
 
 
-def check_audit_folder(folder: Path) -> None:
-    """Create the folder of an audit, or accept one that holds nothing but an older audit.
+@contextmanager
+def audit_folder(folder: Path) -> Iterator[None]:
+    """Create the folder of an audit, or accept one that holds nothing but an older audit; see `created_folder`.
 
     Raises:
         ValueError: it holds something else, or can't be created.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        others = sorted(path.name for path in folder.iterdir() if path.name not in OWN_FILES)
-    except OSError as error:
-        raise ValueError(f"cannot create the folder {folder}: {error.strerror or error}") from None
-    if others:
-        raise ValueError(f"{folder} holds {others[0]}, which is not part of an audit; choose another --output")
+    with created_folder(folder) as names:
+        if others := [name for name in names if name not in OWN_FILES]:
+            raise ValueError(f"{folder} holds {others[0]}, which is not part of an audit; choose another --output")
+        yield
 
 
 def write_problems(folder: Path, problems: Iterable[Problem]) -> None:

@@ -40,6 +40,7 @@ from resnet_train.jobs.prediction_tables import PredictionTable, align, read_pre
 from resnet_train.runs.evaluated_on import Images, identify_images
 from resnet_train.runs.folder import find_checkpoint
 from resnet_train.runs.history import RunHistory, find_run_folders, read_history
+from resnet_train.runtime.files import created_folder
 
 log = logging.getLogger(__name__)
 
@@ -354,9 +355,9 @@ def _load_table(score: RunScore, history: RunHistory, path: Path) -> PredictionT
         from resnet_train.jobs.evaluate import EvaluationOptions, evaluate_checkpoint  # torch takes 2 s to import
 
         find_checkpoint(history.path)  # raises if there is none, before anything is written
-        path.parent.mkdir(parents=True, exist_ok=True)
         log.info("evaluating %s", score.path)
-        evaluate_checkpoint([history.path], EvaluationOptions(split=history.split, predictions=path))
+        with created_folder(path.parent):
+            evaluate_checkpoint([history.path], EvaluationOptions(split=history.split, predictions=path))
     table = read_predictions(path)
     if abs(table.accuracy - score.accuracy) > ACCURACY_TOLERANCE:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from resnet_train.jobs.evaluation_result import EvaluationResult, OriginResult, 
 from resnet_train.jobs.image_files import (
     check_predictions_file,
     copy_wrong_images,
-    make_empty_folder,
+    empty_folder,
     write_predictions,
 )
-from resnet_train.jobs.report import PAGE, check_report_folder, evaluation_command, write_report
+from resnet_train.jobs.report import PAGE, evaluation_command, report_folder, write_report
 from resnet_train.jobs.robustness import RobustnessResult, evaluate_cifar10_c, evaluate_corruptions
 from resnet_train.jobs.split_images import SplitImages, load_images
 from resnet_train.jobs.subject import Subject, load_subject
@@ -86,42 +87,44 @@ def evaluate_checkpoint(
     Raises:
         ValueError: no usable checkpoint, an unknown data set or split, or data with other classes.
     """
-    # Check where results go, and load the networks and the images.
     if options.predictions is not None:
         check_predictions_file(options.predictions)
-    if options.report is not None:
-        check_report_folder(options.report)
-    subject = loaded or _load(paths, options)
-    if options.unknown is not None and subject.is_average:
-        raise ValueError("unknown images are recognized by the outputs of a single checkpoint, without --tta")
-    data = load_images(subject, options.dataset, options.data_dir, options.split)
-    if options.wrong is not None:
-        make_empty_folder(options.wrong)
+    with ExitStack() as folders:  # an error removes those that were created and are empty
+        if options.report is not None:
+            folders.enter_context(report_folder(options.report))
 
-    # Evaluate, and write what was requested for each image before the evaluations on other images, which may fail.
-    evaluation, images_per_second = _evaluate_images(subject, data, options.batch_size)
-    num_wrong_copied = _write_image_files(data, evaluation, options)
-    robustness = _evaluate_robustness(subject, data, evaluation, options)
-    best_epoch, best_top1 = _evaluate_best(paths, subject, data, options)
-    unknown = None
-    if options.unknown is not None:
-        unknown = measure_unknown(subject, options.unknown, evaluation, options.batch_size)
+        # Load the networks and the images.
+        subject = loaded or _load(paths, options)
+        if options.unknown is not None and subject.is_average:
+            raise ValueError("unknown images are recognized by the outputs of a single checkpoint, without --tta")
+        data = load_images(subject, options.dataset, options.data_dir, options.split)
+        if options.wrong is not None:
+            folders.enter_context(empty_folder(options.wrong))
 
-    # Gather the numbers, and write the page about them.
-    result = replace(
-        _gather_numbers(subject, data, evaluation, images_per_second),
-        tta=options.tta,
-        best_epoch=best_epoch,
-        best_top1=best_top1,
-        unknown=unknown,
-        robustness=robustness,
-        report=None if options.report is None else str(options.report / PAGE),
-        num_wrong_copied=num_wrong_copied,
-    )
-    if options.report is not None:
-        command = evaluation_command(paths, _changed_options(options))
-        write_report(options.report, subject, data, evaluation, result, command, options.batch_size)
-    return result
+        # Evaluate, and write what was requested for each image before the evaluations on other images, which may fail.
+        evaluation, images_per_second = _evaluate_images(subject, data, options.batch_size)
+        num_wrong_copied = _write_image_files(data, evaluation, options)
+        robustness = _evaluate_robustness(subject, data, evaluation, options)
+        best_epoch, best_top1 = _evaluate_best(paths, subject, data, options)
+        unknown = None
+        if options.unknown is not None:
+            unknown = measure_unknown(subject, options.unknown, evaluation, options.batch_size)
+
+        # Gather the numbers, and write the page about them.
+        result = replace(
+            _gather_numbers(subject, data, evaluation, images_per_second),
+            tta=options.tta,
+            best_epoch=best_epoch,
+            best_top1=best_top1,
+            unknown=unknown,
+            robustness=robustness,
+            report=None if options.report is None else str(options.report / PAGE),
+            num_wrong_copied=num_wrong_copied,
+        )
+        if options.report is not None:
+            command = evaluation_command(paths, _changed_options(options))
+            write_report(options.report, subject, data, evaluation, result, command, options.batch_size)
+        return result
 
 
 def _load(paths: list[Path], options: EvaluationOptions) -> Subject:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from torch.nn import functional as F
 
 from resnet_train.data.dataset import ImageDataset
 from resnet_train.evaluation.evaluate import Evaluation
-from resnet_train.runtime.files import explain_write_errors, open_regular
+from resnet_train.runtime.files import created_folder, explain_write_errors, open_regular
 from resnet_train.runtime.names import safe_names
 
 TOP_K = 5
@@ -63,19 +65,17 @@ def write_predictions(path: Path, evaluation: Evaluation, images: ImageDataset, 
             writer.writerow([images.name_of(index), images.classes[label], f"{loss:.6g}", *ranked])
 
 
-def make_empty_folder(folder: Path) -> None:
-    """Create a folder, or accept an empty one, so that nothing is overwritten.
+@contextmanager
+def empty_folder(folder: Path) -> Iterator[None]:
+    """Create a folder, or accept an empty one, so that nothing is overwritten; see `created_folder`.
 
     Raises:
         ValueError: it holds something, or can't be created.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        is_empty = not any(folder.iterdir())
-    except OSError as error:
-        raise ValueError(f"cannot create the folder {folder}: {error.strerror or error}") from None
-    if not is_empty:
-        raise ValueError(f"{folder} is not empty; choose another folder, or empty it")
+    with created_folder(folder) as names:
+        if names:
+            raise ValueError(f"{folder} is not empty; choose another folder, or empty it")
+        yield
 
 
 def copy_wrong_images(

@@ -26,7 +26,7 @@ from resnet_train.evaluation.averaging import TTA_VIEWS, Average
 from resnet_train.evaluation.evaluate import compute_logits, evaluate
 from resnet_train.loggers.base import Logger
 from resnet_train.loggers.time_left import FIXED_SHARE
-from resnet_train.runtime.files import explain_write_errors, open_regular
+from resnet_train.runtime.files import explain_write_errors, open_regular, replacing
 from resnet_train.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -187,10 +187,8 @@ def _read_fold(path: Path, key: str) -> Predictions | None:
 
 def _write_fold(path: Path, key: str, predictions: Predictions) -> None:
     """Write the predictions of a fold; the file appears under its name only when it is complete."""
-    temporary = path.with_name(f".{path.name}.tmp")
     arrays: dict[str, Any] = {"key": np.array(key), **predictions}
     with explain_write_errors(path, sum(part.nbytes for part in predictions.values())):
         path.parent.mkdir(exist_ok=True)
-        with open_regular(temporary, "wb") as file:
+        with replacing(path) as temporary, open_regular(temporary, "wb") as file:
             np.savez(file, **arrays)
-        temporary.replace(path)

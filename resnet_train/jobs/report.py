@@ -6,8 +6,8 @@ import csv
 import io
 import json
 import shlex
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +35,7 @@ from resnet_train.report.page import FindingPictures, render_report
 from resnet_train.report.pictures import find_mistakes
 from resnet_train.runs.checkpoint import RunCheckpoint
 from resnet_train.runtime.environment import describe_environment
-from resnet_train.runtime.files import open_regular, write_text
+from resnet_train.runtime.files import created_folder, open_regular, write_text
 from resnet_train.runtime.plain import to_plain_values
 
 PAGE, DATA = "report.html", "report.json"
@@ -122,7 +122,7 @@ class Report:
         evaluation: the numbers that `resnet-eval --json` prints.
         classes: the names of rows and columns of `confusion`.
         confusion: how many images of the row's class were classified as the column's class.
-        mean_precision: the mean over the classes for which it is defined; None if there is none.
+        mean_precision: the mean over the classes with images, of those that were predicted; None if none was.
         bins: images by confidence.
         mistakes: misclassified images, most confident first.
         label_errors: images whose label is probably wrong, least likely label first.
@@ -158,19 +158,17 @@ class Report:
     date: str
 
 
-def check_report_folder(folder: Path) -> None:
-    """Create the folder of a report, or accept one that holds nothing but an older report.
+@contextmanager
+def report_folder(folder: Path) -> Iterator[None]:
+    """Create the folder of a report, or accept one that holds nothing but an older report; see `created_folder`.
 
     Raises:
         ValueError: it holds something else, or can't be created.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        others = sorted(path.name for path in folder.iterdir() if path.name not in {PAGE, DATA})
-    except OSError as error:
-        raise ValueError(f"cannot create the folder {folder}: {error.strerror or error}") from None
-    if others:
-        raise ValueError(f"{folder} holds {others[0]}, which is not part of a report; choose another folder")
+    with created_folder(folder) as names:
+        if others := [name for name in names if name not in (PAGE, DATA)]:
+            raise ValueError(f"{folder} holds {others[0]}, which is not part of a report; choose another folder")
+        yield
 
 
 def write_report(
@@ -185,7 +183,7 @@ def write_report(
     """Write report.json and report.html.
 
     Args:
-        folder: the folder, checked by `check_report_folder`.
+        folder: the folder, created by `report_folder`.
         subject: what was evaluated.
         data: the images it was evaluated on.
         evaluation, result: the results.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import stat
 import time
@@ -17,6 +18,7 @@ from resnet_train.runtime.names import IS_WINDOWS
 NO_SPACE_ERRORS = {errno.ENOSPC, errno.EFBIG, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else [])}
 SPECIAL_FILE_ERRORS = {errno.ELOOP, errno.ENXIO}  # opening a link with O_NOFOLLOW, a FIFO without a reader
 REPLACE_ATTEMPTS, REPLACE_SECONDS = 20, 1.0
+KEPT_CHARACTERS = 40  # of a name in a temporary one: 255 bytes are allowed, and a character takes up to 4
 # Windows has neither flag: there the file is opened first and looked at afterwards.
 SAFE_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
@@ -55,12 +57,31 @@ def replace_text(path: Path, text: str) -> None:
     Raises:
         ValueError, OSError: see `open_regular` and `explain_write_errors`.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise ValueError(special_file_message(path))
-    write_text(temporary, text)
-    with explain_write_errors(path, len(text.encode())):
+    with (
+        explain_write_errors(path, len(text.encode())),
+        replacing(path) as temporary,
+        open_regular(temporary, "w", encoding="utf-8", newline="") as file,
+    ):
+        file.write(text)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to, and rename what is there to `path`; delete it if anything was raised."""
+    temporary = temporary_path(path)
+    try:
+        yield temporary
         replace_file(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def temporary_path(path: Path) -> Path:
+    """Return a new path beside `path`, so that processes that write the same file don't share a temporary one."""
+    return path.with_name(f".{path.name[:KEPT_CHARACTERS]}.{secrets.token_hex(8)}.tmp")
 
 
 def replace_file(source: Path, target: Path) -> None:
@@ -78,6 +99,30 @@ def replace_file(source: Path, target: Path) -> None:
             if not remaining:
                 raise
             time.sleep(REPLACE_SECONDS / attempts)
+
+
+@contextmanager
+def created_folder(folder: Path) -> Iterator[list[str]]:
+    """Create a folder, or accept one, and yield the sorted names of what it holds.
+
+    If anything is raised, the folders that were created are removed again as far as they are empty.
+
+    Raises:
+        ValueError: it can't be created.
+    """
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            names = sorted(path.name for path in folder.iterdir())
+        except OSError as error:
+            raise ValueError(f"cannot create the folder {folder}: {error.strerror or error}") from None
+        yield names
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def refuse_special_files(folder: Path) -> None:
