@@ -1,4 +1,4 @@
-"""Text from files and names, which may hold anything, made safe to print."""
+"""Text for people: counted things, and what files and names hold, which may be anything, made safe to print."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def escape(text: str, encoding: str = "utf-8") -> str:
     if not text.isprintable():
         text = "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _escape_one(c) for c in text)
     return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 step`, `1,200 steps`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def one_line(error: BaseException) -> str:

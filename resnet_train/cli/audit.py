@@ -24,6 +24,7 @@ from resnet_train.cli.app import (
 from resnet_train.cli.completion import complete
 from resnet_train.config import TrainConfig, make_config, with_length
 from resnet_train.jobs.given_settings import expand_path, gather_settings
+from resnet_train.text import counted
 
 RECIPE, FOLDS, EPOCHS = "resnet20-fast", 3, 6  # measured, see docs/audit.md
 
@@ -172,12 +173,12 @@ def _describe(result: Any) -> str:
     odd = ", ".join(f"{problems[kind]:,} by {kind}" for kind in kinds if kind in problems)
     rows = [
         ("data", f"{result.title}: {counts} images of {len(result.classes):,} classes"),
-        ("unreadable", _count(problems.get("unreadable", 0), "file")),
+        ("unreadable", counted(problems.get("unreadable", 0), "file")),
         ("odd", odd or "0 pictures"),
-        ("equal", f"{_count(duplicates.num_equal, 'image')} equal to another one"),
-        ("near", f"{_count(duplicates.num_near_pairs, 'pair')} of nearly equal images"),
+        ("equal", f"{counted(duplicates.num_equal, 'image')} equal to another one"),
+        ("near", f"{counted(duplicates.num_near_pairs, 'pair')} of nearly equal images"),
         *([("leaks", f"{leaks} images resemble a training image")] if leaks else []),
-        ("conflicts", f"{_count(duplicates.num_conflicts, 'group')} of these images with different labels"),
+        ("conflicts", f"{counted(duplicates.num_conflicts, 'group')} of these images with different labels"),
         *_describe_labels(result),
         ("imbalance", f"{result.imbalance:.3g}, the largest class over the smallest"),
         ("page", f"{result.folder}/audit.html"),
@@ -198,10 +199,6 @@ def _describe_labels(result: Any) -> list[tuple[str, str]]:
         for number, (split, n) in enumerate(labels.num_errors.items())
         for accuracy in ["" if labels.accuracy[split] is None else f" (accuracy {labels.accuracy[split]:.2%})"]
     ]
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from resnet_train.cli.completion import complete
 from resnet_train.cli.options import add_plugin_options, with_config_options
 from resnet_train.config import make_config
 from resnet_train.jobs.given_settings import gather_settings
+from resnet_train.text import counted
 
 if TYPE_CHECKING:
     from resnet_train.jobs.bench import BenchResult, ChangeResult
@@ -81,7 +82,7 @@ def _facts(result: BenchResult) -> Iterator[tuple[str, str]]:
     yield (
         "training",
         f"{rate.median:,.0f} ({rate.min:,.0f} to {rate.max:,.0f}) images/s, "
-        f"{_count(result.rounds, 'round')} of {_count(result.steps, 'step')}",
+        f"{counted(result.rounds, 'round')} of {counted(result.steps, 'step')}",
     )
     reached, possible = result.flops_per_second.median / 1e12, result.matrix_flops_per_second.median / 1e12
     shares = f"{share.median:.0%} ({share.min:.0%} to {share.max:.0%})"
@@ -98,10 +99,6 @@ def _facts(result: BenchResult) -> Iterator[tuple[str, str]]:
     yield "whole run", f"about {format_duration(run.total_seconds)}: {predicted}"
 
 
-def _count(num: int, noun: str) -> str:
-    return f"{num} {noun}{'s' * (num != 1)}"
-
-
 def _changes(result: BenchResult) -> Iterator[str]:
     """Yield the lines of the table of changes."""
     flags = [*(change.flag for change in result.changes), *result.left_out]
@@ -110,7 +107,7 @@ def _changes(result: BenchResult) -> Iterator[str]:
     for change in result.changes:
         ratio, few = change.ratio, ""
         if change.rounds < result.rounds:  # it was too slow to be repeated
-            few = f", {_count(change.rounds, 'round')} only"
+            few = f", {counted(change.rounds, 'round')} only"
         yield f"{change.flag:<{width}}  {ratio.median:>13.2f}  {ratio.min:.2f} to {ratio.max:.2f}{few}"
     for flag, reason in result.left_out.items():
         yield f"{flag:<{width}}  {'–':>13}  not tried: {reason}"

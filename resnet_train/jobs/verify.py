@@ -39,6 +39,7 @@ from resnet_train.runs.weights import load_weights, read_weights
 from resnet_train.runtime.device import device_name, prepare_machine, select_device
 from resnet_train.runtime.environment import describe_environment
 from resnet_train.runtime.files import refuse_special_files
+from resnet_train.text import counted
 from resnet_train.training.state import TrainerState
 from resnet_train.training.trainer import Trainer, list_scalars
 
@@ -233,8 +234,7 @@ def _check_csv(run: Run, result: Verification) -> None:
             for name, cell, cell_found in zip(header, row, found):
                 if is_whole and cell != cell_found:
                     raise Difference(f"{where} has {name} {cell_found}, but the checkpoint has {cell}")
-    count = f"{len(expected) - 1} epoch{'s' if len(expected) != 2 else ''}"
-    result.checked.append(f"metrics.csv ({count}), timing.csv (its epochs)")
+    result.checked.append(f"metrics.csv ({counted(len(expected) - 1, 'epoch')}), timing.csv (its epochs)")
 
 
 def _check_events(run: Run, result: Verification) -> Points:

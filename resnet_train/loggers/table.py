@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from resnet_train.records import RunInfo, Scalars
 from resnet_train.runtime.duration import format_clock
 from resnet_train.runtime.terminal import WIDTH
+from resnet_train.text import counted
 
 INDENT = 11  # column of what follows a label
 WIDE = 100  # from this width on, the table shows the learning rate
@@ -23,7 +24,7 @@ def describe_run(info: RunInfo, width: int) -> list[str]:
         train += f" ({left_out:,} do not fill a batch)"
     splits = ", ".join([train, *(f"{num:,} {split}" for split, num in images.items())])
     optimizer = f"{config['optimizer']} lr {config['lr']:g}, {config['schedule']}"
-    epochs = f"{info.epochs} epoch{'s' * (info.epochs > 1)}"
+    epochs = counted(info.epochs, "epoch")
     rows = [
         (config["arch"], f"{info.num_params:,} parameters", info.folder),
         ("data", f"{info.title}: {splits}, {info.num_classes} classes, {config['image_size']} px", ""),

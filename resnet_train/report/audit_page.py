@@ -8,7 +8,7 @@ from typing import Any
 
 from resnet_train.report.document import Numbers, render_document, show_cards, show_figure, show_picture, show_table
 from resnet_train.report.figures import draw_class_counts
-from resnet_train.report.markup import escape, name
+from resnet_train.report.markup import escape, name, name_compared
 
 TABLES = {"labels": "labels.csv", "duplicates": "duplicates.csv", "pictures": "pictures.csv"}
 WEAK = (
@@ -142,8 +142,8 @@ class _AuditPage(Numbers):
         for i, (group, shown) in enumerate(zip(found["groups"], pictures)):
             first = group["images"][0]
             views = "".join(
-                f"<div>{show_picture(data, one['image'])}{_marked(one['label'], first['label'])}<br>"
-                f"{_marked(one['split'], first['split'])}<br><small>{name(one['image'])}</small></div>"
+                f"<div>{show_picture(data, one['image'])}{name_compared(one['label'], first['label'])}<br>"
+                f"{name_compared(one['split'], first['split'])}<br><small>{name(one['image'])}</small></div>"
                 for one, data in zip(group["images"], shown)
             )
             more = group["n"] - len(group["images"])
@@ -212,8 +212,3 @@ class _AuditPage(Numbers):
 def _place(one: Mapping[str, Any]) -> str:
     """Return the name of an image, preceded by its split if the name does not start with it."""
     return name(one["image"]) if one["image"].startswith(f"{one['split']}/") else f"{one['split']} {name(one['image'])}"
-
-
-def _marked(text: str, first: str) -> str:
-    """Return a label or a split, colored if it differs from that of the first image."""
-    return f'<span class="differs">{name(text)}</span>' if text != first else name(text)

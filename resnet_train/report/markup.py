@@ -17,6 +17,11 @@ def name(text: object) -> str:
     return f"<bdi>{escape(text)}</bdi>"
 
 
+def name_compared(text: str, expected: str) -> str:
+    """Return a name from data as HTML, colored if it is not the expected one."""
+    return f'<span class="differs">{name(text)}</span>' if text != expected else name(text)
+
+
 def shorten(text: str, length: int) -> str:
     """Shorten the text to `length` characters, ending in … if it is cut; control characters count as escapes."""
     text = plain_text.escape(text)

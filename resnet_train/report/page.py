@@ -13,7 +13,7 @@ from resnet_train.report.figures import (
     draw_curves,
     draw_reliability,
 )
-from resnet_train.report.markup import escape, name
+from resnet_train.report.markup import escape, name, name_compared
 from resnet_train.runtime.duration import format_training_length
 
 MAX_CONFUSIONS = 10
@@ -189,7 +189,7 @@ class _Page(Numbers):
         for i, (finding, shown) in enumerate(zip(findings, pictures)):
             heat = show_picture(shown.heat, "where the network looked") if shown.heat else ""
             near = "".join(
-                f"<div>{show_picture(data, one['image'])}{_marked(one['label'], finding['predicted'])}<br>"
+                f"<div>{show_picture(data, one['image'])}{name_compared(one['label'], finding['predicted'])}<br>"
                 f"<small>{self.number(f'mistakes.{i}.neighbors.{j}.cosine', 'short')}</small></div>"
                 for j, (one, data) in enumerate(zip(finding["neighbors"], shown.neighbors))
             )
@@ -314,8 +314,3 @@ class _Page(Numbers):
                 f'<p>All settings; those that are not the default are bold.</p><div class="settings">{settings}</div>'
             )
         return text
-
-
-def _marked(label: str, predicted: str) -> str:
-    """Return the label of a neighbor, colored if it differs from the prediction."""
-    return f'<span class="differs">{name(label)}</span>' if label != predicted else name(label)

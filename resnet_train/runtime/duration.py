@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from resnet_train.text import counted
+
 UNITS = (("days", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
@@ -46,5 +48,5 @@ def format_training_length(epochs: int | None, steps: int) -> str:
     """Return the length of training that may have stopped within an epoch: `3 epochs and 12 steps`."""
     if epochs is None:
         return "epochs unknown"
-    text = f"{epochs:,} epoch{'s' * (epochs != 1)}"
-    return f"{text} and {steps:,} step{'s' * (steps != 1)}" if steps else text
+    text = counted(epochs, "epoch")
+    return f"{text} and {counted(steps, 'step')}" if steps else text
