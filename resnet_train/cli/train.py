@@ -98,20 +98,11 @@ def train(
     # Check the flags before torch is imported.
     started = time.monotonic()
     given = gather_settings(config, settings)
-    if profile and (dry_run or print_config):
-        raise ValueError("--profile cannot be combined with --dry-run or --print-config")
-    if resume is not None and (dry_run or print_config):
-        raise ValueError("--resume cannot be combined with --dry-run or --print-config")
-    if seeds is not None and (dry_run or print_config or profile):
-        raise ValueError("--seeds cannot be combined with --dry-run, --print-config or --profile")
+    _check_combination(given, resume, seeds, profile, dry_run or print_config)
     by_path = resume is not None and resume != "auto"  # the settings are those of the run at this path
     if by_path:
         resume = expand_path(str(resume), "resume")
-    if by_path and (moved := {"name", "output_dir"} & given.keys()):
-        raise ValueError(f"--{sorted(moved)[0].replace('_', '-')} cannot be combined with --resume PATH")
     given = expand_paths(given if by_path else with_environment(given))
-    if by_path and seeds is not None:
-        raise ValueError("--seeds cannot be combined with --resume PATH; it resumes all runs with these settings")
     group = parse_seeds(seeds, settings) if seeds is not None else []
     resolved = make_config({} if by_path else given)
 
@@ -137,12 +128,35 @@ def train(
             return
         result = train.train(resolved, given, resume, default_name(resolved, recipe), profile, started)
         if rank() == 0:
-            is_watched = is_terminal(sys.stderr) and not as_json
-            if is_watched:
-                print(file=sys.stderr)
-            print_result(result, _describe_result, as_json)
-            if is_watched:
-                print(_describe_next_steps(result, resolved.tensorboard), file=sys.stderr)
+            _print_run(result, resolved.tensorboard, as_json)
+
+
+def _check_combination(
+    given: dict[str, Any], resume: str | None, seeds: str | None, profile: int, is_no_run: bool
+) -> None:
+    """Raise a ValueError for flags that exclude each other; `is_no_run` is --dry-run or --print-config."""
+    if profile and is_no_run:
+        raise ValueError("--profile cannot be combined with --dry-run or --print-config")
+    if resume is not None and is_no_run:
+        raise ValueError("--resume cannot be combined with --dry-run or --print-config")
+    if seeds is not None and (is_no_run or profile):
+        raise ValueError("--seeds cannot be combined with --dry-run, --print-config or --profile")
+    if resume in (None, "auto"):
+        return
+    if moved := {"name", "output_dir"} & given.keys():
+        raise ValueError(f"--{sorted(moved)[0].replace('_', '-')} cannot be combined with --resume PATH")
+    if seeds is not None:
+        raise ValueError("--seeds cannot be combined with --resume PATH; it resumes all runs with these settings")
+
+
+def _print_run(result: RunResult, has_tensorboard: bool, as_json: bool) -> None:
+    """Print the result of a run, and what to do next if somebody watches."""
+    is_watched = is_terminal(sys.stderr) and not as_json
+    if is_watched:
+        print(file=sys.stderr)
+    print_result(result, _describe_result, as_json)
+    if is_watched:
+        print(_describe_next_steps(result, has_tensorboard), file=sys.stderr)
 
 
 def _describe_estimate(estimate: DryRunResult) -> str:

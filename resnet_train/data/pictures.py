@@ -220,6 +220,7 @@ class _Parts(io.RawIOBase):
         return self.position
 
     def readinto(self, buffer: Any) -> int:
+        """Fill the buffer from one part, and return the number of bytes; fewer than it takes are no end of the file."""
         part = bisect.bisect_right(self.ends, self.position)
         if part == len(self.ends):
             return 0

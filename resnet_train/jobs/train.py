@@ -32,7 +32,7 @@ from resnet_train.runs.naming import default_name
 from resnet_train.runs.needed_plugins import naming_missing_plugins
 from resnet_train.runs.restore import UnusableState, restore_trainer, warn_about_changes
 from resnet_train.runs.result import make_result, read_result
-from resnet_train.runs.resume import find_start
+from resnet_train.runs.resume import Start, find_start
 from resnet_train.runs.space import warn_if_nearly_full
 from resnet_train.runs.weights import describe_frozen, load_weights, pin_given, read_weights, resolve_weights
 from resnet_train.runtime.device import prepare_machine
@@ -80,16 +80,8 @@ def train(
     with join_processes() as processes, ExitStack() as stack:
         # Rank 0 decides which run it is and locks its folder; the other ranks need only config and state.
         start, reason, pretrained = None, "", None
-        given = given or {}
         if processes.rank == 0:
-            if resume in (None, "auto"):
-                config = resolve_weights(config, given)
-                name = name or default_name(config)  # from the settings as they were given
-                device = prepare_machine(config.device, config.threads, config.deterministic)
-                config, reason = resolve_auto(config, device)
-            start = find_start(config, pin_given(given), resume, lambda config: load_data(config).fingerprints, name)
-            if start.folder is not None:
-                stack.callback(start.folder.unlock)
+            start, reason = _choose_run(stack, config, given or {}, resume, name)
             if start.is_finished:
                 processes.share(None)
                 return processes.share(read_result(start))
@@ -146,6 +138,22 @@ def train(
         evaluated = trainer.eval_loaders["test" if data.test else "val"]
         records = trainer.progress.history
         return processes.share(make_result(config, data.train.title, folder, records, best, evaluated.num_images))
+
+
+def _choose_run(
+    stack: ExitStack, config: TrainConfig, given: dict[str, Any], resume: str | None, name: str | None
+) -> tuple[Start, str]:
+    """Return the start of a run, and a line about what was chosen for this machine; `stack` unlocks its folder."""
+    reason = ""
+    if resume in (None, "auto"):
+        config = resolve_weights(config, given)
+        name = name or default_name(config)  # from the settings as they were given
+        device = prepare_machine(config.device, config.threads, config.deterministic)
+        config, reason = resolve_auto(config, device)
+    start = find_start(config, pin_given(given), resume, lambda config: load_data(config).fingerprints, name)
+    if start.folder is not None:
+        stack.callback(start.folder.unlock)
+    return start, reason
 
 
 def _attach_files(

@@ -144,6 +144,7 @@ def _read_run(folder: RunFolder) -> Run:
     """Read all checkpoints; a damaged one counts as a difference."""
 
     def read(path: Path, kind: type[Any]) -> Any:
+        """Return the checkpoint in a file, None if there is none."""
         if not path.is_file():
             return None
         try:

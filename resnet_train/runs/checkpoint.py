@@ -224,6 +224,7 @@ def _upgrade(contents: dict[str, Any]) -> dict[str, Any]:
     """Convert version 1, whose epoch records were flat: `test_accuracy` is now `scores["test"]["accuracy"]`."""
 
     def nest(record: Any) -> Any:
+        """Return a record with the metrics of each split under `scores`; anything but a record as it is."""
         if not isinstance(record, dict):
             return record
         nested: dict[str, Any] = {"scores": {}}

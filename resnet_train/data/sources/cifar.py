@@ -103,6 +103,7 @@ def _load(
     read = partial(torchvision_class, str(data_dir), train=split == "train", download=False)
 
     def fill(folder: Path) -> Facts:
+        """Write the arrays of a cache, from files that are downloaded if they are not here."""
         try:
             source = read()
         except RuntimeError:  # torchvision's error for missing or damaged files

@@ -61,6 +61,7 @@ def folder(split: str, data_dir: Path, image_size: int, test_size: int, max_unre
     )
 
     def fill(target: Path) -> FolderFacts:
+        """Write the arrays of a cache, and return what the files say about them."""
         unreadable = fill_from_files(target, listing.files, image_size, max_unreadable)
         mean, std = channel_statistics(np.load(target / "images.npy", mmap_mode="r", allow_pickle=False))
         return FolderFacts(
@@ -149,6 +150,7 @@ def _decode(files: list[SourceFile], image_size: int, path: Path) -> dict[int, s
     problems: dict[int, str] = {}
 
     def decode(index: int) -> None:
+        """Decode a picture into its place, or note why it can't be read."""
         try:
             images[index] = read_image(files[index].path, image_size)
         # Pillow's decoders raise almost anything on a damaged file (SyntaxError, struct.error, IndexError …).
