@@ -21,6 +21,7 @@ from resnet_train.models import list_models
 from resnet_train.optim.optimizers import OPTIMIZERS
 from resnet_train.optim.schedules import SCHEDULES
 from resnet_train.recipes import recipe_names
+from resnet_train.registry import recording
 from resnet_train.weights import SHIPPED
 from tests.harness.cli import PACKAGE_PARENT, RunCli, run_python
 
@@ -80,6 +81,49 @@ def test_shell_offers_flags_and_values(
     line: str, expected: list[str], run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert complete(line, run_cli, tmp_path, monkeypatch)[: len(expected) or 1] == expected
+
+
+PLUGIN = """
+raise RuntimeError("this plugin was run")
+add_setting("beta", float | None, None, "Decay of the mean.", ge=0)
+add_setting("invert", bool, False, "Invert the images.")
+add_setting("kind", Literal["old", "new"], "new", "Which one.")
+
+@register_model("tiny")
+def tiny(num_classes=10): ...
+
+@OPTIMIZERS.register("nadam")
+def nadam(model, *, lr): ...
+
+@DATASETS.register("dark_digits")
+def dark_digits(split): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("resnet-train --plugin own.py --arch ti", ["tiny"]),
+        ("resnet-train --plugin=own.py --optimizer na", ["nadam"]),
+        ("resnet-train --plugin own.py --be", ["--beta"]),
+        ("resnet-train --plugin own.py --no-inv", ["--no-invert"]),
+        ("resnet-bench --plugin own.py --kind ol", ["old"]),
+        ("resnet-train -c with.yaml --arch ti", ["tiny"]),
+        ("resnet-train --plugin none.py --plugin own.py --arch=ti", ["tiny"]),
+        ("resnet-train --arch ti", []),
+        ("resnet-eval runs/mine --plugin own.py --dataset da", ["dark_digits"]),
+    ],
+)
+def test_names_of_a_plugin_are_offered_without_running_it(
+    line: str, expected: list[str], run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text(PLUGIN)
+    (tmp_path / "with.yaml").write_text("plugin: own.py\n")
+    with recording() as undo:
+        offered = complete(line, run_cli, tmp_path, monkeypatch)
+    for take_back in undo:
+        take_back()
+    assert offered == expected
 
 
 def test_offered_names_are_those_of_the_registries() -> None:

@@ -118,8 +118,9 @@ Normalize = Annotated[
 ]
 
 
-def _load(paths: list[str] | None) -> list[str] | None:
-    load_plugins(expand_path(path, "plugin") for path in paths or ())
+def _load(context: typer.Context, paths: list[str] | None) -> list[str] | None:
+    if not context.resilient_parsing:  # else a shell completes the line
+        load_plugins(expand_path(path, "plugin") for path in paths or ())
     return paths
 
 
@@ -141,6 +142,7 @@ def run_app(app: typer.Typer, prog_name: str, prepare: Callable[[], None] = lamb
 
     def run() -> Any:
         load_installed()
+        split_values(os.environ)
         prepare()
         return _run_command(app, prog_name)
 
@@ -159,12 +161,9 @@ def run_app(app: typer.Typer, prog_name: str, prepare: Callable[[], None] = lamb
 def _run_command(app: typer.Typer, prog_name: str) -> Any:
     """Run the application on `sys.argv`, or answer the shell if it asks for completion."""
     command = typer.main.get_command(app)
-    if f"_{prog_name}_COMPLETE".replace("-", "_").upper() in os.environ:
-        split_values(os.environ)
-    elif {"--help", "-h"} & set(sys.argv[1:]):
-        sys.argv[1:] = ["--help"]
-    else:
-        sys.argv[1:] = repair(sys.argv[1:], flags_of(command))
+    if f"_{prog_name}_COMPLETE".replace("-", "_").upper() not in os.environ:
+        is_help = bool({"--help", "-h"} & set(sys.argv[1:]))
+        sys.argv[1:] = ["--help"] if is_help else repair(sys.argv[1:], flags_of(command))
     return command(prog_name=prog_name, standalone_mode=False)
 
 

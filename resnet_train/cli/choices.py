@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import resnet_train
+from resnet_train.cli.typed_plugins import read_statements, typed_plugins
 from resnet_train.config import TrainConfig, without_none
 from resnet_train.jobs.info import read_sizes
 from resnet_train.recipes import recipe_names, recipe_text
@@ -21,7 +22,8 @@ Choices = dict[str, str]  # value: one line about it
 
 def architectures() -> Choices:
     """Return the named architectures with their sizes."""
-    return {name: f"{size.family}, {size.params / 1e6:.3g} M parameters" for name, size in read_sizes().items()}
+    shipped = {name: f"{size.family}, {size.params / 1e6:.3g} M parameters" for name, size in read_sizes().items()}
+    return {**shipped, **_registered("register_model", typed_plugins())}
 
 
 def recipes() -> Choices:
@@ -31,17 +33,17 @@ def recipes() -> Choices:
 
 def datasets() -> Choices:
     """Return the data sets."""
-    return _registered("DATASETS", "data/sources/*.py")
+    return _registered("DATASETS", _sources("data/sources"))
 
 
 def optimizers() -> Choices:
     """Return the optimizers."""
-    return _registered("OPTIMIZERS", "optim/*.py")
+    return _registered("OPTIMIZERS", _sources("optim"))
 
 
 def schedules() -> Choices:
     """Return the learning rate schedules."""
-    return _registered("SCHEDULES", "optim/*.py")
+    return _registered("SCHEDULES", _sources("optim"))
 
 
 def devices() -> Choices:
@@ -90,9 +92,14 @@ def values_of(setting: str) -> Choices | None:
     return dict.fromkeys(get_args(annotation), "") if get_origin(annotation) is Literal else None
 
 
-def _registered(registry: str, pattern: str) -> Choices:
+def _sources(folder: str) -> list[Path]:
+    """Return the files of a package, and the plugins of the line that is being completed."""
+    return [*sorted((PACKAGE / folder).glob("*.py")), *typed_plugins()]
+
+
+def _registered(registry: str, paths: Iterable[Path]) -> Choices:
     """Return the names that source files register in a registry, each with the first line of its docstring."""
-    nodes = [node for path in sorted(PACKAGE.glob(pattern)) for node in ast.parse(path.read_text("utf-8")).body]
+    nodes = read_statements(paths)
     abouts = {
         node.name: (ast.get_docstring(node) or "").partition("\n")[0]
         for node in nodes
@@ -117,3 +124,6 @@ def _names_in(node: ast.stmt, registry: str) -> Iterator[tuple[str, str]]:
             case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="register"), args=[ast.Constant(value)]):
                 if name == registry:
                     yield str(value), function
+            case ast.Call(func=ast.Name(id="register_model")):
+                if registry == "register_model":
+                    yield function, function

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -12,8 +13,8 @@ import typer
 
 from resnet_train.cli import choices
 from resnet_train.cli.completion import complete
-from resnet_train.config import PANELS, TrainConfig, make_config, option_metadata, without_none
-from resnet_train.jobs.given_settings import gather_plugins
+from resnet_train.cli.typed_plugins import find_plugins, typed_settings
+from resnet_train.config import PANELS, TrainConfig, add_setting, make_config, option_metadata, without_none
 from resnet_train.plugins import load_plugins
 
 CHOICES_WIDTH = 22  # columns of `[zeros|reflect]` in --help; more would leave too few for the text
@@ -49,10 +50,15 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
 def add_plugin_options(app: Any, command: Callable[..., None], examples: str) -> None:
     """Load the plugins that the command line names, and make `command` the command of `app`, with their options.
 
+    If a shell completes the line, add their options without loading them.
+
     Raises:
         ValueError: a plugin fails.
     """
-    load_plugins(gather_plugins(*_find_plugins(sys.argv[1:])))
+    load_plugins(find_plugins(sys.argv[1:]))
+    for name, kind, about in typed_settings():
+        with suppress(ValueError):  # the name is taken
+            add_setting(name, kind if kind is bool else kind | None, False if kind is bool else None, about)
     app.registered_commands.clear()
     app.command(examples=examples)(with_config_options(command))
 
@@ -83,18 +89,6 @@ def parse_seeds(text: str, settings: dict[str, Any]) -> list[int]:
     for seed in seeds:
         make_config({"seed": seed})
     return list(range(seeds[0])) if is_count else seeds
-
-
-def _find_plugins(words: list[str]) -> tuple[str | None, dict[str, Any]]:
-    """Return --config and the values of --plugin, before the options are known."""
-    given: dict[str, list[str]] = {"--config": [], "--plugin": []}
-    for word, following in zip(words, [*words[1:], ""]):
-        name, equals, value = word.partition("=")
-        if word.startswith("-c"):
-            name, equals, value = "--config", word[2:], word[2:].removeprefix("=")
-        if name in given and (value := value if equals else following):
-            given[name].append(value)
-    return (given["--config"][-1] if given["--config"] else None), {"plugin": given["--plugin"]}
 
 
 def _option_for(name: str) -> inspect.Parameter:
