@@ -18,8 +18,8 @@ from resnet_train.config import make_config
 from resnet_train.data.dataset import assign_folds, load_dataset
 from resnet_train.data.pictures import read_header
 from resnet_train.evaluation.duplicates import find_near, group_equal, join_groups, shrink
-from resnet_train.jobs import out_of_fold
-from resnet_train.jobs.out_of_fold import plan_training
+from resnet_train.jobs.audit import out_of_fold
+from resnet_train.jobs.audit.out_of_fold import plan_training
 from resnet_train.jobs.report import encode_picture
 from resnet_train.report.audit_page import AuditPictures, render_audit
 from resnet_train.report.document import FORMATS

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from resnet_train.evaluation.label_errors import find_label_errors
-from resnet_train.jobs.audit_images import AuditImages
-from resnet_train.jobs.out_of_fold import OutOfFold
+from resnet_train.jobs.audit.images import AuditImages
+from resnet_train.jobs.audit.out_of_fold import OutOfFold
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from resnet_train.data.dataset import ImageDataset
 from resnet_train.data.layout import find_images, to_text
 from resnet_train.data.pictures import Header, read_header
-from resnet_train.jobs.audit_result import Problem, Share
+from resnet_train.jobs.audit.result import Problem, Share
 
 MAX_ASPECT = 2.0  # beyond this aspect ratio, the square crop drops more than half of a picture
 MAX_SIZE_RATIO = 4.0  # between a picture's short side and the median

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from resnet_train.evaluation.duplicates import NearDuplicates
-from resnet_train.jobs.audit_images import AuditImages
-from resnet_train.jobs.audit_labels import LabelRanking
-from resnet_train.jobs.audit_result import AuditResult, Problem
-from resnet_train.jobs.out_of_fold import FOLDS_FOLDER
+from resnet_train.jobs.audit.images import AuditImages
+from resnet_train.jobs.audit.labels import LabelRanking
+from resnet_train.jobs.audit.out_of_fold import FOLDS_FOLDER
+from resnet_train.jobs.audit.result import AuditResult, Problem
 from resnet_train.report.audit_page import AuditPictures, render_audit
 from resnet_train.runtime.files import created_folder, explain_write_errors, open_regular, write_text
 from resnet_train.runtime.plain import to_plain_values

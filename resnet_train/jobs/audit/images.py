@@ -10,7 +10,7 @@ import numpy as np
 
 from resnet_train.config import TrainConfig
 from resnet_train.data.dataset import ImageDataset, load_dataset
-from resnet_train.jobs.audit_result import ImageReference
+from resnet_train.jobs.audit.result import ImageReference
 
 SPLITS = ("train", "val", "test")
 

@@ -14,9 +14,11 @@ import torch
 from resnet_train.config import TrainConfig
 from resnet_train.data.pictures import Header
 from resnet_train.evaluation.duplicates import NearDuplicates
-from resnet_train.jobs.audit_images import AuditImages
-from resnet_train.jobs.audit_labels import LabelRanking
-from resnet_train.jobs.audit_result import (
+from resnet_train.jobs.audit.images import AuditImages
+from resnet_train.jobs.audit.labels import LabelRanking
+from resnet_train.jobs.audit.out_of_fold import OutOfFold
+from resnet_train.jobs.audit.problems import count_shares
+from resnet_train.jobs.audit.result import (
     AuditResult,
     DuplicateGroup,
     DuplicateResult,
@@ -26,8 +28,6 @@ from resnet_train.jobs.audit_result import (
     Problem,
     SplitResult,
 )
-from resnet_train.jobs.out_of_fold import OutOfFold
-from resnet_train.jobs.picture_problems import count_shares
 from resnet_train.jobs.report import encode_picture
 from resnet_train.report.audit_page import AuditPictures
 from resnet_train.runtime.environment import describe_environment

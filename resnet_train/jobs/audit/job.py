@@ -17,19 +17,19 @@ from resnet_train.config import TrainConfig
 from resnet_train.data.dataset import assign_folds
 from resnet_train.data.pictures import Header
 from resnet_train.evaluation.duplicates import find_near, group_equal, join_groups, shrink
-from resnet_train.jobs.audit_files import (
+from resnet_train.jobs.audit.files import (
     audit_folder,
     write_duplicates,
     write_labels,
     write_page,
     write_problems,
 )
-from resnet_train.jobs.audit_images import AuditImages, load_audit_images
-from resnet_train.jobs.audit_labels import rank_labels
-from resnet_train.jobs.audit_result import AuditResult, Problem
-from resnet_train.jobs.audit_summary import Duplicates, Findings, draw_findings, summarize
-from resnet_train.jobs.out_of_fold import FOLDS_FOLDER, OutOfFold, predict_out_of_fold
-from resnet_train.jobs.picture_problems import find_blank, find_odd, find_unreadable, read_headers
+from resnet_train.jobs.audit.images import AuditImages, load_audit_images
+from resnet_train.jobs.audit.labels import rank_labels
+from resnet_train.jobs.audit.out_of_fold import FOLDS_FOLDER, OutOfFold, predict_out_of_fold
+from resnet_train.jobs.audit.problems import find_blank, find_odd, find_unreadable, read_headers
+from resnet_train.jobs.audit.result import AuditResult, Problem
+from resnet_train.jobs.audit.summary import Duplicates, Findings, draw_findings, summarize
 from resnet_train.runtime.device import prepare_machine
 from resnet_train.runtime.names import safe_names
 
