@@ -398,6 +398,13 @@ def test_a_missing_installed_plugin_is_named(command: list[str], other: Path, ru
     assert "has changed" not in outcome.stderr
 
 
+def test_resume_auto_names_the_plugin_of_a_run_without_states(other: Path, run_cli: RunCli) -> None:
+    for name in ("last", "previous"):
+        (other / f"runs/x/checkpoints/{name}.pt").unlink()
+    error = run_cli("resnet-train", *QUICK, "--resume", "auto", cwd=other).error
+    assert error.startswith(f"error: {MISSING} (unknown setting 'beta'")
+
+
 def test_a_changed_plugin_is_called_so_when_a_run_is_resumed(other: Path, run_cli: RunCli) -> None:
     write(other, EVERYTHING + "# changed\n")
     outcome = run_cli("resnet-train", "--resume", "runs/x", "--plugin=own.py", "--epochs=3", cwd=other)

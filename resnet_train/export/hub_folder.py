@@ -189,9 +189,9 @@ def _training(source: Source) -> str:
         return f"The weights were trained by other code, with the parameter names of {escape(origin.layout)}."
     if checkpoint.metrics is None:
         return "How it was trained is not recorded."
+    settings, defaults = checkpoint.config, to_plain(TrainConfig())
     # The settings of a plugin that is not loaded have no known defaults.
-    defaults = to_plain(TrainConfig())
-    changed = {n: value for n, value in checkpoint.config.items() if n not in defaults or value != defaults[n]}
+    changed = {name: settings[name] for name in settings if name not in defaults or settings[name] != defaults[name]}
     parts = [
         f"{checkpoint.epoch} epochs. These settings of `resnet-train` are not the defaults:",
         _fence(to_yaml(changed, "ascii"), "yaml"),

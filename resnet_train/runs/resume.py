@@ -316,9 +316,13 @@ def _match_without_state(config: TrainConfig, folder: RunFolder, has_name: bool)
     if folder.model.is_file():
         try:
             model = parse(read_checkpoint(folder.model), folder.model, ModelCheckpoint)
-            before = make_config(model.config, str(folder.model))
         except ValueError:
             raise other from None
+        try:
+            with naming_missing_plugins(model.environment, folder.path):
+                before = make_config(model.config, str(folder.model))
+        except ValueError as error:
+            raise OtherRun(str(error)) from None
         _check_same(folder, before, config)
         if model.epoch != before.epochs:
             raise other

@@ -69,7 +69,7 @@ def replace_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to, and rename what is there to `path`; delete it if anything was raised."""
+    """Yield a path next to `path` to write to, and rename what is there to `path`; delete it if anything was raised."""
     temporary = temporary_path(path)
     try:
         yield temporary
@@ -80,7 +80,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return a new path beside `path`, so that processes that write the same file don't share a temporary one."""
+    """Return a new path next to `path`, so that processes that write the same file don't share a temporary one."""
     return path.with_name(f".{path.name[:KEPT_CHARACTERS]}.{secrets.token_hex(8)}.tmp")
 
 
