@@ -74,6 +74,12 @@ def test_each_seed_is_the_run_that_it_gives_alone(run_cli: RunCli, tmp_path: Pat
         assert_same_result(tmp_path / "group" / folder.name, folder)
 
 
+def test_names_leave_out_what_the_first_run_chose(run_cli: RunCli, tmp_path: Path) -> None:
+    assert run_cli("resnet-train", *TINY, "--amp", "auto", "--seeds", 2, cwd=tmp_path).code == 0
+    first, second = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert (first.removesuffix("0"), "amp" in first) == (second.removesuffix("1"), False)
+
+
 def test_the_end_has_the_mean_and_deviation_of_compare(run_cli: RunCli, tmp_path: Path) -> None:
     outcome = run_cli("resnet-train", *TINY, "--seeds", 2, "--json", cwd=tmp_path)
     results = json.loads(outcome.stdout)

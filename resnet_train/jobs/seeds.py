@@ -74,17 +74,18 @@ def train_seeds(
         NotFinite: no run ended with finite numbers.
         ValueError: bad input.
     """
-    results, not_finite = [], []
+    results, not_finite, asked = [], [], config
     base = re.sub(r"-seed\d+$", "", config.name) if config.name else None  # as in the config.yaml of one of the runs
     with join_processes() as processes:
         for number, seed in enumerate(seeds, start=1):
             own = {"seed": seed} | ({"name": f"{base}-seed{seed}"} if base else {})
             run = make_config({**to_plain(config), **own})
+            name = make_name(make_config({**to_plain(asked), **own}))  # without what the first run chose
             log.info("seed %d (%d of %d)", seed, number, len(seeds))
             if run.compile:
                 torch.compiler.reset()  # its limit on versions counts the networks of earlier seeds
             try:
-                result = train(run, {**(given or {}), **own}, "auto", make_name(run), started=started)
+                result = train(run, {**(given or {}), **own}, "auto", name, started=started)
             except NotFinite as error:
                 log.error("seed %d: %s", seed, error)
                 not_finite.append(seed)
