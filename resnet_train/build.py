@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from resnet_train.config import TrainConfig, option_metadata, to_plain
 from resnet_train.data.augment import AUGMENTATIONS, OFF, Normalize, build_transforms
@@ -22,7 +23,7 @@ from resnet_train.data.plan import draw_plan
 from resnet_train.data.progressive import size_schedule, stage_ends
 from resnet_train.loggers.base import LOGGERS, Logger
 from resnet_train.loggers.guard import Guard
-from resnet_train.models import create_model, list_models
+from resnet_train.models import create_model, find_model, list_models
 from resnet_train.models.blocks import set_bn_momentum
 from resnet_train.optim.ema import ExponentialMovingAverage
 from resnet_train.optim.groups import freeze, head_name
@@ -299,7 +300,7 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
     optimizer = call_with(OPTIMIZERS[config.optimizer], settings, model=model)
     if config.capture is None:
         on_one_gpu = device.type == "cuda" and processes.num_ranks == 1
-        settings["capture"] = on_one_gpu and is_capturable(model) and is_capturable(optimizer)
+        settings["capture"] = on_one_gpu and has_known_kernels(config, model, optimizer)
     if config.compile:
         mode = compile_mode(device, config.accumulate, processes.num_ranks, settings["capture"])
         networks = [model] if averaged is None else [model, averaged.model]
@@ -324,6 +325,13 @@ def build_trainer(config: TrainConfig, data: RunData, device: torch.device, proc
         averaged=averaged,
         precision=choose_precision(config.amp, device),
         processes=processes,
+    )
+
+
+def has_known_kernels(config: TrainConfig, model: nn.Module, optimizer: Optimizer) -> bool:
+    """Return whether neither the network nor the optimizer is a plugin's, so that a CUDA graph can replay a step."""
+    return is_capturable(model, find_model(config.arch).constructor) and is_capturable(
+        optimizer, OPTIMIZERS[config.optimizer]
     )
 
 

@@ -220,7 +220,7 @@ class TrainConfig(BaseModel):
     compile: bool = _option(False, MACHINE, on_resume="free")
     """Compile the network with torch.compile; pays off in long runs."""
     capture: bool | None = _option(None, MACHINE, on_resume="free")
-    """Replay training steps from CUDA graphs; if not given, on a single CUDA GPU unless the network is a plugin's."""
+    """Replay steps from CUDA graphs; if not given, on a single GPU unless the network or optimizer is a plugin's."""
     deterministic: bool = _option(False, MACHINE)
     """Use only deterministic kernels, as a CPU always does; slower on a GPU."""
     sync_bn: bool = _option(False, MACHINE)

@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 import torch
 
+from resnet_train.build import has_known_kernels
+from resnet_train.config import make_config
 from resnet_train.optim.ema import ExponentialMovingAverage
 from resnet_train.optim.optimizers import OPTIMIZERS
-from resnet_train.runtime.capture import EAGER_CALLS, is_capturable
+from resnet_train.plugins import load_plugin, unload
+from resnet_train.runtime.capture import EAGER_CALLS
 from resnet_train.training import trainer as training
 from resnet_train.training.sums import RunningSums
 from resnet_train.training.trainer import Trainer
 from tests.harness.cli import ON_DIGITS, RunCli
 from tests.harness.replay import captured_trainer
-from tests.harness.trainers import assert_same_tensors, tiny_trainer
+from tests.harness.trainers import TINY, assert_same_tensors, tiny_trainer
 
 MOVING = {"nesterov": False, "warmup_epochs": 1.0, "epochs": 2}  # another learning rate in each step
 EVERYTHING = {"clip_grad": 0.5, "ema_decay": 0.9, "mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1}
@@ -157,16 +160,64 @@ def test_a_capture_that_fails_leaves_an_eager_run(
     assert_same_training(captured, eager)
 
 
-def test_parts_of_others_are_captured_on_request_only() -> None:
-    trainer = tiny_trainer()
-    assert is_capturable(trainer.model)
-    assert is_capturable(trainer.optimizer)
-    assert not trainer.capture  # on a CPU
+# Networks and optimizers of a plugin; those below the class look like the package's own.
+PLUGIN = """
+import functools
+import torch
+from resnet_train.models import create_model, register_model
+from resnet_train.models.cifar_resnet import resnet20
+from resnet_train.optim.optimizers import OPTIMIZERS, sgd
 
-    class Decides(torch.nn.Identity):
-        """A layer that could decide in Python what to compute."""
+class Own(type(create_model("resnet8"))):
+    pass
 
-    assert not is_capturable(torch.nn.Sequential(torch.nn.ReLU(), Decides()))
+@register_model("own")
+def of_a_class(num_classes=10):
+    return Own(8, num_classes)
+
+@register_model("own")
+def with_a_hook(num_classes=10):
+    model = create_model("resnet8", num_classes)
+    model.register_forward_hook(lambda *_: None)
+    return model
+
+@functools.wraps(resnet20)
+def wrapper(num_classes=10):
+    return create_model("resnet8", num_classes)
+wrapper.__name__ = "wrapped"
+register_model("own")(wrapper)
+
+@OPTIMIZERS.register("own_sgd")
+def own_sgd(model, *, lr):
+    return torch.optim.SGD(model.parameters(), lr=lr)
+OPTIMIZERS.register("partial_sgd")(functools.partial(sgd, nesterov=True))
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "known"),
+    [
+        ({}, True),
+        ({"arch": "resnet18"}, True),
+        ({"optimizer": "muon"}, True),
+        ({"arch": "of_a_class"}, False),
+        ({"arch": "with_a_hook"}, False),
+        ({"arch": "wrapped"}, False),
+        ({"optimizer": "own_sgd"}, False),
+        ({"optimizer": "partial_sgd", "nesterov": False}, True),  # the package's function with another default
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_plugins_are_captured_on_request_only(settings: dict[str, Any], known: bool, tmp_path: Path) -> None:
+    path = tmp_path / "own_parts.py"
+    path.write_text(PLUGIN)
+    load_plugin(path)
+    try:
+        trainer = tiny_trainer(**settings)
+        assert has_known_kernels(make_config({**TINY, **settings}), trainer.model, trainer.optimizer) is known
+        assert not trainer.capture  # on a CPU
+    finally:
+        unload(path.name)
 
 
 def test_capture_is_refused_without_a_gpu(run_cli: RunCli, tmp_path: Path) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from types import FunctionType
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+
+from resnet_train.plugins import GROUP as PLUGINS
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +27,27 @@ Inputs = TypeVar("Inputs", bound=Any)  # a named tuple of tensors and None, such
 Output = TypeVar("Output")
 
 
-def is_capturable(part: nn.Module | Optimizer) -> bool:
-    """Return whether a network or an optimizer consists only of this package's code and torch's."""
+def is_capturable(part: nn.Module | Optimizer, constructor: Callable[..., object]) -> bool:
+    """Return whether a network or an optimizer and its constructor are only this package's and torch's code.
+
+    The constructor counts as well, because it can add hooks to modules of torch, or replace their methods.
+    """
     members = part.modules() if isinstance(part, nn.Module) else [part]
-    return all(type(member).__module__.partition(".")[0] in CAPTURABLE for member in members)
+    while isinstance(constructor, partial):
+        constructor = constructor.func
+    return all(_is_known(_module_of(code)) for code in (constructor, *map(type, members)))
+
+
+def _module_of(code: object) -> str:
+    """Return the name of the module that defines a class or a function; `functools.wraps` copies another's."""
+    if isinstance(code, FunctionType):
+        return str(code.__globals__.get("__name__"))
+    return code.__module__ if isinstance(code, type) else ""
+
+
+def _is_known(module: str) -> bool:
+    # A plugin's file is a module of this package by name.
+    return module.partition(".")[0] in CAPTURABLE and not module.startswith(f"{PLUGINS}.")
 
 
 class Captured(Generic[Inputs, Output]):
