@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from resnet_train.build import RunData
 from resnet_train.config import TrainConfig, make_config
 from resnet_train.data.dataset import DATASETS, FACTS
 from resnet_train.data.sources.cifar import CIFAR10
@@ -22,6 +23,7 @@ from resnet_train.jobs import bench, measure
 from resnet_train.jobs.bench import Change, ChangeResult, changes_to_try, dry_run, start_changes
 from resnet_train.jobs.measure import PHASES, WARMUP_STEPS, Spread, estimate_run, random_data, size_stages
 from resnet_train.training.trainer import Trainer
+from tests.harness.replay import captured_trainer
 from tests.harness.trainers import CPU
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -352,6 +354,21 @@ def test_a_dry_run_times_whole_steps_and_evaluations(
     assert (result.step_seconds, result.images_per_second) == (1.0, 8.0)
     assert result.eval_images_per_second == 360 / 4
     assert result.total_seconds == pytest.approx(10 * steps_per_epoch + 3 * 4)
+
+
+def test_a_dry_run_of_a_captured_run_times_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainers, with_graph = list[Trainer](), []
+
+    def build(_config: TrainConfig, data: RunData, _device: torch.device) -> Trainer:
+        trainers.append(captured_trainer(monkeypatch, data=data, **TINY))
+        return trainers[0]
+
+    # The device is synchronized before the first timed step and after the last.
+    monkeypatch.setattr(bench, "build_trainer", build)
+    monkeypatch.setattr(measure, "synchronize", lambda _: with_graph.append(bool(trainers[0].run_step.graphs)))  # type: ignore[attr-defined]
+    dry_run(tiny_config())
+    assert with_graph == [True, True]
+    assert trainers[0].run_forward.graphs  # type: ignore[attr-defined]
 
 
 def test_a_dry_run_checks_the_config() -> None:

@@ -66,7 +66,7 @@ def dry_run(config: TrainConfig) -> DryRunResult:
 
     # Train on each image size of the run, then evaluate.
     sides = [side for side, _ in measure.size_stages(config)]
-    rates = measure.rates_by_size(trainer, config, sides, DRY_RUN_STEPS, warmup=1)
+    rates = measure.rates_by_size(trainer, config, sides, DRY_RUN_STEPS, measure.warmup_calls(trainer))
     trainer.check_finite(trainer.read_sums())
     eval_rate = measure.eval_rate(trainer, num_batches=1)
 
@@ -274,6 +274,9 @@ def bench(config: TrainConfig, steps: int | None, rounds: int, try_compile: bool
     eval_rate = measure.eval_rate(trainer, measure.EVAL_BATCHES[device.type])
     measure.rate(training, 1, device)
     peak_memory = peak_memory_bytes(device)
+
+    # What was chosen for this network: a change is measured against it.
+    config = config.model_copy(update={"capture": trainer.capture})
 
     # Measure the phases and the smaller image sizes, then everything else in interleaved rounds.
     steps = steps or default_steps(trainer.train_loader)

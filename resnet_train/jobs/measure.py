@@ -135,6 +135,11 @@ def training_flops(config: TrainConfig, num_classes: int) -> int:
     return 3 * 2 * size.macs
 
 
+def warmup_calls(trainer: Trainer, eager: int = 1) -> int:
+    """Return how many calls to leave untimed: until there is a CUDA graph, or `eager` of them without graphs."""
+    return EAGER_CALLS + 1 if trainer.capture else eager
+
+
 # --- What is trained -------------------------------------------------------------------------------------------------
 
 
@@ -299,7 +304,7 @@ def eval_rate(trainer: Trainer, num_batches: int) -> float:
         batches = islice(loader.epoch(0), num)
         evaluate(trainer.eval_model, batches, trainer.num_classes, trainer.device, forward=trainer.run_forward)
 
-    for _ in range(EAGER_CALLS + 1 if trainer.capture else 1):
+    for _ in range(warmup_calls(trainer)):
         run(1)
     started = time.perf_counter()
     run(num_batches)

@@ -48,7 +48,7 @@ def plan_length(config: TrainConfig, data: RunData, device: torch.device, starte
     # used, so that another process that runs for a second has no effect.
     seconds = min(MAX_MEASURE_SECONDS, max(MIN_MEASURE_SECONDS, MEASURE_SHARE * limit)) / ROUNDS
     stages = dict(measure.size_stages(config))
-    first = measure.rates_by_size(trainer, config, stages, steps=1, warmup=2)
+    first = measure.rates_by_size(trainer, config, stages, steps=1, warmup=measure.warmup_calls(trainer, eager=2))
     steps = {side: max(1, round(share * seconds * first[side] / config.batch_size)) for side, share in stages.items()}
     rounds = [
         {side: measure.rates_by_size(trainer, config, [side], steps[side], warmup=1)[side] for side in stages}
