@@ -172,6 +172,14 @@ def test_a_damaged_description_of_the_machine_changes_nothing(damaged: str, two:
     assert [group.n for group in compare([two]).groups] == [3, 3]
 
 
+def test_what_is_no_run_is_left_out_beside_runs(two: Path) -> None:
+    (two / "README.md").write_text("# Runs")
+    (two / "empty").mkdir()
+    found = compare(sorted(two.iterdir()))
+    assert [group.n for group in found.groups] == [3, 3]
+    assert [Path(part.path).name for part in found.left_out] == ["README.md", "empty"]
+
+
 def test_no_usable_run_is_bad_input_with_the_reasons(run_cli: RunCli, tmp_path: Path) -> None:
     for number in range(5):
         folder = write_run(tmp_path / "runs" / str(number), [0.5, 0.6])

@@ -126,14 +126,13 @@ def _find_members(paths: Iterable[Path | str], left_out: list[LeftOut]) -> list[
     # Tables are files, runs are folders.
     places: dict[Path, Path] = {}
     for path in map(str, paths):
-        if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on names that are too long
-            found = find_run_folders(path)
-        elif path.endswith(".csv"):
-            found = [Path(path)]
-        else:
-            raise ValueError(
-                f"{path} is a file; give the run's folder, or the table that resnet-eval {path} --predictions writes"
-            )
+        try:
+            found = _find_places(path)
+        except ValueError as error:
+            if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises on names that are too long
+                raise
+            left_out.append(LeftOut(path=path, reason=str(error)))  # runs/* also matches what is not a run
+            continue
         for place in found:
             places.setdefault(place.resolve(), place)
 
@@ -150,6 +149,19 @@ def _find_members(paths: Iterable[Path | str], left_out: list[LeftOut]) -> list[
         members.append(member)
     images = iter(identify_images([member.history for member in members if member.history is not None]))
     return [member if member.history is None else replace(member, images=next(images)) for member in members]
+
+
+def _find_places(path: str) -> list[Path]:
+    """Return the run folders at a path or pattern, or the path itself if it is a table.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on names that are too long
+        return find_run_folders(path)
+    if path.endswith(".csv"):
+        return [Path(path)]
+    raise ValueError("it is a file; give the run's folder, or the table that resnet-eval --predictions writes")
 
 
 def _read_table(path: Path) -> Member:
