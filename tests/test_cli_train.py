@@ -403,8 +403,9 @@ def test_a_failed_download_names_three_ways_out(
     monkeypatch.delenv(cifar.MIRROR_VARIABLE, raising=False)
     outcome = run_cli("resnet-train", "--arch", "resnet8", cwd=tmp_path)
     assert outcome.code == 1
-    what, by_hand, mirror, without = outcome.stderr.splitlines()[-4:]
-    assert what.startswith("error: cannot download cifar-10-python.tar.gz (http://127.0.0.1:1/a: ")
+    what, failed, by_hand, mirror, without = outcome.stderr.splitlines()[-5:]
+    assert what == "error: cannot download cifar-10-python.tar.gz"
+    assert failed.startswith("  failed    http://127.0.0.1:1/a: ")
     assert by_hand.startswith("  by hand   put the file (MD5 c58f30108f718f92721af3b95e74349a) into data/")
     assert cifar.MIRROR_VARIABLE in mirror
     assert "--dry-run" in without

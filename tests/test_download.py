@@ -95,7 +95,7 @@ def test_mirrors_are_tried_until_one_has_the_right_file(tmp_path, server, use_mi
     assert server.requested == ["/a", "/b", "/c"]
     assert_fetched(tmp_path)
     told = [record.getMessage() for record in caplog.records]
-    assert f"failed: {server.url}/a: its MD5 is not {MD5}" in told
+    assert f"failed: its MD5 is not {MD5}" in told
     assert f"downloading {server.url}/c" in told
 
 
@@ -161,7 +161,7 @@ def test_the_error_lists_all_failed_mirrors(tmp_path, server, use_mirrors, close
     with pytest.raises(ConnectionError) as failure:
         fetch_archive(tmp_path, FILE, MD5)
     message = str(failure.value)
-    assert len(message.splitlines()) == 4
+    assert len(message.splitlines()) == 8
     tried = [f"{server.url}/own/{FILE}: Not Found", f"{server.url}/wrong: its MD5 is not {MD5}"]
     tried += [f"{server.url}/missing: Not Found", f"{closed_url}: [Errno"]
     positions = [message.index(part) for part in tried]

@@ -175,15 +175,16 @@ def _download(archive: Path, md5: str) -> None:
         except (OSError, ValueError, http.client.HTTPException) as error:
             if getattr(error, "errno", None) in NO_SPACE_ERRORS:  # another mirror would not help
                 raise
-            failures.append(f"{url}: {getattr(error, 'reason', None) or error}")
-            log.info("failed: %s", failures[-1])
+            reason = getattr(error, "reason", None) or error
+            failures.append(f"  failed    {url}: {reason}\n")
+            log.info("failed: %s", reason)
         finally:
             part.unlink(missing_ok=True)
     raise ConnectionError(
-        f"cannot download {archive.name} ({'; '.join(failures)})\n"
+        f"cannot download {archive.name}\n{''.join(failures)}"
         f"  by hand   put the file (MD5 {md5}) into {archive.parent}{os.sep}\n"
         f"  mirror    set {MIRROR_VARIABLE} to the URL of a folder that has it\n"
-        f"  without   --dataset digits, --dataset folder (your own images) and --dry-run need no download"
+        f"  without   --dataset digits, --dataset folder and --dry-run need no download"
     )
 
 
