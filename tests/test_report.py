@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections import defaultdict
 from collections.abc import Iterator
@@ -357,6 +358,12 @@ def test_curves_leave_out_what_is_missing(epochs: list[int]) -> None:
     chart = draw_curves(epochs, {"train": [0.5] * len(epochs), "test": [None] * (len(epochs) - 1) + [0.7]}, "accuracy")
     assert "nan" not in chart
     assert chart.count("<circle") == 2
+
+
+@pytest.mark.parametrize(("last", "ticks"), [(2, ["1", "2"]), (3, ["1", "2", "3"]), (5, ["1", "2", "3", "4", "5"])])
+def test_the_axis_of_few_epochs_has_whole_numbers(last: int, ticks: list[str]) -> None:
+    chart = draw_curves(range(1, last + 1), {"train": [0.5] * last}, "accuracy")
+    assert re.findall(r'text-anchor="middle">([\d.]+)<', chart) == ticks
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.871, 0.9), (0, 1e-7), (0.2, 2300)])

@@ -261,7 +261,9 @@ class _Plot:
             parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{self.end}"/>')
             parts.append(f'<text class="tick" x="{LEFT - 5}" y="{y + 3:.1f}" text-anchor="end">{text}</text>')
         if label:
-            for value in round_ticks(*self.x_range, NUM_TICKS):
+            # An epoch is a whole number: few of them get few ticks.
+            span = self.x_range[1] - self.x_range[0]
+            for value in round_ticks(*self.x_range, min(NUM_TICKS, round(span)) if label == "epoch" else NUM_TICKS):
                 text = f"{value:.0%}" if percent_x else _trim(f"{value:.1f}")
                 place = f'x="{self.x(value):.1f}" y="{self.base + 14}"'
                 parts.append(f'<text class="tick" {place} text-anchor="middle">{text}</text>')
