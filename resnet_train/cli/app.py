@@ -62,10 +62,8 @@ def _show_plainly(parameter: Any) -> None:
         parameter.display_type_rich = lambda **_: ""
     elif parameter.is_flag:
         parameter.secondary_opts, parameter.metavar = [], ""
-    elif parameter.metavar is None and hasattr(
-        parameter, "type_descriptor"
-    ):  # Typer before 0.28 already has such words
-        parameter.metavar = METAVARS.get(parameter.type_descriptor.annotation, "NAME")
+    elif hasattr(parameter, "type_descriptor"):  # Typer before 0.28 already has such words
+        parameter.metavar = parameter.metavar or METAVARS.get(parameter.type_descriptor.annotation, "NAME")
         parameter.min = parameter.max = None
 
 

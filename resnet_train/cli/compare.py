@@ -27,8 +27,15 @@ from resnet_train.runtime.terminal import text_width
 app = new_app()
 log = logging.getLogger(__name__)
 
+EXAMPLES = """
+resnet-compare runs                             all runs of a folder
+resnet-compare 'runs/a-seed*' 'runs/b-seed*'    b compared with a
+resnet-compare runs --target 94                 time to an accuracy of 94 %
+resnet-compare runs --markdown > comparison.md  a table for a README
+"""
 
-@app.command()
+
+@app.command(examples=EXAMPLES)
 def compare(
     runs: Annotated[
         list[str],

@@ -92,8 +92,9 @@ def train(
 ) -> None:
     """Train a ResNet.
 
-    Flags override --config, which overrides the defaults; --no-… turns a switch off. Everything a run writes is in
-    runs/<name>/.
+    Flags override --config, which overrides the defaults; --no-… turns a switch off.
+
+    Everything a run writes is in runs/<name>/.
     """
     # Check the flags before torch is imported.
     started = time.monotonic()
