@@ -189,7 +189,7 @@ def _describe_calibration(result: Any) -> list[str]:
         fitted = " and ".join(f"{temperature:.2f}" for temperature in result.temperatures)
         lines += [
             f"calibrated  {result.calibrated_ece:.2%}   (95 % interval {_interval(result.calibrated_ci95)})",
-            f"            temperature {fitted}, fitted on {result.fitted_on}",
+            f"            temperature {fitted}, from {result.fitted_on}",
         ]
     return lines
 

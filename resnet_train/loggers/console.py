@@ -22,7 +22,7 @@ from resnet_train.records import RunInfo, Scalars
 from resnet_train.runtime.duration import format_clock, format_end, format_estimate
 from resnet_train.runtime.ranks import rank
 from resnet_train.runtime.terminal import can_show, is_terminal, paint, text_width
-from resnet_train.text import LineFormatter
+from resnet_train.text import LineFormatter, counted
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", TqdmWarning)  # a notebook without ipywidgets has no bar, but the same lines
@@ -103,7 +103,8 @@ class Console(Logger):
         width = text_width(screen())
         self.table = EpochTable(info, width)
         if info.first_step:
-            log.info("resuming %s: %d epochs done, step %d", info.folder, len(info.history), info.first_step)
+            epochs = counted(len(info.history), "epoch")
+            log.info("resuming %s: %s done, step %d", info.folder, epochs, info.first_step)
         for line in describe_run(info, width):
             log.info(line)
 
@@ -152,7 +153,7 @@ class Console(Logger):
             self.has_estimate = True
             if seconds > SHORT_SECONDS:
                 about, end = format_estimate(seconds), format_end(seconds)
-                log.info("%s, done %s (measured on the first steps, including evaluation)", about, end)
+                log.info("%s, done %s (measured, including evaluation)", about, end)
 
     def log(self, scalars: Scalars, *, step: int, epoch: int | None = None) -> None:
         """Show the scores in the bar, or after an epoch in a row of the table."""
