@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -69,3 +70,27 @@ def test_script_is_bash_that_old_versions_read(path: Path) -> None:
     # Since bash 4: arrays with names, |&, ${x,,}, mapfile. Before bash 4.4 an empty array is unset.
     assert not re.search(r"declare -A|\|&|&>>|\$\{\w+(,,|\^\^|@[A-Z])|mapfile|readarray|coproc", text)
     assert not re.search(r'(?<!\+)"\$\{\w+\[@\]\}"', text)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_scripts_install_only_what_has_changed(tmp_path: Path) -> None:
+    # A stand-in for python counts the calls of pip, and a file says whether another copy was installed since.
+    bin_folder, project, other = tmp_path / "env" / "bin", tmp_path / "pyproject.toml", tmp_path / "other"
+    bin_folder.mkdir(parents=True)
+    (bin_folder / "python").write_text(
+        f'#!/bin/sh\n[ "$1" = - ] && exec test ! -e {other}\necho "$@" >>{tmp_path}/calls\n'
+    )
+    (bin_folder / "python").chmod(0o755)
+    project.write_text("1")
+
+    def num_installed(what: str) -> int:
+        environment = os.environ | {"VIRTUAL_ENV": str(tmp_path / "env"), "PATH": f"{bin_folder}:{os.environ['PATH']}"}
+        command = f". {ROOT}/scripts/_environment; ensure_environment {what}"
+        subprocess.run(["bash", "-euo", "pipefail", "-c", command], cwd=tmp_path, env=environment, check=True)
+        return len((tmp_path / "calls").read_text().splitlines())
+
+    assert [num_installed(what) for what in (".", ".", ".[dev]", ".[dev]", ".")] == [1, 1, 2, 2, 2]
+    project.write_text("2")
+    assert [num_installed("."), num_installed(".")] == [3, 3]
+    other.touch()
+    assert num_installed(".") == 4
