@@ -73,6 +73,13 @@ def test_the_temperature_undoes_the_scale() -> None:
     assert fit_temperature(logits / 6, labels) == pytest.approx(0.5, rel=0.05)
 
 
+def test_few_images_make_no_network_certain_or_ignorant() -> None:
+    labels = torch.arange(20) % 5
+    logits = 4.0 * torch.nn.functional.one_hot(labels, 5)  # each has a probability of 0.93
+    assert 0.4 < fit_temperature(logits, labels) < 1
+    assert 1 < fit_temperature(logits, (labels + 1) % 5) < 5
+
+
 def test_calibration_keeps_the_ranking() -> None:
     logits, _ = overconfident(50)
     probabilities = calibrate(logits, 3.0)

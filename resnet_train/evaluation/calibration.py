@@ -18,6 +18,9 @@ from resnet_train.records import Calibration
 NUM_BINS = 15  # of confidence, equally wide, as in Guo et al.
 NUM_RESAMPLES = 1000
 MAX_LOG_TEMPERATURE = 4.0  # temperatures from 0.018 to 55
+# Of the logarithm of a temperature, before any image is seen. Without it 20 images that are all right, or all wrong,
+# give the lowest or the highest temperature. In simulations it is better than 1 with 20 images, and equal from 100 on.
+LOG_TEMPERATURE_SD = 0.5
 KNOWN_SHARE = 0.95  # share of the validation images that the threshold accepts
 
 
@@ -97,13 +100,17 @@ def _mean_gap(bins: np.ndarray, gaps: np.ndarray) -> np.float64:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature with the lowest mean cross-entropy on these images, float [N, C] and int64 [N]."""
+    """Return the most probable temperature for these images, float [N, C] and int64 [N].
+
+    It has the lowest cross-entropy, and is near 1 as long as few images say otherwise.
+    """
     from scipy.optimize import minimize_scalar  # takes 0.2 s to import
 
     logits = logits.double()
 
     def loss(log_temperature: float) -> float:
-        return float(torch.nn.functional.cross_entropy(logits / np.exp(log_temperature), labels))
+        prior = (log_temperature / LOG_TEMPERATURE_SD) ** 2 / (2 * len(labels))
+        return float(torch.nn.functional.cross_entropy(logits / np.exp(log_temperature), labels)) + prior
 
     bounds = (-MAX_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE)
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
