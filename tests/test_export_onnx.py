@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from resnet_train.data.pictures import read_image
 from resnet_train.export import FORMATS, Source
 from resnet_train.export.agreement import compare_outputs
 from resnet_train.export.onnx_file import OPSET
@@ -102,9 +103,14 @@ def test_the_example_in_the_documentation_runs(
     text = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "m10.onnx").write_bytes((exported / "run.onnx").read_bytes())
-    Image.new("RGB", (64, 48), "navy").save(tmp_path / "ship.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated
+    Image.linear_gradient("L").resize((64, 48)).convert("RGB").save(tmp_path / "ship.jpg", exif=exif)
     monkeypatch.chdir(tmp_path)
-    exec(code, {})  # noqa: S102 - what the page tells its readers to do
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102 - what the page tells its readers to do
+    expected = read_image(tmp_path / "ship.jpg", 8)
+    assert np.abs(names["pixels"][0].astype(int) - expected).max() <= 4  # a JPEG is decoded at a smaller size
     assert len(re.findall(r"^\d +\d+\.\d%$", capsys.readouterr().out, re.MULTILINE)) == 3
 
 
