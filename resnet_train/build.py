@@ -237,9 +237,10 @@ def load_data(config: TrainConfig) -> RunData:
             f"leave --val-size out"
         )
     if test_set is None and val_set is None and not config.val_size:
+        size = min(1000, -(-len(train_set.labels) // 5))  # a fifth of a small folder
         raise ValueError(
-            f"{config.data_dir} has no test images; hold out images to evaluate on, with --test-size 1000 or "
-            f"--val-size 1000"
+            f"{config.data_dir} has no test images; hold out some of its {len(train_set.labels):,} images to evaluate "
+            f"on, with --test-size {size} or --val-size {size}"
         )
     if len(train_set.classes) < 2:
         raise ValueError(
