@@ -477,6 +477,7 @@ NUMBERS = {"integer": "a whole number", "number": "a number, such as 0.1"}
 def reword(message: str) -> str:
     """Return a pydantic message as the end of a sentence about a value: `must be …`."""
     message = message.removeprefix("Value error, ").replace("Input should be", "must be", 1)
+    message = message.replace("String should have", "must have", 1)
     message = re.sub(r"a valid (integer|number), .*", lambda kind: NUMBERS[kind[1]], message)
     return re.sub(r"a valid path for <class '[\w.]*'>", "a path", message)
 

@@ -119,6 +119,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--config", "boolean.yaml"], r"seed \(=true\) must not be true or false in .*boolean\.yaml"),
         (["--epochs", "0"], r"epochs \(='0'\) must be greater than or equal to 1"),
         (["--epochs", "1.5"], r"epochs \(='1\.5'\) must be a whole number"),
+        (["--name", ""], r"name \(=''\) must have at least 1 character"),
         (["--epochs", ""], r"epochs \(=''\) must be a whole number"),
         (["--lr", "nan"], r"lr \(='nan'\) must be a finite number"),
         (["--lr", "inf"], r"lr \(='inf'\) must be a finite number"),
@@ -198,6 +199,8 @@ def test_unexpected_error_is_one_line_with_its_type(
     [
         (ValueError("lr (=0)"), ("error: lr (=0)", 2)),
         (OSError("no space\nleft"), ("error: no space left", 1)),
+        (OSError(28, "No space left on device"), ("error: No space left on device", 1)),
+        (PermissionError(13, "Permission denied", "runs/a"), ("error: runs/a: Permission denied", 1)),
         (NotFinite("at step 3"), ("error: at step 3", 3)),
         (Interrupted(signal.SIGINT, "saved"), ("stopped: saved", 130)),
         (Interrupted(signal.SIGTERM, "saved"), ("stopped: saved", 143)),

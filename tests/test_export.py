@@ -82,6 +82,24 @@ def test_an_exported_model_has_no_folders_of_this_machine(
     make_config(contents["config"])
 
 
+@pytest.mark.parametrize("name", ["x.onnx", "x.html"])
+def test_an_export_for_other_programs_is_named_as_such(name: str, run_cli: RunCli, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    error = run_cli("resnet-info", name, cwd=tmp_path).error
+    assert error.startswith(f"error: {name} is for other programs; use the run ")
+
+
+def test_a_read_only_file_system_is_what_the_error_says(
+    model: Path, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    outcome = export(run_cli, model, "-f", "pt", "-o", "x.pt", cwd=tmp_path)
+    assert outcome == (1, "", "error: cannot write x.pt: Read-only file system\n")
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_half_stores_float16_and_says_what_changes(name: str, model: Path, run_cli: RunCli, tmp_path: Path) -> None:
     outcome = export(run_cli, model, "-f", name, "--half", "-o", "x", cwd=tmp_path)

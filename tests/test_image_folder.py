@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from resnet_train.config import make_config
 from resnet_train.data import pictures
 from resnet_train.data.dataset import load_dataset
-from resnet_train.data.layout import find_images
+from resnet_train.data.layout import find_images, to_text
 from resnet_train.data.pictures import BUDGET, MAX_PIXELS, MEMORY_BYTES, read_image
 
 ORIENTATION = 0x0112
@@ -257,6 +257,12 @@ def test_pictures_are_sorted_by_class_and_name_and_labelled(tmp_path):
     for row, seed in enumerate([200, 201, 100, 101, 0, 1]):
         assert np.array_equal(upright(data.images[row]), random_pixels(8, 8, seed=seed))
     assert data.title == f"folder {tmp_path.name}"
+
+
+def test_text_stays_text_where_file_names_are_ascii(monkeypatch):
+    monkeypatch.setattr(os, "fsencode", lambda name: name.encode("ascii", "surrogateescape"))
+    assert to_text("Größe") == "Größe"
+    assert to_text("Größe".encode().decode("ascii", "surrogateescape")) == "Größe"
 
 
 def test_statistics_are_of_the_pictures(tmp_path):

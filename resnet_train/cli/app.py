@@ -221,7 +221,7 @@ def _print_error(line: str) -> None:
 
 def describe_error(error: Exception) -> tuple[str, int]:
     """Return the message, which is one line unless a download failed, and the exit code of an exception."""
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = " ".join(_text_of(error).split()) or type(error).__name__
     names = [kind.__name__ for kind in type(error).__mro__]
 
     # A signal stopped the training, which has saved its state.
@@ -241,6 +241,13 @@ def describe_error(error: Exception) -> tuple[str, int]:
     if code == FAILED and not isinstance(error, OSError):
         message += f" ({names[0]}; --debug shows the traceback)"
     return f"error: {message}", code
+
+
+def _text_of(error: Exception) -> str:
+    """Return the message of an exception; that of the system without its number, and after the path."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
 
 
 def print_result(result: Any, describe: Callable[[Any], str], as_json: bool) -> None:

@@ -52,7 +52,11 @@ class Listing:
 
 def to_text(name: str) -> str:
     """Return a file name as text that can be written anywhere: in NFC, with escapes for bytes that are not UTF-8."""
-    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
+    try:
+        encoded = os.fsencode(name)
+    except UnicodeEncodeError:  # text of a checkpoint, which has more characters than file names have in this locale
+        encoded = name.encode("utf-8", "surrogateescape")
+    return unicodedata.normalize("NFC", encoded.decode("utf-8", "backslashreplace"))
 
 
 def find_layout(data_dir: Path) -> dict[str, Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from resnet_train.export.formats import Files
@@ -52,7 +52,8 @@ def written(target: Path, encoded: bytes | Files, force: bool) -> Iterator[Path]
         with explain_write_errors(target, num_bytes):
             _replace(temporary, target)
     except BaseException:
-        _remove(temporary)
+        with suppress(OSError):  # a read-only file system refuses this as well
+            _remove(temporary)
         raise
 
 

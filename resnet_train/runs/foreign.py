@@ -38,6 +38,7 @@ PEEK_BYTES = 4096  # a checkpoint of this package says so at its start
 ZIP_START, LEGACY_START = b"PK\3\4", b"\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number as a pickle
 READER = "import sys; sys.path[:] = sys.argv[1:]; from resnet_train.runs.foreign_reader import main; main()"
 READER_SECONDS = 300  # wall-clock, mostly for importing torch on a busy machine; the reader limits itself first
+FOR_OTHERS = (".onnx", ".html")  # suffixes of exports that this package writes and does not read
 IMAGE_SIZES = {"cifar": 32, "imagenet": 224}  # by stem
 
 
@@ -65,6 +66,8 @@ def read_network(path: Path, given: Given = NOTHING) -> AnyCheckpoint:
         ValueError: the file is missing, damaged, or holds no network that this package has; or a checkpoint of this
             package already says what is given.
     """
+    if path.suffix in FOR_OTHERS and path.is_file():
+        raise ValueError(f"{path} is for other programs; use the run that it is from, or a .pt or .safetensors export")
     if not is_foreign(path):
         checkpoint = read_model(path)
         if given.arch not in (None, checkpoint.about.arch):
