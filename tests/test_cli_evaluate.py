@@ -212,6 +212,13 @@ def test_a_class_that_the_checkpoint_does_not_know_is_refused(folder: Path, run_
     )
 
 
+def test_a_flat_folder_of_classes_has_no_test_images(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures", {3, 7})
+    arguments = [folder, "--dataset", "folder", "--data-dir", "pictures/test"]
+    error = run_cli("resnet-eval", *arguments, cwd=tmp_path).error
+    assert error.startswith(f"error: {Path('pictures/test')} has no test images; move its classes into a folder test/")
+
+
 def test_no_folder_is_created_because_a_checkpoint_names_it(
     folder: Path, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from resnet_train.cli.export import FORMAT_NAMES
 from resnet_train.config import make_config
-from resnet_train.export import FORMATS
+from resnet_train.export import FORMATS, output
 from resnet_train.export.agreement import Agreement, compare_outputs
 from resnet_train.export.output import written
 from resnet_train.runs.checkpoint import read_checkpoint, read_model, write_checkpoint
@@ -92,9 +92,10 @@ def test_an_export_for_other_programs_is_named_as_such(name: str, run_cli: RunCl
 def test_a_read_only_file_system_is_what_the_error_says(
     model: Path, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path, **_: object) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
+    monkeypatch.setattr(output, "open_regular", refuse)
     monkeypatch.setattr(Path, "unlink", refuse)
     outcome = export(run_cli, model, "-f", "pt", "-o", "x.pt", cwd=tmp_path)
     assert outcome == (1, "", "error: cannot write x.pt: Read-only file system\n")
@@ -248,6 +249,8 @@ def test_without_test_images_random_ones_are_used(model: Path, run_cli: RunCli, 
     outcome = export(run_cli, tmp_path / "x.pt", "-f", "pt", "-o", "y.pt", cwd=tmp_path)
     assert "checked     on 40 random images, because the test images are not here" in outcome.stdout
     assert export(run_cli, tmp_path / "x.pt", "-f", "pt", "-o", "z.pt", "--data-dir", "no", cwd=tmp_path).code != 0
+    many = run_cli("resnet-export", "x.pt", "-f", "pt", "-o", "m.pt", "--images", 10**15, cwd=tmp_path)
+    assert "checked     on 1,000 random images" in many.stdout
 
 
 def test_the_result_is_printed_as_json(model: Path, run_cli: RunCli, tmp_path: Path) -> None:

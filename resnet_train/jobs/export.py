@@ -262,7 +262,8 @@ def _find_images(subject: Subject, num_images: int, dataset: str | None, data_di
         if dataset is not None or data_dir is not None:
             raise
         side = subject.image_size
-        pixels = np.random.default_rng(0).integers(0, 256, (num_images, 3, side, side), np.uint8)
+        shape = (min(num_images, NUM_IMAGES), 3, side, side)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         return CheckImages(pixels, "random images, because the test images are not here")
     chosen = data.indices[np.linspace(0, len(data.indices) - 1, min(num_images, len(data.indices))).astype(int)]
     return CheckImages(np.ascontiguousarray(data.images.images[chosen]), f"{data.split} images of {data.images.title}")

@@ -72,6 +72,8 @@ def _load_split(
     # The other splits are parts of the training images.
     images = load_dataset(dataset, "train", *place)
     assert images is not None
+    if split is None and dataset != config.dataset:
+        raise ValueError(f"{data_dir} has no test images; move its classes into a folder test/ to evaluate on them")
     train_indices, val_indices = split_indices(images.labels, config.val_size, config.train_size)
     if split == "train":
         return "train", images, train_indices
