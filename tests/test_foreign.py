@@ -232,7 +232,7 @@ def test_resnet_eval_takes_a_file_of_other_code(run_cli: RunCli, tmp_path: Path)
 def test_an_assumed_normalization_is_said(run_cli: RunCli, tmp_path: Path) -> None:
     torch.save(tiny(), tmp_path / "some.pth")
     outcome = run_cli("resnet-eval", "some.pth", "--dataset", "digits", cwd=tmp_path)
-    assert outcome.stderr.startswith("warning: assuming the mean and std of cifar10, as the file has none")
+    assert outcome.stderr.startswith("warning: assuming the mean and std of cifar10, because the file has none")
 
 
 @pytest.mark.parametrize(
