@@ -1,4 +1,4 @@
-"""Images whose label is probably wrong, judging by the probabilities of a network that was not trained on them.
+"""Images whose label is probably wrong, according to the probabilities of a network that was not trained on them.
 
 Northcutt et al. 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels".
 """

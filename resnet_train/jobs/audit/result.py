@@ -131,7 +131,7 @@ class LabelError:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelResult:
-    """Labels that are probably wrong, judging by networks that were not trained on these images.
+    """Labels that are probably wrong, according to networks that were not trained on these images.
 
     Attributes:
         arch, folds, epochs: the training runs.
