@@ -20,8 +20,9 @@ def escape(text: str, encoding: str = "utf-8") -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun: `1 step`, `1,200 steps`."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+    """Return a number with its noun: `1 step`, `1,200 steps`, `10 classes`."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{ending}"
 
 
 def one_line(error: BaseException) -> str:

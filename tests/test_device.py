@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from resnet_train.build import resolve_auto
+from resnet_train.config import make_config
 from resnet_train.runtime import precision, ranks
 from resnet_train.runtime.device import memory_format, peak_memory_bytes, prepare_machine, select_device, sum_dtype
 from resnet_train.runtime.environment import describe_environment
@@ -118,6 +120,26 @@ def test_a_cpu_uses_bf16_where_it_gains(
     monkeypatch.setattr(precision, "probe_bf16", lambda: gain)  # None can't be compared: it must not be asked
     assert resolve_amp("auto", CPU) == expected
     assert resolve_amp("fp16", CPU) == ("fp16", "")
+
+
+@pytest.mark.parametrize(
+    ("amp", "units", "warns"),
+    [
+        ("off", [], False),
+        ("bf16", [], True),
+        ("bf16", ["avx512_bf16"], False),
+        ("fp16", ["avx512_fp16"], True),  # it computes forward only
+        ("fp16", ["amx_fp16"], False),
+    ],
+)
+def test_a_format_that_training_would_emulate_is_announced(
+    amp: str, units: list[str], warns: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(precision, "cpu_capabilities", lambda: dict.fromkeys(units, True))
+    config, _ = resolve_auto(make_config({"amp": amp}), CPU)
+    expected = f"amp (={amp}) is slow here, because this CPU emulates it; leave --amp out to use the fastest format"
+    assert caplog.messages == [expected] * warns
+    assert config.amp == amp
 
 
 def test_older_torch_reports_the_same_bf16_units(monkeypatch: pytest.MonkeyPatch) -> None:

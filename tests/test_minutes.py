@@ -59,8 +59,9 @@ def test_small_images_are_planned_at_their_own_rate() -> None:
 
 def test_a_time_too_short_for_ten_steps_is_refused() -> None:
     message = r"minutes \(=1\) is too short: 15 s are left after the start, a step takes 1 s, and an evaluation 10 s"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message + r"; give at least --minutes 1\.1$"):
         choose(15)
+    assert length(choose(15 + 0.1 * 60 * (1 - plan.RESERVED_SHARE))) == (1, 10)  # what the advice leaves for the run
 
 
 def test_warm_up_and_milestones_keep_their_shares() -> None:

@@ -153,7 +153,7 @@ def test_stdin_is_a_picture_or_names(
     [
         (["empty"], "empty holds no pictures"),
         (["a.png", "--json", "--csv"], "--json and --csv cannot be combined; choose one"),
-        (["a.png", "--explain", "full"], "full is not empty; choose another folder, or empty it"),
+        (["a.png", "--json", "--explain", "full"], "full is not empty; choose another folder, or empty it"),
         (["a.png", "--top", "0"], "--top"),
         ([], "is taken as a checkpoint; name pictures after it"),
     ],
@@ -165,7 +165,14 @@ def test_bad_arguments_give_one_line(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    assert message in run_cli("resnet-predict", folder, *arguments, cwd=tmp_path).error
+    outcome = run_cli("resnet-predict", folder, *arguments, cwd=tmp_path)
+    assert message in outcome.error
+    assert outcome.stdout == ""
+
+
+def test_a_table_without_rows_has_no_header(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    outcome = predict(run_cli, folder, "missing.png", cwd=tmp_path)
+    assert (outcome.code, outcome.stdout) == (1, "")
 
 
 def test_explain_writes_an_overlay_for_each_picture(folder: Path, run_cli: RunCli, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from resnet_train.runs.checkpoint import read_checkpoint, write_checkpoint
-from resnet_train.text import escape, escape_all
+from resnet_train.text import counted, escape, escape_all
 from tests.harness.cli import Outcome, RunCli, run_in_process
 
 ENCODINGS = ["latin-1", "cp437", "cp932", "cp1252", "ascii"]
@@ -178,3 +178,10 @@ def test_every_command_in_every_encoding_in_new_processes(
     outcome = run_cli_process(*command, *extra, cwd=odd[0], PYTHONIOENCODING=encoding)
     assert outcome.code == 0, outcome
     assert_harmless(outcome.stdout + outcome.stderr)
+
+
+def test_a_count_agrees_with_its_noun() -> None:
+    counts = [
+        counted(number, noun) for number, noun in ((1, "step"), (0, "step"), (1200, "step"), (1, "class"), (2, "class"))
+    ]
+    assert counts == ["1 step", "0 steps", "1,200 steps", "1 class", "2 classes"]

@@ -61,7 +61,10 @@ def audit(
         typer.Option(metavar="DIR", help="Folder of the results; if not given, audits/ and the name of the data."),
     ] = None,
     folds: Annotated[
-        int, typer.Option(min=0, help="Training runs that check the labels, each without 1/N of the images; 0: none.")
+        int,
+        typer.Option(
+            min=0, max=100, help="Training runs that check the labels, each without 1/N of the images; 0: none."
+        ),
     ] = FOLDS,
     config: Annotated[
         str,
@@ -168,16 +171,16 @@ def _describe(result: Any) -> str:
     """Format a result in lines of at most 79 columns, as far as names allow it."""
     counts = ", ".join(f"{part.n:,} {part.split}" for part in result.splits)
     duplicates, problems = result.duplicates, result.num_problems
-    leaks = " and ".join(f"{n:,} {split}" for split, n in duplicates.num_leaked.items())
+    leaks = " and ".join(counted(n, f"{split} image") for split, n in duplicates.num_leaked.items())
     kinds = ("size", "shape", "mode", "blank")
     odd = ", ".join(f"{problems[kind]:,} by {kind}" for kind in kinds if kind in problems)
     rows = [
-        ("data", f"{result.title}: {counts} images of {len(result.classes):,} classes"),
+        ("data", f"{result.title}: {counts} images of {counted(len(result.classes), 'class')}"),
         ("unreadable", counted(problems.get("unreadable", 0), "file")),
         ("odd", odd or "0 pictures"),
         ("equal", f"{counted(duplicates.num_equal, 'image')} equal to another one"),
         ("near", f"{counted(duplicates.num_near_pairs, 'pair')} of nearly equal images"),
-        *([("leaks", f"{leaks} images resemble a training image")] if leaks else []),
+        *([("leaks", f"{leaks} resembling a training image")] if leaks else []),
         ("conflicts", f"{counted(duplicates.num_conflicts, 'group')} of these images with different labels"),
         *_describe_labels(result),
         ("imbalance", f"{result.imbalance:.3g}, the largest class over the smallest"),

@@ -95,7 +95,7 @@ def _facts(result: BenchResult) -> Iterator[tuple[str, str]]:
     if len(run.stages) > 1:
         stages = (f"{s.side} pixels {s.images_per_second:,.0f} ({s.share:.0%} of the steps)" for s in run.stages)
         yield "images/s at", ", ".join(stages)
-    predicted = f"{run.epochs:,} epochs of {run.train_images:,} images, evaluations included"
+    predicted = f"{counted(run.epochs, 'epoch')} of {counted(run.train_images, 'image')}, evaluations included"
     yield "whole run", f"about {format_duration(run.total_seconds)}: {predicted}"
 
 

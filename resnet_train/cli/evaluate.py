@@ -25,6 +25,7 @@ from resnet_train.cli.app import (
 from resnet_train.cli.completion import complete
 from resnet_train.jobs.given_settings import expand_optional, expand_path
 from resnet_train.runtime.duration import format_training_length
+from resnet_train.text import counted
 
 EXAMPLES = """\
 resnet-eval runs/NAME                   the final model of a run
@@ -146,7 +147,7 @@ def _describe(result: Any) -> str:
         f"network     {result.arch}, {format_training_length(result.epoch, result.steps_after_epoch)}",
         *([] if result.origin is None else _describe_origin(result.origin)),
         *([] if result.tta is None else [f"tta         {result.tta}: the probabilities of several views, averaged"]),
-        f"images      {result.n:,} {result.split} images of {result.title}",
+        f"images      {counted(result.n, f'{result.split} image')} of {result.title}",
         f"top-1       {result.top1:.2%}   (95 % interval {low:.2%} to {high:.2%})",
         f"top-5       {result.top5:.2%}"
         if result.top5 is not None
@@ -159,7 +160,11 @@ def _describe(result: Any) -> str:
         *([] if result.best_top1 is None else [_describe_best(result)]),
         f"speed       {result.images_per_second:,.0f} images/s on {result.device}",
         *([] if result.report is None else [f"report      {result.report}"]),
-        *([] if result.num_wrong_copied is None else [f"wrong       {result.num_wrong_copied:,} images copied"]),
+        *(
+            []
+            if result.num_wrong_copied is None
+            else [f"copied      {counted(result.num_wrong_copied, 'wrong image')}"]
+        ),
         *(line for table in result.robustness for line in _describe_robustness(table)),
         "",
         f"{'class':<{width}}  accuracy  precision  images",
@@ -195,7 +200,7 @@ def _describe_calibration(result: Any) -> list[str]:
 
 
 def _describe_unknown(result: Any) -> list[str]:
-    lines = [f"unknown     AUROC {result.auroc:.4f} against {result.n:,} images of {result.title}"]
+    lines = [f"unknown     AUROC {result.auroc:.4f} against {counted(result.n, 'image')} of {result.title}"]
     if result.found is None:
         return [*lines, "            no threshold: the model was trained without validation images"]
     shares = f"{result.found:.2%} of them are called unknown, and {result.false_alarms:.2%} of the images"

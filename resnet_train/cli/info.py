@@ -16,6 +16,7 @@ from resnet_train.cli.completion import complete
 from resnet_train.jobs import info as job
 from resnet_train.jobs.given_settings import expand_path
 from resnet_train.recipes import recipe_text
+from resnet_train.text import counted
 
 EXAMPLES = """\
 resnet-info                     the networks
@@ -110,7 +111,7 @@ def _verify(topic: str, as_json: bool) -> None:
 
 def _format_verification(found: Any) -> str:
     """Format what agrees and what could not be checked."""
-    replayed = f"{found.num_tensors} tensors identical"
+    replayed = f"{counted(found.num_tensors, 'tensor')} identical"
     lines = [replayed if found.num_tensors else "no difference found; the last stretch could not be retrained"]
     lines += [f"  checked: {part}" for part in found.checked]
     lines += [f"  not checked: {part}" for part in found.not_checked]

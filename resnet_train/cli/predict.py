@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,11 +87,13 @@ def predict(
     log_to_stderr()
     from tqdm import tqdm
 
+    from resnet_train.jobs.image_files import empty_folder
     from resnet_train.jobs.predict import Predictor, Unreadable, open_sources  # torch takes 2 s to import
 
     hand_back_interrupts()
     checkpoint, images = _split_arguments(sources, best)
-    with open_sources(images) as (files, count):
+    overlay_folder = nullcontext() if explain is None else empty_folder(explain)
+    with open_sources(images) as (files, count), overlay_folder:
         predictor = Predictor(checkpoint, best=best, device=device, threads=threads, arch=arch, normalize=normalize)
         if not predictor.is_calibrated:
             log.warning(
@@ -142,18 +145,22 @@ def _echo(text: str) -> None:
 class Table:
     """A table of at most 79 columns."""
 
+    def __init__(self) -> None:
+        self.header = f"{'image':<{IMAGE_WIDTH}}  {'class':<{CLASS_WIDTH}}  {'prob.':>7}  then\n"
+
     def begin(self) -> str:
-        """Return the header."""
-        return f"{'image':<{IMAGE_WIDTH}}  {'class':<{CLASS_WIDTH}}  {'prob.':>7}  then"
+        """Return nothing: a table without rows has no header."""
+        return ""
 
     def row(self, result: Any) -> str:
-        """Return the line of a picture; what does not fit ends with an ellipsis."""
+        """Return the line of a picture, the first after the header; what does not fit ends with an ellipsis."""
+        header, self.header = self.header, ""
         first, *others = result.top
         flag = "unknown; " if result.unknown else ""
         rest = flag + ", ".join(f"{_plain(other.name)} {other.probability:.1%}" for other in others)
         image = fit(_plain(result.image), IMAGE_WIDTH, keep_end=True)
         line = f"{image}  {fit(_plain(first.name), CLASS_WIDTH)}  {first.probability:>7.1%}  "
-        return (line + fit(rest, LINE_WIDTH - IMAGE_WIDTH - CLASS_WIDTH - 13)).rstrip()
+        return header + (line + fit(rest, LINE_WIDTH - IMAGE_WIDTH - CLASS_WIDTH - 13)).rstrip()
 
     def end(self, unreadable: list[Any]) -> str:
         """Return nothing."""

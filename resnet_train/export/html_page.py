@@ -21,7 +21,7 @@ from resnet_train.export.formats import FORMATS, HALF_TOLERANCE, Format, Opened,
 from resnet_train.export.instructions import Instruction, list_instructions
 from resnet_train.export.interpreter import run_instructions
 from resnet_train.runtime.seal import is_intact, seal
-from resnet_train.text import escape
+from resnet_train.text import counted, escape
 
 PARTS = files("resnet_train.export") / "page"
 NUM_FOLD_IMAGES = 8  # random images, whose logits folding must not change
@@ -150,7 +150,7 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
 def _render(source: Source, definition: dict[str, Any], weights: bytes, digest: str) -> str:
     """Return the page with everything that it needs inside, including its digest."""
     about = source.about
-    num_classes = f"{len(about.classes):,} classes"
+    num_classes = counted(len(about.classes), "class")
     introduction = f"This {_name(about.arch)} was trained on {_name(about.title)} and tells {num_classes} apart"
     style, script = _read_part("style.css"), _read_part("page.js")
     values = {
@@ -188,7 +188,7 @@ def _list_limits(source: Source) -> str:
     """Return what the network can't know, as a list."""
     about, calibration = source.about, source.checkpoint.calibration
     limits = [
-        f"It answers with one of its {len(about.classes):,} classes, whatever a picture shows.",
+        f"It answers with one of its {counted(len(about.classes), 'class')}, whatever a picture shows.",
         f"It sees the central square of a picture as {about.image_size} × {about.image_size} pixels: small details and "
         f"what is at the border are lost.",
         "It learned from one data set. With pictures of another kind (drawings, screenshots, other cameras) it is "
@@ -215,9 +215,10 @@ def _list_facts(source: Source) -> str:
     """Return facts about the network, as terms and descriptions."""
     about, checkpoint = source.about, source.checkpoint
     num_parameters = sum(parameter.numel() for parameter in source.network.parameters())
+    size = f"{about.image_size} × {about.image_size} pixels"
     facts = {
         "Network": f"{_name(about.arch)}, {num_parameters:,} parameters",
-        "Data": f"{_name(about.title)}, {len(about.classes):,} classes, {about.image_size} × {about.image_size} pixels",
+        "Data": f"{_name(about.title)}, {counted(len(about.classes), 'class')}, {size}",
         "Weights": "rounded to 16 bits",
         "Probabilities": "as the network computes them, not calibrated",
         "Made with": f"resnet_train {__version__}",

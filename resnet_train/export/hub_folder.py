@@ -20,6 +20,7 @@ from resnet_train.recipes import to_yaml
 from resnet_train.runs.folder import EXPORTED
 from resnet_train.runs.needed_plugins import needed_plugins
 from resnet_train.runtime.extras import import_extra
+from resnet_train.text import counted
 
 CARD, DESCRIPTION, WEIGHTS = "README.md", "config.json", EXPORTED
 HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # names of data sets
@@ -98,8 +99,8 @@ def write_card(source: Source, license: str, repo: str | None) -> str:  # noqa: 
         f"```python\n{_snippet(repo)}\n```",
         "In a folder with these files, `resnet-predict . picture.jpg` classifies a picture.",
         "## What it knows",
-        f"{len(about.classes)} classes: {', '.join(map(escape, about.classes))}. A picture of anything else also gets "
-        f"one of them.",
+        f"{counted(len(about.classes), 'class')}: {', '.join(map(escape, about.classes))}. "
+        "A picture of anything else also gets one of them.",
         "## Results",
         _results(source),
         "## Training",
@@ -193,7 +194,7 @@ def _training(source: Source) -> str:
     # The settings of a plugin that is not loaded have no known defaults.
     changed = {name: settings[name] for name in settings if name not in defaults or settings[name] != defaults[name]}
     parts = [
-        f"{checkpoint.epoch} epochs. These settings of `resnet-train` are not the defaults:",
+        f"{counted(checkpoint.epoch, 'epoch')}. These settings of `resnet-train` are not the defaults:",
         _fence(to_yaml(changed, "ascii"), "yaml"),
     ]
     environment = checkpoint.environment

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import statistics
 import time
 from itertools import count
@@ -115,8 +116,11 @@ def choose_length(
     if (epochs - 1) * most >= epochs * steps:
         epochs, steps = epochs - 1, most
     if epochs * steps < MIN_STEPS:
+        missing = MIN_STEPS * step_seconds + eval_images / eval_rate + EPOCH_SECONDS - seconds
+        enough = (config.minutes or 0) + missing / (1 - RESERVED_SHARE) / 60
         raise ValueError(
             f"minutes (={config.minutes:g}) is too short: {max(0.0, seconds):.0f} s are left after the start, a step "
-            f"takes {step_seconds:.3g} s, and an evaluation {eval_images / eval_rate:.3g} s"
+            f"takes {step_seconds:.3g} s, and an evaluation {eval_images / eval_rate:.3g} s; give at least "
+            f"--minutes {math.ceil(10 * enough) / 10:g}"
         )
     return with_length(config, epochs, steps)

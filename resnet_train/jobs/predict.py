@@ -8,7 +8,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -21,7 +21,6 @@ from resnet_train.data.layout import EXTENSIONS, to_text
 from resnet_train.data.picture_files import PictureFile, list_pictures, read_pictures
 from resnet_train.evaluation.calibration import calibrate, known_scores
 from resnet_train.evaluation.explain import draw_overlay, heat_maps
-from resnet_train.jobs.image_files import empty_folder
 from resnet_train.jobs.subject import Subject, load_subject
 from resnet_train.runs.folder import EXPORTED, RunFolder, find_best, find_checkpoint
 from resnet_train.runs.foreign import Given
@@ -117,25 +116,21 @@ class Predictor:
             files: pictures of any size.
             top: number of classes for each picture.
             batch_size: pictures per batch.
-            explain: write an overlay of each picture to this folder, which must be empty or new.
-
-        Raises:
-            ValueError: the folder holds something.
+            explain: write an overlay of each picture to this folder, which exists; no file in it is overwritten.
         """
         overlays = None if explain is None else Overlays(explain)
-        with nullcontext() if explain is None else empty_folder(explain):
-            pictures = read_pictures(files, self.subject.image_size)
-            while batch := list(itertools.islice(pictures, batch_size)):
-                arrays = [content for _, content in batch if isinstance(content, np.ndarray)]
-                predicted = iter(predict_pixels(self.subject, np.stack(arrays), top, overlays) if arrays else [])
-                for file, content in batch:
-                    if isinstance(content, str):
-                        yield Unreadable(image=file.name, reason=content)
-                        continue
-                    classes, unknown, overlay = next(predicted)
-                    if overlays is not None and overlay is not None:
-                        overlays.write(file.name, overlay)
-                    yield Prediction(image=file.name, top=classes, calibrated=self.is_calibrated, unknown=unknown)
+        pictures = read_pictures(files, self.subject.image_size)
+        while batch := list(itertools.islice(pictures, batch_size)):
+            arrays = [content for _, content in batch if isinstance(content, np.ndarray)]
+            predicted = iter(predict_pixels(self.subject, np.stack(arrays), top, overlays) if arrays else [])
+            for file, content in batch:
+                if isinstance(content, str):
+                    yield Unreadable(image=file.name, reason=content)
+                    continue
+                classes, unknown, overlay = next(predicted)
+                if overlays is not None and overlay is not None:
+                    overlays.write(file.name, overlay)
+                yield Prediction(image=file.name, top=classes, calibrated=self.is_calibrated, unknown=unknown)
 
 
 def predict_pixels(

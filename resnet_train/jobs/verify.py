@@ -225,7 +225,8 @@ def _check_csv(run: Run, result: Verification) -> None:
         if run.last is None and rows:  # only the last epoch is known
             rows = [rows[0], *rows[-1:]] if len(rows) > 1 else rows
         if run.is_finished and len(rows) > len(expected):
-            raise Difference(f"{path.name} has {len(rows) - 1} rows, but the run has {len(expected) - 1} epochs")
+            present, done = counted(len(rows) - 1, "row"), counted(len(expected) - 1, "epoch")
+            raise Difference(f"{path.name} has {present}, but the run has {done}")
         header = expected[0] if is_whole else ["epoch", "step", *(name.partition("/")[2] for name in TIMING)]
         for number, row in enumerate([header, *expected[1:]]):
             found = rows[number] if number < len(rows) else []
@@ -338,7 +339,7 @@ def _check_models(run: Run, result: Verification) -> None:
         result.not_checked.append("the replay: last.pt and previous.pt are not here")
     elif model is not None:
         if not run.is_finished:
-            raise Difference(f"model.pt exists, though only {last.epoch} epochs are done")
+            raise Difference(f"model.pt exists, but the run is not finished (done: {counted(last.epoch, 'epoch')})")
         compare_states(_plain(last.metrics), _plain(model.metrics), "model.pt: metrics", "last.pt")
         compare_states(dict(last.weights), dict(model.model), "model.pt: model", "last.pt")
     elif run.is_finished:
@@ -450,7 +451,8 @@ def _replay(run: Run, trainer: Trainer, points: Points, unlike: str | None, resu
         return
     first, steps = previous.step if previous else 0, len(trainer.train_loader)
     if not last.epoch * steps <= last.step <= min(last.epoch + 1, config.epochs) * steps:
-        raise Difference(f"last.pt: step is {last.step}, which does not follow {last.epoch} epochs of {steps} steps")
+        done = f"{counted(last.epoch, 'epoch')} of {counted(steps, 'step')}"
+        raise Difference(f"last.pt: step is {last.step}, which does not follow {done}")
     if previous is not None and (previous.epoch, previous.step) > (last.epoch, last.step):
         raise Difference(f"previous.pt: step is {previous.step}, after step {last.step} of last.pt")
     if previous is None and config.weights is not None:

@@ -27,7 +27,7 @@ def describe_run(info: RunInfo, width: int) -> list[str]:
     epochs = counted(info.epochs, "epoch")
     rows = [
         (config["arch"], f"{info.num_params:,} parameters", info.folder),
-        ("data", f"{info.title}: {splits}, {info.num_classes} classes, {config['image_size']} px", ""),
+        ("data", f"{info.title}: {splits}, {counted(info.num_classes, 'class')}, {config['image_size']} px", ""),
         ("recipe", f"{epochs}, batch {info.batch_size}, {optimizer}", f"seed {config['seed']}"),
         ("device", f"{info.device}, {info.precision}", "Ctrl-C saves and stops"),
     ]

@@ -9,6 +9,7 @@ from typing import Any
 from resnet_train.report.document import Numbers, render_document, show_cards, show_figure, show_picture, show_table
 from resnet_train.report.figures import draw_class_counts
 from resnet_train.report.markup import escape, name, name_compared
+from resnet_train.text import counted
 
 TABLES = {"labels": "labels.csv", "duplicates": "duplicates.csv", "pictures": "pictures.csv"}
 WEAK = (
@@ -60,8 +61,9 @@ class _AuditPage(Numbers):
             f"{self.number(f'splits.{i}.n', 'count')} {escape(part['split'])} images"
             for i, part in enumerate(self.report["splits"])
         )
+        classes = counted(len(self.report["classes"]), "class")
         return (
-            f'<p class="muted">{counts} · {len(self.report["classes"]):,} classes · {escape(self.report["date"])}</p>'
+            f'<p class="muted">{counts} · {classes} · {escape(self.report["date"])}</p>'
             f"<p>Nothing was changed. The tables next to this page have all findings: "
             f"{', '.join(f'<code>{table}</code>' for table in TABLES.values())}.</p>"
         )

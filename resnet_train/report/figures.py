@@ -8,6 +8,7 @@ from typing import Any
 
 from resnet_train.report.markup import escape, shorten
 from resnet_train.report.style import CHARTS, COLORS
+from resnet_train.text import counted
 
 WIDTH = 360  # of every chart, in its own units: about a phone's width, so that its text is as large as other text
 LEFT, RIGHT, TOP, BOTTOM = 42, 16, 12, 34  # margins of charts with axes
@@ -86,7 +87,7 @@ def draw_reliability(bins: Sequence[Mapping[str, Any]]) -> str:
         if not part["n"]:
             continue
         accuracy, confidence = part["num_correct"] / part["n"], part["mean_confidence"]
-        title = f"{part['n']:,} images: confidence {confidence:.2%}, accuracy {accuracy:.2%}"
+        title = f"{counted(part['n'], 'image')}: confidence {confidence:.2%}, accuracy {accuracy:.2%}"
         bar = plot.draw_bar(part["low"], part["high"], 0, accuracy, "right")
         ends = min(accuracy, confidence), max(accuracy, confidence)
         gap = plot.draw_bar(part["low"], part["high"], *ends, "gap")
@@ -110,7 +111,8 @@ def draw_confidence_histogram(bins: Sequence[Mapping[str, Any]]) -> str:
         parts.append(f'<text class="key" x="{LEFT}" y="{top - 6}">{sum(counts[kind]):,} {kind} images</text>')
         for part, count, share in zip(bins, counts[kind], shares[kind]):
             if count:
-                title = f"{count:,} {kind} images with a confidence of {part['low']:.0%} to {part['high']:.0%}"
+                images = counted(count, f"{kind} image")
+                title = f"{images} with a confidence of {part['low']:.0%} to {part['high']:.0%}"
                 bar = plot.draw_bar(part["low"], part["high"], 0, share, kind)
                 parts.append(f"<g><title>{escape(title)}</title>{bar}</g>")
     return _svg(height, "Histograms of confidence: right and wrong images", parts)
@@ -138,7 +140,7 @@ def draw_class_counts(counts: Mapping[str, Sequence[int]], names: Sequence[str])
             width = (WIDTH - margin - RIGHT) * shares[split][i] / longest
             y = top + side * i + height * number
             place = f'x="{margin:g}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}"'
-            title = f"{count:,} {split} images of {name}"
+            title = f"{counted(count, f'{split} image')} of {name}"
             parts.append(f'<rect class="bar {kind}" {place}><title>{escape(title)}</title></rect>')
     for i, name in enumerate(names if is_named else ()):
         place = f'x="{margin - 5:g}" y="{top + side * (i + 0.4) + 3:.1f}" text-anchor="end"'

@@ -21,6 +21,7 @@ from resnet_train.config import TrainConfig, make_config
 from resnet_train.recipes import read_yaml
 from resnet_train.runs.needed_plugins import naming_missing_plugins
 from resnet_train.runtime.files import open_regular, refuse_special_files
+from resnet_train.text import counted
 
 MAX_DEPTH = 3  # of run folders below a given folder
 EVALUATED = ("test", "val")  # the splits that say how good a network is; the first one present is used
@@ -73,7 +74,7 @@ class RunHistory:
         if last.epoch < self.config.epochs:
             return f"unfinished, epoch {last.epoch} of {self.config.epochs}"
         if last.epoch > self.config.epochs:
-            return f"metrics.csv has {last.epoch} epochs, but config.yaml has {self.config.epochs}"
+            return f"metrics.csv has {counted(last.epoch, 'epoch')}, but config.yaml has {self.config.epochs}"
         if last.accuracy is None:
             return "metrics.csv has no accuracy for its last epoch"
         if last.loss is not None and not math.isfinite(last.loss):

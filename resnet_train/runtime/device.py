@@ -10,6 +10,7 @@ from contextlib import suppress
 import torch
 
 from resnet_train.runtime.ranks import local_rank
+from resnet_train.text import counted
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 THREADS_PER_CPU = 4  # more of them only wait for each other, and thousands can't be created
@@ -103,7 +104,7 @@ def device_name(device: torch.device) -> str:
     """Return a readable name of the device: `NVIDIA H100 80GB HBM3` or `cpu (2 threads)`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+    return f"cpu ({counted(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else device.type
 
 
 def free_memory_bytes(device: torch.device) -> int:

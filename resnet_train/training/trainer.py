@@ -37,6 +37,7 @@ from resnet_train.runtime.capture import Captured
 from resnet_train.runtime.device import peak_memory_bytes, seed_generators, sum_dtype
 from resnet_train.runtime.distributed import ALONE, Processes
 from resnet_train.runtime.precision import autocast
+from resnet_train.text import counted
 from resnet_train.training.signals import Interrupted, SignalWatch
 from resnet_train.training.state import Progress, TrainerState
 from resnet_train.training.sums import TRAIN_METRICS, RunningSums, count_correct, mean_scores
@@ -508,12 +509,11 @@ class Trainer:
         """
         # Check how far the run has come.
         steps = len(self.train_loader)
+        epochs = f"{counted(state.epoch, 'epoch')} of {counted(steps, 'step')}"
         if not state.epoch * steps <= state.step <= (state.epoch + 1) * steps:
-            raise ValueError(f"step (={state.step}) does not follow {state.epoch} epochs of {steps} steps")
+            raise ValueError(f"step (={state.step}) does not follow {epochs}")
         if state.history and state.history[-1].step != state.epoch * steps:
-            raise ValueError(
-                f"history (=to step {state.history[-1].step}) has not {state.epoch} epochs of {steps} steps"
-            )
+            raise ValueError(f"history (=to step {state.history[-1].step}) does not end after {epochs}")
         done, skips = state.step - state.epoch * steps, self.scaler.is_enabled()
         self.sums.check(state.sums, done, done * self.train_loader.batch_size, skips)
 
