@@ -422,4 +422,4 @@ def test_a_format_that_would_be_emulated_is_not_used(
     final = json.loads(outcome.stdout)["final"]["scores"]["test"]
     evaluated = run_cli("resnet-eval", next((tmp_path / "runs").iterdir()), "--json", cwd=tmp_path)
     assert json.loads(evaluated.stdout)["loss"] == final["loss"]
-    assert "evaluating in float32, because cpu (1 threads) has no units for bf16" in evaluated.stderr
+    assert "evaluating in float32, because cpu (1 thread) has no units for bf16" in evaluated.stderr
