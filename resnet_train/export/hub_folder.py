@@ -19,6 +19,7 @@ from resnet_train.export.safetensors_file import SafetensorsFile
 from resnet_train.recipes import to_yaml
 from resnet_train.runs.folder import EXPORTED
 from resnet_train.runs.needed_plugins import needed_plugins
+from resnet_train.runtime.duration import format_training_length
 from resnet_train.runtime.extras import import_extra
 from resnet_train.text import counted
 
@@ -194,7 +195,8 @@ def _training(source: Source) -> str:
     # The settings of a plugin that is not loaded have no known defaults.
     changed = {name: settings[name] for name in settings if name not in defaults or settings[name] != defaults[name]}
     parts = [
-        f"{counted(checkpoint.epoch, 'epoch')}. These settings of `resnet-train` are not the defaults:",
+        f"It was trained for {format_training_length(checkpoint.epoch, checkpoint.steps_after_epoch)}. "
+        "These settings of `resnet-train` are not the defaults:",
         _fence(to_yaml(changed, "ascii"), "yaml"),
     ]
     environment = checkpoint.environment
