@@ -80,7 +80,8 @@ def process_unchanged() -> Iterator[None]:
 
 
 @pytest.fixture
-def unchanged() -> Iterator[None]:
+def unchanged(trained: tuple[Path, Outcome]) -> Iterator[None]:
+    # `trained` has imported sklearn and torch's compiler, which set environment variables.
     with process_unchanged():
         yield
 
@@ -132,7 +133,7 @@ def test_train_shows_what_the_command_shows(
     assert printed["records"] == [record.to_plain() for record in result.records]
 
 
-def test_train_takes_a_recipe_and_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_takes_a_recipe_and_a_config(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[Any] = []
     monkeypatch.setattr("resnet_train.api.train_run", lambda *arguments: received.append(arguments))
     train("quickstart", lr=0.2, output_dir=tmp_path)
@@ -148,6 +149,11 @@ def test_train_takes_a_recipe_and_a_config(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "own.yaml").write_text("arch: resnet32\n")
     train(tmp_path / "own.yaml")
     assert received.pop()[0].arch == "resnet32"
+
+    train(dataset="digits", image_size=8, weights=folder / "checkpoints" / "model.pt")
+    config, _, _, name = received.pop()
+    assert config.arch == "resnet8"  # that of the weights
+    assert name == "resnet8-digits-weights-run-image-size8-seed0"
 
 
 @pytest.mark.parametrize(

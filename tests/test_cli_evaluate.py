@@ -141,6 +141,7 @@ def test_the_model_chosen_on_validation_is_also_reported(folder: Path, run_cli: 
     text = run_cli("resnet-eval", folder, "--device", "cpu", cwd=tmp_path).stdout
     line = f"best epoch  {best['epoch']}, top-1 {numbers['best_top1']:.2%} (selected on the validation images)"
     assert line in text.splitlines()
+    assert text.splitlines()[0] == f"checkpoint  {folder / 'checkpoints' / 'model.pt'}"
     error = run_cli("resnet-eval", folder / "checkpoints" / "model.pt", "--best", cwd=tmp_path).error
     assert "is not the folder of a run with checkpoints/best.pt, which --val-size makes" in error
 

@@ -151,6 +151,9 @@ def test_words_split_at_equals_are_joined() -> None:
     environ = {"COMP_WORDS": "x\n--a\n=\nb\n--c\n=", "COMP_CWORD": "5"}
     split_values(environ)
     assert environ == {"COMP_WORDS": "x\n--a\nb\n--c\n", "COMP_CWORD": "4"}
+    environ = {"COMP_WORDS": "x\nrun\n--a\n=\nb\n=", "COMP_CWORD": "4"}
+    split_values(environ)
+    assert environ == {"COMP_WORDS": "x\nrun\n--a\nb\n=", "COMP_CWORD": "3"}  # nothing is split after a value
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell"])

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -139,6 +140,35 @@ def test_a_file_that_appears_meanwhile_is_kept(
     monkeypatch.setattr("resnet_train.jobs.export.compare_outputs", compare)
     assert "x exists" in export(run_cli, model, "-f", "pt", "-o", "x", cwd=tmp_path).error
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("place", ["folder", "link"])
+def test_force_replaces_nothing_but_a_file(place: str, model: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "link").symlink_to("mine")
+    error = export(run_cli, model, "-f", "pt", "-o", place, "--force", cwd=tmp_path).error
+    assert error == f"error: {place} exists and is not a regular file; choose another --output"
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_near_ties_are_counted_with_their_largest_gap(
+    model: Path, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.tensor([[5.0, 0.0], [2.0, 1.75], [1.5, 1.0]])
+    swapped = torch.tensor([[5.0, 0.0], [1.75, 2.0], [1.0, 1.5]])
+    images = np.zeros((3, 3, 8, 8), dtype=np.uint8)
+    agreement = compare_outputs(lambda _: logits, lambda _: swapped, images, tolerance=0.1)
+    assert (agreement.num_images, agreement.num_equal, agreement.largest_gap) == (3, 1, 0.5)
+    assert (agreement.largest_logit, agreement.largest_difference, agreement.holds) == (5.0, 0.5, True)
+
+    monkeypatch.setattr("resnet_train.jobs.export.compare_outputs", lambda *_: agreement)
+    printed = export(run_cli, model, "-f", "pt", cwd=tmp_path).stdout.splitlines()
+    assert printed[-3:] == [
+        "top-1       equal on 1 of 3",
+        "            on the others the logits of both classes are at most 0.5 apart",
+        "logits      at most 0.5 apart; the largest is 5",
+    ]
 
 
 @pytest.mark.parametrize("is_interrupted", [False, True])
