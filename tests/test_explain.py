@@ -87,3 +87,16 @@ def test_an_overlay_is_large_and_red_where_it_is_hot() -> None:
     assert overlay[-1, 0].tolist() == [100, 100, 100]
     assert overlay[0, 0].tolist() == [193, 193, 40]
     assert F.l1_loss(torch.from_numpy(overlay[0].astype(float)), torch.from_numpy(overlay[50].astype(float))) == 0
+
+
+def test_deletion_is_a_mean_over_the_images() -> None:
+    def network(images: Tensor) -> Tensor:
+        brightness = images.mean(dim=(1, 2, 3))
+        return torch.stack([4 * brightness, torch.zeros_like(brightness)], dim=1)
+
+    # Which pixels of a plain image are deleted makes no difference.
+    images, maps = torch.ones(3, 3, 8, 8), torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    result = check_by_deletion(network, images, torch.zeros(3, dtype=torch.int64), maps)
+    assert result.n == 3
+    assert result.drop > 0
+    assert result.random_drop == pytest.approx(result.drop, rel=1e-5)

@@ -111,6 +111,16 @@ def test_half_stores_float16_and_says_what_changes(name: str, model: Path, run_c
     assert export(run_cli, model, "--check", "x", "-f", name, cwd=tmp_path).code == 0
 
 
+def test_a_check_finds_a_change_that_no_logit_shows(model: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    assert export(run_cli, model, "-f", "pt", "-o", "x.pt", cwd=tmp_path).code == 0
+    contents = read_checkpoint(tmp_path / "x.pt")
+    contents["model"]["bn1.num_batches_tracked"] += 1
+    write_checkpoint(tmp_path / "x.pt", contents)
+    outcome = export(run_cli, model, "--check", "x.pt", "-f", "pt", cwd=tmp_path)
+    assert outcome.stderr == "error: x.pt has other weights: bn1.num_batches_tracked differs\n"
+    assert outcome.code == 1
+
+
 def test_half_refuses_weights_that_float16_cannot_hold(model: Path, run_cli: RunCli, tmp_path: Path) -> None:
     contents = read_checkpoint(model)
     contents["model"]["linear.bias"][3] = 1e6
