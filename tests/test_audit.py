@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,16 @@ from PIL import Image
 from resnet_train.config import make_config
 from resnet_train.data.dataset import assign_folds, load_dataset
 from resnet_train.data.pictures import read_header
-from resnet_train.evaluation.duplicates import find_near, group_equal, join_groups, shrink
+from resnet_train.evaluation.duplicates import NearDuplicates, find_near, group_equal, join_groups, shrink
 from resnet_train.jobs.audit import out_of_fold
+from resnet_train.jobs.audit.files import write_duplicates
+from resnet_train.jobs.audit.images import load_audit_images
 from resnet_train.jobs.audit.out_of_fold import plan_training
 from resnet_train.jobs.report import encode_picture
 from resnet_train.report.audit_page import AuditPictures, render_audit
 from resnet_train.report.document import FORMATS
 from tests.harness.cli import Outcome, RunCli
+from tests.harness.trainers import tiny_trainer
 from tests.test_report import HOSTILE, browser, check_inert  # noqa: F401 - browser is a fixture
 
 CPU = torch.device("cpu")
@@ -181,6 +185,33 @@ def move(image: np.ndarray, down: int, right: int) -> np.ndarray:
     side = image.shape[-1]
     padded = np.pad(image, ((0, 0), (1, 1), (1, 1)), "edge")
     return padded[:, 1 - down : 1 - down + side, 1 - right : 1 - right + side]
+
+
+def test_the_table_of_duplicates_has_what_is_known_of_each_pair(tmp_path: Path) -> None:
+    near = NearDuplicates(
+        pairs=np.array([[0, 2], [1, 4]]),
+        similarity=np.array([0.98765, 0.91]),
+        mirrored=np.array([False, True]),
+        shifts=np.array([[1, -2], [0, 3]]),
+    )
+    write_duplicates(tmp_path, load_audit_images("digits", tmp_path, 8), [np.array([3, 5, 6])], near)
+    columns = ("kind", "similarity", "mirrored", "shift_down", "shift_right", "image_1", "image_2")
+    assert [tuple(row[name] for name in columns) for row in read_table(tmp_path / "duplicates.csv")] == [
+        ("equal", "1.0000", "no", "0", "0", "3", "5"),
+        ("equal", "1.0000", "no", "0", "0", "3", "6"),
+        ("near", "0.9877", "no", "1", "-2", "0", "2"),
+        ("near", "0.9100", "yes", "0", "3", "1", "4"),
+    ]
+
+
+def test_a_training_run_moves_the_bar_by_one_fold() -> None:
+    moved: list[float] = []
+    trainer = tiny_trainer(progressive_sizes="4:0.5", epochs=2)
+    bar = out_of_fold._FoldBar(SimpleNamespace(update=moved.append), trainer, full_size=8)
+    for step in range(1, 2 * len(trainer.train_loader) + 1):
+        bar.tick(step)
+    assert sum(moved) == pytest.approx(1)
+    assert 1 < moved[-1] / moved[0] < 4  # an image of 8 pixels costs more than one of 4, but part of the cost is fixed
 
 
 @pytest.mark.parametrize(("kind", "mirrored"), [("shift", False), ("noise", False), ("flip", True), ("diagonal", True)])
