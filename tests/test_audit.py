@@ -23,6 +23,7 @@ from resnet_train.jobs.audit import out_of_fold
 from resnet_train.jobs.audit.files import write_duplicates
 from resnet_train.jobs.audit.images import load_audit_images
 from resnet_train.jobs.audit.out_of_fold import plan_training
+from resnet_train.jobs.audit.problems import count_shares
 from resnet_train.jobs.report import encode_picture
 from resnet_train.report.audit_page import AuditPictures, render_audit
 from resnet_train.report.document import FORMATS
@@ -185,6 +186,11 @@ def move(image: np.ndarray, down: int, right: int) -> np.ndarray:
     side = image.shape[-1]
     padded = np.pad(image, ((0, 0), (1, 1), (1, 1)), "edge")
     return padded[:, 1 - down : 1 - down + side, 1 - right : 1 - right + side]
+
+
+def test_shares_are_sorted_by_number_then_by_name() -> None:
+    shares = count_shares(["d", "b", "c", "a", "c"])
+    assert [(share.name, share.n) for share in shares] == [("c", 2), ("a", 1), ("b", 1), ("d", 1)]
 
 
 def test_the_table_of_duplicates_has_what_is_known_of_each_pair(tmp_path: Path) -> None:

@@ -190,6 +190,11 @@ def test_large_images_are_fewer_but_fill_a_batch(monkeypatch: pytest.MonkeyPatch
     assert len(random_data(tiny_config(batch_size=16)).train) == 16
 
 
+def test_a_benchmark_refuses_what_a_run_refuses() -> None:
+    with pytest.raises(ValueError, match=r"^nesterov \(=true\) has no effect with optimizer adamw"):
+        bench.bench(tiny_config(optimizer="adamw", nesterov=True), steps=1, rounds=1, try_compile=False)
+
+
 def test_a_batch_is_at_most_the_training_set() -> None:
     assert tiny_bench_trainer(tiny_config(train_size=8))
     with pytest.raises(ValueError, match=r"batch_size \(=8\) must be at most .* \(=7\)"):
