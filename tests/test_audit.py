@@ -25,6 +25,7 @@ from resnet_train.jobs.audit.images import load_audit_images
 from resnet_train.jobs.audit.out_of_fold import plan_training
 from resnet_train.jobs.audit.problems import count_shares
 from resnet_train.jobs.report import encode_picture
+from resnet_train.loggers.time_left import FIXED_SHARE
 from resnet_train.report.audit_page import AuditPictures, render_audit
 from resnet_train.report.document import FORMATS
 from tests.harness.cli import Outcome, RunCli
@@ -217,7 +218,7 @@ def test_a_training_run_moves_the_bar_by_one_fold() -> None:
     for step in range(1, 2 * len(trainer.train_loader) + 1):
         bar.tick(step)
     assert sum(moved) == pytest.approx(1)
-    assert 1 < moved[-1] / moved[0] < 4  # an image of 8 pixels costs more than one of 4, but part of the cost is fixed
+    assert moved[0] / moved[-1] == pytest.approx(FIXED_SHARE + (1 - FIXED_SHARE) / 4)  # 4 pixels instead of 8
 
 
 @pytest.mark.parametrize(("kind", "mirrored"), [("shift", False), ("noise", False), ("flip", True), ("diagonal", True)])
