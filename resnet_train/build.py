@@ -35,7 +35,7 @@ from resnet_train.runtime.capture import is_capturable
 from resnet_train.runtime.compilation import can_compile, compile_mode, compile_networks
 from resnet_train.runtime.device import device_name, memory_format
 from resnet_train.runtime.distributed import ALONE, Processes
-from resnet_train.runtime.precision import choose_precision, resolve_amp, warn_if_emulated
+from resnet_train.runtime.precision import choose_precision, resolve_amp
 from resnet_train.training.trainer import Trainer, list_scalars
 
 PRECISION_NAMES = {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -258,12 +258,8 @@ def arch_options(config: TrainConfig) -> dict[str, Any]:
 
 
 def resolve_auto(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, str]:
-    """Return the config with the number format that `amp` resolves to on this device, and a sentence that says why.
-
-    Warn about a format that the device emulates.
-    """
+    """Return the config with the number format that `amp` resolves to on this device, and a sentence that says why."""
     amp, reason = resolve_amp(config.amp, device)
-    warn_if_emulated(amp, device)
     message = f"amp auto is {amp} here: {reason}" if reason else ""
     return config.model_copy(update={"amp": amp}), message
 

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from resnet_train.build import resolve_auto
-from resnet_train.config import make_config
 from resnet_train.runtime import precision, ranks
 from resnet_train.runtime.device import memory_format, peak_memory_bytes, prepare_machine, select_device, sum_dtype
 from resnet_train.runtime.environment import describe_environment
 from resnet_train.runtime.precision import choose_precision, eval_precision, resolve_amp
+from tests.harness.cli import SMALL, RunCli
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -132,14 +131,24 @@ def test_a_cpu_uses_bf16_where_it_gains(
         ("fp16", ["amx_fp16"], False),
     ],
 )
-def test_a_format_that_training_would_emulate_is_announced(
+def test_a_format_that_is_slow_on_a_cpu_is_announced(
     amp: str, units: list[str], warns: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(precision, "cpu_capabilities", lambda: dict.fromkeys(units, True))
-    config, _ = resolve_auto(make_config({"amp": amp}), CPU)
-    expected = f"amp (={amp}) is slow here, because this CPU emulates it; leave --amp out to use the fastest format"
+    precision.warn_if_slow(amp, CPU)
+    expected = f"training with amp (={amp}) is slow on this CPU; --amp auto uses the fastest format"
     assert caplog.messages == [expected] * warns
-    assert config.amp == amp
+
+
+def test_new_and_resumed_runs_warn_of_a_slow_format(
+    monkeypatch: pytest.MonkeyPatch, run_cli: RunCli, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(precision, "cpu_capabilities", dict)
+    for start in (["--amp", "bf16", "--name", "x"], ["--resume", "runs/x", "--epochs", 3]):
+        settings = SMALL if "--name" in start else []
+        outcome = run_cli("resnet-train", *settings, *start, cwd=tmp_path)
+        assert outcome.code == 0, outcome
+        assert outcome.stderr.count("training with amp (=bf16) is slow on this CPU") == 1
 
 
 def test_older_torch_reports_the_same_bf16_units(monkeypatch: pytest.MonkeyPatch) -> None:

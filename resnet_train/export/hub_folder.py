@@ -21,7 +21,6 @@ from resnet_train.runs.folder import EXPORTED
 from resnet_train.runs.needed_plugins import needed_plugins
 from resnet_train.runtime.duration import format_training_length
 from resnet_train.runtime.extras import import_extra
-from resnet_train.text import counted
 
 CARD, DESCRIPTION, WEIGHTS = "README.md", "config.json", EXPORTED
 HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # names of data sets
@@ -100,7 +99,7 @@ def write_card(source: Source, license: str, repo: str | None) -> str:  # noqa: 
         f"```python\n{_snippet(repo)}\n```",
         "In a folder with these files, `resnet-predict . picture.jpg` classifies a picture.",
         "## What it knows",
-        f"{counted(len(about.classes), 'class')}: {', '.join(map(escape, about.classes))}. "
+        f"{text.counted(len(about.classes), 'class')}: {', '.join(map(escape, about.classes))}. "
         "A picture of anything else also gets one of them.",
         "## Results",
         _results(source),

@@ -27,7 +27,7 @@ from resnet_train.runs.restore import restore_model
 from resnet_train.runtime.compilation import can_compile
 from resnet_train.runtime.device import device_name, peak_memory_bytes, prepare_machine
 from resnet_train.runtime.environment import describe_environment
-from resnet_train.runtime.precision import choose_precision, precision_name
+from resnet_train.runtime.precision import choose_precision, precision_name, warn_if_slow
 from resnet_train.training.trainer import Trainer
 
 MIN_STEPS, DRY_RUN_STEPS = 20, 3
@@ -59,6 +59,7 @@ def dry_run(config: TrainConfig) -> DryRunResult:
     check_config(config)
     device = prepare_machine(config.device, config.threads, config.deterministic)
     config, _ = resolve_auto(config, device)
+    warn_if_slow(config.amp, device)
     data = _load_or_invent(config)
     if not is_planned(config):
         config = plan_length(config, data, device, started)

@@ -39,6 +39,7 @@ from resnet_train.runtime.device import prepare_machine
 from resnet_train.runtime.distributed import join_processes
 from resnet_train.runtime.duration import format_estimate
 from resnet_train.runtime.environment import describe_environment
+from resnet_train.runtime.precision import warn_if_slow
 from resnet_train.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,8 @@ def train(
         with naming_missing_plugins(state.environment, path) if state is not None else nullcontext():
             check_config(config, resumed=state is not None)
         device = prepare_machine(config.device, config.threads, config.deterministic)
+        if processes.rank == 0:
+            warn_if_slow(config.amp, device)
         data = load_data(config)
         if not is_planned(config):
             if processes.num_ranks > 1:

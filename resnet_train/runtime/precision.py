@@ -48,19 +48,17 @@ def resolve_amp(amp: str, device: torch.device) -> tuple[str, str]:
     return "bf16" if gain >= MIN_GAIN else "off", f"a probe trains {gain:.2f} times as fast in bf16"
 
 
-def warn_if_emulated(amp: str, device: torch.device) -> None:
-    """Warn if the device can only emulate training in this format ("off", "bf16" or "fp16"), which is slow.
+def warn_if_slow(amp: str, device: torch.device) -> None:
+    """Warn about a format ("off", "bf16" or "fp16") in which the device trains slowly.
 
-    Gradients in float16 take a CPU more than 100 times as long as in float32, even with AVX512-FP16 (resnet20, batch
-    size 8, torch 2.14: 3.8 s instead of 0.03 s a step). With AMX-FP16 it was not measured.
+    These are formats that it emulates, and float16 on a CPU: even with AVX512-FP16, a step took 3.8 s instead of 0.03 s
+    in float32 (resnet20, batch size 8, torch 2.14). float16 with AMX-FP16 was not measured.
     """
     precision = PRECISIONS[amp]
-    lacks_gradients = precision is torch.float16 and device.type == "cpu" and not cpu_capabilities().get("amx_fp16")
-    if lacks_gradients or not has_units(precision, device):
+    is_half_on_cpu = precision is torch.float16 and device.type == "cpu" and not cpu_capabilities().get("amx_fp16")
+    if is_half_on_cpu or not has_units(precision, device):
         kind = "CPU" if device.type == "cpu" else "GPU"
-        log.warning(
-            "amp (=%s) is slow here, because this %s emulates it; leave --amp out to use the fastest format", amp, kind
-        )
+        log.warning("training with amp (=%s) is slow on this %s; --amp auto uses the fastest format", amp, kind)
 
 
 def precision_name(precision: torch.dtype | None) -> str:
