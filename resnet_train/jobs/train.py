@@ -98,8 +98,6 @@ def train(
         with naming_missing_plugins(state.environment, path) if state is not None else nullcontext():
             check_config(config, resumed=state is not None)
         device = prepare_machine(config.device, config.threads, config.deterministic)
-        if processes.rank == 0:
-            warn_if_slow(config.amp, device)
         data = load_data(config)
         if not is_planned(config):
             if processes.num_ranks > 1:
@@ -196,7 +194,7 @@ def _attach_files(
     if trainer.class_weights is not None and bool((trainer.class_weights == 1).all()):
         log.warning("class_weights (=balanced) changes nothing: every class has the same number of training images")
     warn_if_nearly_full(folder, config, trainer)
-
+    warn_if_slow(config.amp, trainer.device)
     _warn_if_long(config, trainer, info)
 
     # Curves continue where the state ends; a new run first shows augmented images.
